@@ -1,0 +1,194 @@
+//! The table of kernel fields: what the programs read from kernel memory, declared once.
+//!
+//! rustc emits no CO-RE relocations, so user space looks every row up in the running kernel's BTF before a
+//! program is loaded and hands the result down as read-only data ([`FieldSlot`]); the programs read through
+//! one door (`probe-ebpf/src/kread.rs`). A row that the kernel lacks has `present == 0`: reading it is an
+//! error, never offset 0.
+
+use core::marker::PhantomData;
+
+/// Bit in [`FieldSpec::required_by`]: the tcp signal cannot run without the field.
+pub const TCP: u8 = 1 << 0;
+/// Bit in [`FieldSpec::required_by`]: the dns signal cannot run without the field.
+pub const DNS: u8 = 1 << 1;
+/// Bit in [`FieldSpec::required_by`]: the syscalls signal cannot run without the field.
+pub const SYSCALLS: u8 = 1 << 2;
+
+/// What a row asks of BTF.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FieldKind {
+    /// `struct.member[.member…]`: a member, through embedded structs, unions and anonymous ones, but never
+    /// through a pointer. The slot holds its byte offset.
+    Member,
+    /// `tracepoint:argument`: an argument of a raw tracepoint, from the prototype `btf_trace_<tracepoint>`.
+    /// The slot's offset holds the argument's index, the kernel's own `__data` not counted.
+    TraceArg,
+}
+
+/// One row of the table, as user space sees it.
+#[derive(Clone, Copy, Debug)]
+pub struct FieldSpec {
+    /// Where BTF keeps it; the syntax is that of [`FieldKind`].
+    pub path: &'static str,
+    /// How `path` is to be read.
+    pub kind: FieldKind,
+    /// How many bytes the programs read at the offset. A member of another size is refused, except a
+    /// bit-field, which is cut out of the integer around it.
+    pub size: u8,
+    /// Signals that cannot run without it (`TCP | DNS | …`); zero: detail that may be missing.
+    pub required_by: u8,
+}
+
+/// One resolved row, as the programs see it. All zero: this kernel has no such field.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FieldSlot {
+    /// Bytes from the start of the outermost struct; for a trace argument its index.
+    pub offset: u32,
+    /// Bit-fields only: bits to shift right after a little-endian load at `offset`.
+    pub shift: u8,
+    /// Bit-fields only: width in bits; 0 for an ordinary member.
+    pub width: u8,
+    /// 1 when the kernel has the field.
+    pub present: u8,
+    /// Zero.
+    pub _pad: u8,
+}
+const _: () = assert!(size_of::<FieldSlot>() == 8);
+
+/// A typed handle to a row: `T` is what the programs read there.
+#[derive(Debug)]
+pub struct Field<T> {
+    /// Index into [`FIELDS`] and into the resolved table.
+    pub index: usize,
+    kind: PhantomData<T>,
+}
+
+impl<T> Clone for Field<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<T> Copy for Field<T> {}
+
+/// A pointer read from kernel memory. Only `kread.rs` may follow it.
+pub type KernelPointer = u64;
+
+macro_rules! kernel_fields {
+    ($($(#[doc = $doc:literal])* $name:ident: $ty:ty = $kind:ident $path:literal, $required:expr;)+) => {
+        #[allow(non_camel_case_types, clippy::upper_case_acronyms, reason = "row names, used as indices only")]
+        #[repr(usize)]
+        enum Row { $($name,)+ }
+        $(
+            $(#[doc = $doc])*
+            #[doc = concat!("BTF: `", $path, "`.")]
+            pub const $name: Field<$ty> = Field { index: Row::$name as usize, kind: PhantomData };
+        )+
+        /// Every kernel field that any program reads.
+        pub const FIELDS: &[FieldSpec] = &[
+            $(FieldSpec {
+                path: $path,
+                kind: FieldKind::$kind,
+                size: size_of::<$ty>() as u8,
+                required_by: $required,
+            },)+
+        ];
+    };
+}
+
+kernel_fields! {
+    /// Process id as users know it (thread group), in the initial pid namespace.
+    TASK_TGID: i32 = Member "task_struct.tgid", SYSCALLS;
+    /// Thread id.
+    TASK_PID: i32 = Member "task_struct.pid", SYSCALLS;
+    /// First thread of the process: its comm is the process's name.
+    TASK_GROUP_LEADER: KernelPointer = Member "task_struct.group_leader", TCP | DNS | SYSCALLS;
+    /// Name of the thread, NUL-padded.
+    TASK_COMM: [u8; 16] = Member "task_struct.comm", TCP | DNS | SYSCALLS;
+    /// Nanoseconds since boot (CLOCK_BOOTTIME) at which the task began; with the pid it names a process for good.
+    TASK_START_BOOTTIME: u64 = Member "task_struct.start_boottime", TCP | DNS | SYSCALLS;
+    /// What a process's threads share; its `live` tells the last thread's exit.
+    TASK_SIGNAL: KernelPointer = Member "task_struct.signal", SYSCALLS;
+    /// Threads of the process that have not exited yet; 0 in the exit of the last.
+    SIGNAL_LIVE: i32 = Member "signal_struct.live.counter", SYSCALLS;
+    /// x86: bit 1 (TS_COMPAT) is set inside a 32-bit system call. Absent elsewhere.
+    TASK_THREAD_STATUS: u32 = Member "task_struct.thread_info.status", 0;
+
+    /// IPv4 peer, network byte order.
+    SKC_DADDR: [u8; 4] = Member "sock_common.skc_daddr", TCP;
+    /// IPv4 local address, network byte order.
+    SKC_RCV_SADDR: [u8; 4] = Member "sock_common.skc_rcv_saddr", TCP;
+    /// Peer port, network byte order.
+    SKC_DPORT: [u8; 2] = Member "sock_common.skc_dport", TCP;
+    /// Local port, host byte order.
+    SKC_NUM: u16 = Member "sock_common.skc_num", TCP;
+    /// AF_INET or AF_INET6.
+    SKC_FAMILY: u16 = Member "sock_common.skc_family", TCP;
+    /// TCP state, `enum` of include/net/tcp_states.h.
+    SKC_STATE: u8 = Member "sock_common.skc_state", TCP;
+    /// Socket cookie; 0 until somebody asked for it.
+    SKC_COOKIE: u64 = Member "sock_common.skc_cookie.counter", 0;
+    /// Network namespace of the socket.
+    SKC_NET: KernelPointer = Member "sock_common.skc_net.net", TCP;
+    /// IPv6 peer. Absent where the kernel has no IPv6.
+    SKC_V6_DADDR: [u8; 16] = Member "sock_common.skc_v6_daddr", 0;
+    /// IPv6 local address. Absent where the kernel has no IPv6.
+    SKC_V6_RCV_SADDR: [u8; 16] = Member "sock_common.skc_v6_rcv_saddr", 0;
+    /// Inode number of a network namespace, as in /proc/PID/ns/net.
+    NET_NS_INUM: u32 = Member "net.ns.inum", TCP;
+
+    /// Protocol of a socket: raw tracepoints of sockets also fire for others than TCP (DCCP, MPTCP, SCTP).
+    SK_PROTOCOL: u16 = Member "sock.sk_protocol", TCP;
+    /// Pending error of a socket, a positive errno.
+    SK_ERR: i32 = Member "sock.sk_err", TCP;
+    /// cgroup v2 of the socket: kernels from 5.15 on.
+    SK_CGROUP: KernelPointer = Member "sock.sk_cgrp_data.cgroup", 0;
+    /// cgroup v2 of the socket before 5.15: a pointer where bit 0 is clear.
+    SK_CGROUP_VAL: u64 = Member "sock.sk_cgrp_data.val", 0;
+    /// kernfs node of a cgroup.
+    CGROUP_KN: KernelPointer = Member "cgroup.kn", TCP;
+    /// cgroup id: what user space sees as the directory's inode number.
+    KERNFS_ID: u64 = Member "kernfs_node.id", TCP;
+    /// Depth of a cgroup below the root.
+    CGROUP_LEVEL: i32 = Member "cgroup.level", 0;
+
+    /// Congestion avoidance state, `enum tcp_ca_state`; a bit-field.
+    ICSK_CA_STATE: u8 = Member "inet_connection_sock.icsk_ca_state", TCP;
+    /// Which timer is pending: 5 is the loss probe. An ordinary byte up to 6.x, a bit-field nowhere known.
+    ICSK_PENDING: u8 = Member "inet_connection_sock.icsk_pending", TCP;
+    /// Smoothed round-trip time in microseconds, times eight.
+    SRTT_US: u32 = Member "tcp_sock.srtt_us", 0;
+    /// Congestion window in segments.
+    SND_CWND: u32 = Member "tcp_sock.snd_cwnd", 0;
+    /// Segments sent and not yet acknowledged.
+    PACKETS_OUT: u32 = Member "tcp_sock.packets_out", 0;
+
+    /// Control block of a segment: TCP keeps its own there.
+    SKB_CB: [u8; 1] = Member "sk_buff.cb", 0;
+    /// Segments that an skb stands for, inside the control block.
+    TCP_SKB_CB_GSO_SEGS: u16 = Member "tcp_skb_cb.tcp_gso_segs", TCP;
+
+    /// IPv4 or IPv6 of a connection request (the socket it will become).
+    REQ_FAMILY: u16 = Member "request_sock.__req_common.skc_family", TCP;
+    /// Local port of a connection request, host byte order.
+    REQ_NUM: u16 = Member "request_sock.__req_common.skc_num", TCP;
+    /// Peer port of a connection request, network byte order.
+    REQ_DPORT: [u8; 2] = Member "request_sock.__req_common.skc_dport", TCP;
+    /// IPv4 peer of a connection request.
+    REQ_DADDR: [u8; 4] = Member "request_sock.__req_common.skc_daddr", TCP;
+    /// IPv4 local address of a connection request.
+    REQ_RCV_SADDR: [u8; 4] = Member "request_sock.__req_common.skc_rcv_saddr", TCP;
+    /// IPv6 peer of a connection request.
+    REQ_V6_DADDR: [u8; 16] = Member "request_sock.__req_common.skc_v6_daddr", 0;
+    /// IPv6 local address of a connection request.
+    REQ_V6_RCV_SADDR: [u8; 16] = Member "request_sock.__req_common.skc_v6_rcv_saddr", 0;
+
+    /// Error of the transmission; the argument exists where the tracepoint also fires for failed ones (from
+    /// about 6.17).
+    RETRANSMIT_ERR: i32 = TraceArg "tcp_retransmit_skb:err", 0;
+    /// Why a reset was sent, `enum sk_rst_reason`; from about 6.10.
+    SEND_RESET_REASON: u32 = TraceArg "tcp_send_reset:reason", 0;
+}
+
+/// Number of rows: the length of the resolved table in every BPF object.
+pub const FIELD_COUNT: usize = FIELDS.len();

@@ -1,0 +1,4 @@
+//! probe's user space: loads the BPF programs, reads what they found, says whose it was, and hands it on.
+//!
+//! ARCHITECTURE.md has the map. Data goes one way: `load` → `collect` → `signals` → `entity` → `series` →
+//! `sink`.
