@@ -2,3 +2,8 @@
 //!
 //! ARCHITECTURE.md has the map. Data goes one way: `load` → `collect` → `signals` → `entity` → `series` →
 //! `sink`.
+
+pub mod event;
+pub mod series;
+
+pub mod kernel;

@@ -1,0 +1,229 @@
+//! A cumulative latency histogram over the buckets of [`probe_common::hist`].
+
+use std::time::Duration;
+
+use probe_common::hist::{self, BUCKETS};
+
+/// Counts by bucket, their number, and the sum of what was counted.
+///
+/// Only the window of buckets between the first and the last that ever counted is kept: a latency spreads
+/// over a few octaves, and 100,000 series of 112 counters would be 86 MiB.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Histogram {
+    /// Array index (see [`hist`]) of `counts`' first element. Meaningless while `counts` is empty.
+    first: usize,
+    counts: Vec<u64>,
+    count: u64,
+    /// Nanoseconds. A thousand waiting threads add 1,000 s a second, which is 213 days of a `u64`.
+    sum_ns: u128,
+    /// Nanoseconds; known only while every value came with it.
+    max_ns: Option<u64>,
+}
+
+impl Histogram {
+    /// An empty one.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { first: 0, counts: Vec::new(), count: 0, sum_ns: 0, max_ns: None }
+    }
+
+    /// Counts one duration.
+    pub fn record(&mut self, duration: Duration) {
+        let ns = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+        let max_known = self.count == 0 || self.max_ns.is_some();
+        self.bump(hist::bucket(ns), 1);
+        self.count = self.count.saturating_add(1);
+        self.sum_ns = self.sum_ns.saturating_add(u128::from(ns));
+        self.max_ns = max_known.then(|| self.max_ns.unwrap_or(0).max(ns));
+    }
+
+    /// Adds what the kernel counted since the last time: `deltas` by bucket, and their sum in nanoseconds.
+    /// `max_ns` is the longest of them, where the kernel kept it.
+    pub fn merge_counts(&mut self, deltas: &[u64; BUCKETS], sum_ns: u64, max_ns: Option<u64>) {
+        let (Some(first), Some(last)) =
+            (deltas.iter().position(|&n| n > 0), deltas.iter().rposition(|&n| n > 0))
+        else {
+            return;
+        };
+        let max_known = max_ns.filter(|_| self.count == 0 || self.max_ns.is_some());
+        self.reach(first);
+        self.reach(last);
+        let from = self.first;
+        for (mine, delta) in self.counts.iter_mut().zip(deltas.iter().skip(from)) {
+            *mine = mine.saturating_add(*delta);
+            self.count = self.count.saturating_add(*delta);
+        }
+        self.sum_ns = self.sum_ns.saturating_add(u128::from(sum_ns));
+        self.max_ns = max_known.map(|ns| self.max_ns.unwrap_or(0).max(ns));
+    }
+
+    /// Adds another histogram's counts.
+    pub fn merge(&mut self, other: &Self) {
+        if other.count == 0 {
+            return;
+        }
+        let max_known = other.max_ns.filter(|_| self.count == 0 || self.max_ns.is_some());
+        for (offset, &n) in other.counts.iter().enumerate() {
+            if n > 0 {
+                self.bump(other.first + offset, n);
+            }
+        }
+        self.count = self.count.saturating_add(other.count);
+        self.sum_ns = self.sum_ns.saturating_add(other.sum_ns);
+        self.max_ns = max_known.map(|ns| self.max_ns.unwrap_or(0).max(ns));
+    }
+
+    /// Values counted.
+    #[must_use]
+    pub const fn count(&self) -> u64 {
+        self.count
+    }
+
+    /// Nanoseconds of all values together.
+    #[must_use]
+    pub const fn sum_ns(&self) -> u128 {
+        self.sum_ns
+    }
+
+    /// Seconds of all values together.
+    #[must_use]
+    pub fn sum_seconds(&self) -> f64 {
+        self.sum_ns as f64 / 1e9
+    }
+
+    /// The longest value, if every one was seen as such and not as a bucket's count.
+    #[must_use]
+    pub fn max(&self) -> Option<Duration> {
+        self.max_ns.map(Duration::from_nanos)
+    }
+
+    /// The array index of the first bucket that is kept, and the counts from there on, both ends trimmed of
+    /// zeros. Add [`hist::OTLP_OFFSET`] to the index for OTLP's.
+    #[must_use]
+    pub fn buckets(&self) -> (usize, &[u64]) {
+        let skip = self.counts.iter().take_while(|&&n| n == 0).count();
+        let end = self.counts.iter().rposition(|&n| n > 0).map_or(skip, |last| last + 1);
+        (self.first + skip, self.counts.get(skip..end).unwrap_or_default())
+    }
+
+    /// The value below which the share `q` (0 to 1) of all values lies: the geometric middle of its bucket,
+    /// at most 9.1 % off, and never above the maximum where that is known. `None` when nothing was counted.
+    #[must_use]
+    pub fn quantile(&self, q: f64) -> Option<Duration> {
+        if self.count == 0 {
+            return None;
+        }
+        let rank = (q.clamp(0.0, 1.0) * self.count as f64).ceil().max(1.0);
+        let mut below = 0u64;
+        let offset = self.counts.iter().position(|&n| {
+            below = below.saturating_add(n);
+            below as f64 >= rank
+        })?;
+        let middle = middle_seconds(self.first + offset);
+        let value = Duration::from_secs_f64(middle);
+        Some(self.max().map_or(value, |max| value.min(max)))
+    }
+
+    fn bump(&mut self, bucket: usize, by: u64) {
+        self.reach(bucket);
+        if let Some(count) = self.counts.get_mut(bucket.saturating_sub(self.first)) {
+            *count = count.saturating_add(by);
+        }
+    }
+
+    /// Widens the window until it holds `bucket`.
+    fn reach(&mut self, bucket: usize) {
+        let bucket = bucket.min(BUCKETS - 1);
+        if self.counts.is_empty() {
+            self.first = bucket;
+            self.counts.push(0);
+        } else if bucket < self.first {
+            let missing = self.first - bucket;
+            self.counts.splice(0..0, std::iter::repeat_n(0, missing));
+            self.first = bucket;
+        } else if bucket >= self.first + self.counts.len() {
+            self.counts.resize(bucket - self.first + 1, 0);
+        }
+    }
+}
+
+/// Geometric middle of a bucket, in seconds.
+fn middle_seconds(bucket: usize) -> f64 {
+    let octaves = f64::from(1i32 << hist::SCALE);
+    ((f64::from(hist::OTLP_OFFSET) + bucket as f64 + 0.5) / octaves).exp2()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_sums_and_trims() {
+        let mut histogram = Histogram::new();
+        assert_eq!(histogram.quantile(0.5), None);
+        assert_eq!(histogram.buckets(), (0, &[][..]));
+        for ms in [4, 1, 2] {
+            histogram.record(Duration::from_millis(ms));
+        }
+        assert_eq!((histogram.count(), histogram.sum_ns()), (3, 7_000_000));
+        assert_eq!(histogram.max(), Some(Duration::from_millis(4)));
+        let (first, counts) = histogram.buckets();
+        assert_eq!((first, counts), (hist::bucket(1_000_000), &[1, 0, 0, 0, 1, 0, 0, 0, 1][..]));
+    }
+
+    #[test]
+    fn merging_gives_what_recording_gives() {
+        let durations: Vec<_> = (0..2_000u64).map(|i| Duration::from_nanos(i * i * 31 + 40)).collect();
+        let mut whole = Histogram::new();
+        let (mut left, mut right) = (Histogram::new(), Histogram::new());
+        let mut counts = [0u64; BUCKETS];
+        let (mut sum, mut max) = (0, 0);
+        for (i, duration) in durations.iter().enumerate() {
+            whole.record(*duration);
+            if i % 3 == 0 { &mut left } else { &mut right }.record(*duration);
+            let ns = duration.as_nanos() as u64;
+            counts[hist::bucket(ns)] += 1;
+            sum += ns;
+            max = max.max(ns);
+        }
+        left.merge(&right);
+        assert_eq!(left, whole);
+        let mut from_kernel = Histogram::new();
+        from_kernel.merge_counts(&counts, sum, Some(max));
+        assert_eq!(from_kernel, whole);
+        from_kernel.merge_counts(&counts, sum, None);
+        assert_eq!(
+            (from_kernel.count(), from_kernel.max()),
+            (4_000, None),
+            "a maximum not known for all is none"
+        );
+        let before = from_kernel.clone();
+        from_kernel.merge_counts(&[0; BUCKETS], 0, None);
+        assert_eq!(from_kernel, before);
+    }
+
+    #[test]
+    fn quantiles_are_within_half_a_bucket() {
+        let mut histogram = Histogram::new();
+        let values: Vec<u64> = (1..=10_000).map(|i| i * 1_000).collect();
+        for &ns in &values {
+            histogram.record(Duration::from_nanos(ns));
+        }
+        for q in [0.01, 0.5, 0.9, 0.99] {
+            let exact = values[((q * 10_000.0) as usize).max(1) - 1] as f64;
+            let got = histogram.quantile(q).unwrap().as_nanos() as f64;
+            assert!((got / exact - 1.0).abs() < 0.092, "q {q}: {got} for {exact}");
+        }
+        assert_eq!(histogram.quantile(1.0), Some(Duration::from_millis(10)), "clamped to the maximum");
+        assert!(histogram.quantile(0.0).is_some());
+    }
+
+    #[test]
+    fn the_shortest_and_the_longest_are_counted() {
+        let mut histogram = Histogram::new();
+        histogram.record(Duration::ZERO);
+        histogram.record(Duration::MAX);
+        let (first, counts) = histogram.buckets();
+        assert_eq!((first, counts.len(), histogram.count()), (0, BUCKETS, 2));
+    }
+}

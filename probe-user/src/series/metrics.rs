@@ -1,0 +1,215 @@
+//! Every metric that probe produces: name, kind, unit, meaning, attributes. Declared here and nowhere else;
+//! sinks, limits and documentation iterate [`ALL`] and [`OWN`].
+
+use crate::event::key;
+
+/// What a metric's values are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// Only ever rises; exported as a cumulative monotonic sum.
+    Counter,
+    /// A level.
+    Gauge,
+    /// A level that may be added up over processes; exported as a non-monotonic sum.
+    UpDownCounter,
+    /// Durations in seconds by exponential bucket.
+    Histogram,
+}
+
+impl Kind {
+    /// The word that documentation uses.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Counter => "counter",
+            Self::Gauge => "gauge",
+            Self::UpDownCounter => "updowncounter",
+            Self::Histogram => "histogram",
+        }
+    }
+}
+
+/// One metric's definition.
+#[derive(Debug, PartialEq, Eq)]
+pub struct MetricDef {
+    /// Name as exported over OTLP.
+    pub name: &'static str,
+    /// What its values are.
+    pub kind: Kind,
+    /// UCUM unit.
+    pub unit: &'static str,
+    /// One sentence, for users.
+    pub description: &'static str,
+    /// Attributes that its series may carry.
+    pub attributes: &'static [&'static str],
+    /// Position in its registry.
+    pub(super) index: usize,
+}
+
+/// A metric that is counted up with [`super::Store::add`].
+#[derive(Clone, Copy, Debug)]
+pub struct Counter(pub(super) &'static MetricDef);
+
+/// A metric that is set with [`super::Store::set`].
+#[derive(Clone, Copy, Debug)]
+pub struct Gauge(pub(super) &'static MetricDef);
+
+/// A metric that durations are recorded in: [`super::Store::record`] and its siblings.
+#[derive(Clone, Copy, Debug)]
+pub struct Timer(pub(super) &'static MetricDef);
+
+macro_rules! handle {
+    ($handle:ident) => {
+        impl $handle {
+            /// The metric.
+            #[must_use]
+            pub const fn def(self) -> &'static MetricDef {
+                self.0
+            }
+        }
+    };
+}
+handle!(Counter);
+handle!(Gauge);
+handle!(Timer);
+
+/// Declares metrics and the list of them. In a `store` registry each constant is a handle of the metric's
+/// kind, so that a counter cannot be recorded into; in an `sdk` registry it is the definition.
+macro_rules! registry {
+    (@kind Counter) => { Kind::Counter };
+    (@kind Gauge) => { Kind::Gauge };
+    (@kind UpDown) => { Kind::UpDownCounter };
+    (@kind Timer) => { Kind::Histogram };
+    (@const store $const:ident $handle:ident $description:literal) => {
+        #[doc = $description]
+        pub const $const: $handle = $handle(&defs::$const);
+    };
+    (@const sdk $const:ident $handle:ident $description:literal) => {
+        #[doc = $description]
+        pub const $const: &MetricDef = &own_defs::$const;
+    };
+    (
+        $(#[$doc:meta])* $mode:ident $registry:ident in $module:ident;
+        $($const:ident: $handle:ident = $name:literal, $unit:literal, $description:literal, [$($attribute:expr),* $(,)?];)+
+    ) => {
+        mod $module {
+            use super::{Kind, MetricDef, key};
+
+            #[expect(non_camel_case_types, reason = "named like the constants")]
+            enum Position { $($const),+ }
+
+            $(
+                pub(super) static $const: MetricDef = MetricDef {
+                    name: $name,
+                    kind: registry!(@kind $handle),
+                    unit: $unit,
+                    description: $description,
+                    attributes: &[$($attribute),*],
+                    index: Position::$const as usize,
+                };
+            )+
+        }
+
+        $(registry!(@const $mode $const $handle $description);)+
+
+        $(#[$doc])*
+        pub static $registry: &[&MetricDef] = &[$(&$module::$const),+];
+    };
+}
+
+registry! {
+    /// Metrics of the observed workloads, kept in [`super::Store`].
+    store ALL in defs;
+
+    TCP_RETRANSMITS: Counter = "system.network.tcp.retransmits", "{segment}",
+        "TCP segments sent again, by what made the kernel send them again.",
+        [key::TCP_RETRANSMIT_TYPE, key::NETWORK_TYPE];
+    TCP_RESETS: Counter = "system.network.tcp.resets", "{reset}",
+        "TCP resets sent and received.",
+        [key::NETWORK_IO_DIRECTION];
+    TCP_CONNECTIONS: Counter = "system.network.tcp.connections", "{connection}",
+        "TCP handshakes that ended: connections established, and attempts that failed with `error.type`.",
+        [key::TCP_HANDSHAKE_ROLE, key::ERROR_TYPE];
+    TCP_HANDSHAKE_DURATION: Timer = "system.network.tcp.handshake.duration", "s",
+        "Time from the first SYN to the established connection.",
+        [key::TCP_HANDSHAKE_ROLE];
+    DNS_LOOKUP_DURATION: Timer = "dns.lookup.duration", "s",
+        "Time from the packet that completes a DNS query to the packet that completes its response.",
+        [key::DNS_QUESTION_TYPE, key::DNS_RESPONSE_CODE, key::ERROR_TYPE, key::SERVER_ADDRESS];
+    DNS_LOOKUP_UNANSWERED: Counter = "dns.lookup.unanswered", "{lookup}",
+        "DNS lookups that got no response within the timeout.",
+        [key::DNS_QUESTION_TYPE, key::SERVER_ADDRESS, key::NETWORK_TRANSPORT];
+    SYSCALL_DURATION: Timer = "process.syscall.duration", "s",
+        "Time from entry to exit of system calls; its count is the number of calls.",
+        [key::SYSCALL_NAME, key::SYSCALL_CLASS];
+    SYSCALL_ERRORS: Counter = "process.syscall.errors", "{error}",
+        "System calls that failed, by errno name.",
+        [key::SYSCALL_NAME, key::ERROR_TYPE];
+}
+
+registry! {
+    /// The agent's own metrics, recorded with the OpenTelemetry SDK (see [`crate::telemetry`]).
+    sdk OWN in own_defs;
+
+    PROBE_EVENTS: Counter = "probe.events", "{event}",
+        "Records decoded, by signal.",
+        [key::SIGNAL];
+    PROBE_EVENTS_LOST: Counter = "probe.events.lost", "{event}",
+        "Records, calls or events lost, by signal and by the place where they got lost.",
+        [key::SIGNAL, key::WHERE];
+    PROBE_MAP_ENTRIES: Gauge = "probe.map.entries", "{entry}",
+        "Entries in a BPF map.",
+        [key::MAP];
+    PROBE_MAP_LIMIT: Gauge = "probe.map.limit", "{entry}",
+        "Entries that a BPF map can hold.",
+        [key::MAP];
+    PROBE_MAP_INSERT_FAILURES: Counter = "probe.map.insert_failures", "{entry}",
+        "Entries that a BPF map did not take, because it was full.",
+        [key::MAP];
+    PROBE_SERIES_ACTIVE: Gauge = "probe.series.active", "{series}",
+        "Series kept, by metric.",
+        [key::METRIC];
+    PROBE_SERIES_FOLDED: Counter = "probe.series.folded", "{value}",
+        "Values that went into an overflow series because their metric was at its limit of series.",
+        [key::METRIC];
+    PROBE_EXPORT_SENT: Counter = "probe.export.sent", "{item}",
+        "Data points and log records that a sink's other end accepted.",
+        [key::SINK];
+    PROBE_EXPORT_FAILED: Counter = "probe.export.failed", "{item}",
+        "Data points and log records that a sink could not deliver, by `error.type`.",
+        [key::SINK, key::ERROR_TYPE];
+    PROBE_EXPORT_DURATION: Timer = "probe.export.duration", "s",
+        "Time of one export request, answered or not.",
+        [key::SINK];
+    PROCESS_CPU_TIME: Counter = "process.cpu.time", "s",
+        "CPU time of the agent, by mode.",
+        [key::CPU_MODE];
+    PROCESS_MEMORY_USAGE: UpDown = "process.memory.usage", "By",
+        "Resident memory of the agent.",
+        [];
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_metric_is_at_its_position_and_has_a_name_of_its_own() {
+        for registry in [ALL, OWN] {
+            for (i, def) in registry.iter().enumerate() {
+                assert_eq!(def.index, i, "{}", def.name);
+                assert!(def.description.ends_with('.'), "{}: a sentence ends with a full stop", def.name);
+                assert!(
+                    def.kind != Kind::Histogram || def.unit == "s",
+                    "{}: durations are in seconds",
+                    def.name
+                );
+            }
+        }
+        let mut names: Vec<_> = ALL.iter().chain(OWN).map(|def| def.name).collect();
+        names.sort_unstable();
+        let before = names.len();
+        names.dedup();
+        assert_eq!(names.len(), before, "two metrics of one name");
+    }
+}
