@@ -4,6 +4,5 @@
 //! `sink`.
 
 pub mod event;
-pub mod series;
-
 pub mod kernel;
+pub mod series;
