@@ -114,6 +114,19 @@ kernel_fields! {
     /// x86: bit 1 (TS_COMPAT) is set inside a 32-bit system call. Absent elsewhere.
     TASK_THREAD_STATUS: u32 = Member "task_struct.thread_info.status", 0;
 
+    /// First argument register at a system call, x86-64. Absent elsewhere: arguments are then not shown.
+    REGS_ARG0: u64 = Member "pt_regs.di", 0;
+    /// Second argument register, x86-64.
+    REGS_ARG1: u64 = Member "pt_regs.si", 0;
+    /// Third argument register, x86-64.
+    REGS_ARG2: u64 = Member "pt_regs.dx", 0;
+    /// Fourth argument register, x86-64.
+    REGS_ARG3: u64 = Member "pt_regs.r10", 0;
+    /// Fifth argument register, x86-64.
+    REGS_ARG4: u64 = Member "pt_regs.r8", 0;
+    /// Sixth argument register, x86-64.
+    REGS_ARG5: u64 = Member "pt_regs.r9", 0;
+
     /// IPv4 peer, network byte order.
     SKC_DADDR: [u8; 4] = Member "sock_common.skc_daddr", TCP;
     /// IPv4 local address, network byte order.
@@ -151,6 +164,10 @@ kernel_fields! {
     KERNFS_ID: u64 = Member "kernfs_node.id", TCP;
     /// Depth of a cgroup below the root.
     CGROUP_LEVEL: i32 = Member "cgroup.level", 0;
+    /// Parent and up: pointers by level, itself last; from 6.1 on.
+    CGROUP_ANCESTORS: [u8; 0] = Member "cgroup.ancestors", 0;
+    /// The same before 6.1, as ids.
+    CGROUP_ANCESTOR_IDS: [u8; 0] = Member "cgroup.ancestor_ids", 0;
 
     /// Congestion avoidance state, `enum tcp_ca_state`; a bit-field.
     ICSK_CA_STATE: u8 = Member "inet_connection_sock.icsk_ca_state", TCP;

@@ -1,0 +1,63 @@
+//! Counters of the programs: what they produced and every place where something can get lost.
+//!
+//! One per-CPU array a BPF object (`COUNTERS`), indexed by [`Counter`]. A place with a remedy is a loss: it
+//! appears in `probe.events.lost` and in the loss lines at the end of every command.
+
+/// Declares [`Counter`], its count and its texts in one place.
+macro_rules! counters {
+    ($($(#[doc = $doc:literal])* $name:ident = $place:literal, $remedy:expr;)+) => {
+        /// Index into the `COUNTERS` map.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[repr(u32)]
+        pub enum Counter { $($(#[doc = $doc])* $name,)+ }
+
+        impl Counter {
+            /// All of them, in index order.
+            pub const ALL: &[Self] = &[$(Self::$name,)+];
+
+            /// The name users see, as attribute `where` of `probe.events.lost`.
+            #[must_use]
+            pub const fn place(self) -> &'static str {
+                match self { $(Self::$name => $place,)+ }
+            }
+
+            /// What to do about it; `None` where counting is no sign of a loss.
+            #[must_use]
+            pub const fn remedy(self) -> Option<&'static str> {
+                match self { $(Self::$name => $remedy,)+ }
+            }
+        }
+    };
+}
+
+counters! {
+    /// Records that went into the ring.
+    Produced = "produced", None;
+    /// Records for which the ring had no room.
+    RingFull = "ring", Some("raise --ring-kib");
+    /// Records given up because kernel memory could not be read.
+    KernelRead = "kernel_read", Some("run `probe doctor`: a field of this kernel does not read as its BTF says");
+    /// tcp: sockets whose owner could not be kept.
+    SocketsFull = "tcp.sockets", Some("raise --tcp-sockets: owners are missing from events of the newest connections");
+    /// tcp: listening sockets whose owner could not be kept.
+    ListenersFull = "tcp.listeners", Some("raise --tcp-sockets: owners are missing from events of accepted connections");
+    /// tcp: segments not in the totals, because too many cgroups had some.
+    TotalsFull = "tcp.totals", Some("raise --max-cgroups");
+    /// dns: queries that could not wait for their answer.
+    PendingFull = "dns.pending", Some("raise --dns-pending");
+    /// dns: packets to or from the DNS port that hold no single well-formed question.
+    DnsMalformed = "dns.malformed", None;
+    /// dns: answers without a question waiting for them (answered before, given up, or forged).
+    DnsOrphans = "dns.orphans", None;
+    /// syscalls: calls counted under their syscall without their process, for want of a block.
+    CallsFolded = "syscalls.folded", Some("raise --syscall-blocks: totals per syscall are exact, processes are missing");
+    /// syscalls: calls not counted at all.
+    CallsLost = "syscalls.blocks", Some("raise --syscall-blocks");
+    /// syscalls: calls that slept and whose beginning could not be kept: not counted.
+    SleepersFull = "syscalls.sleepers", Some("raise --syscall-threads");
+    /// syscalls: processes whose name and cgroup could not be kept.
+    ProcessesFull = "syscalls.processes", Some("raise --syscall-threads");
+}
+
+/// Number of counters: the length of the `COUNTERS` map.
+pub const COUNTER_COUNT: u32 = Counter::ALL.len() as u32;

@@ -1,0 +1,211 @@
+//! Records, keys and values of the tcp signal.
+
+use crate::hist::BUCKETS;
+use crate::wire::{Address, Owner, RecordHeader};
+
+/// [`RetransmitRecord`].
+pub const KIND_RETRANSMIT: u16 = 1;
+/// [`ResetRecord`].
+pub const KIND_RESET: u16 = 2;
+/// [`ConnectRecord`].
+pub const KIND_CONNECT: u16 = 3;
+
+/// A value that the kernel does not have.
+pub const ABSENT: u32 = u32::MAX;
+
+/// A connection, as the kernel's socket describes it at the moment of the event.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Socket {
+    /// Local address; IPv4-mapped IPv6 is reported as the IPv4 it is.
+    pub local: Address,
+    /// Peer address.
+    pub peer: Address,
+    /// Host byte order.
+    pub local_port: u16,
+    /// Host byte order.
+    pub peer_port: u16,
+    /// `wire::FAMILY_*`.
+    pub family: u8,
+    /// TCP state, `enum` of include/net/tcp_states.h.
+    pub state: u8,
+    /// Zero.
+    pub _pad: u16,
+    /// Inode number of the network namespace.
+    pub netns: u32,
+    /// Zero.
+    pub _pad2: u32,
+    /// cgroup v2 id of the socket; 0: unknown.
+    pub cgroup_id: u64,
+    /// Socket cookie; 0: the socket has none yet.
+    pub cookie: u64,
+    /// Process that connected, or listened.
+    pub owner: Owner,
+}
+const _: () = assert!(size_of::<Socket>() == 96);
+
+/// Why a segment was sent again, in the order of [`CAUSES`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Cause {
+    /// The SYN, by its timer.
+    Syn = 0,
+    /// The SYN-ACK, by its timer or a SYN that came again.
+    SynAck = 1,
+    /// The retransmission timeout's own segment.
+    Timeout = 2,
+    /// What follows a retransmission timeout while the window grows again.
+    SlowStart = 3,
+    /// Fast retransmit in recovery.
+    Fast = 4,
+    /// A tail loss probe that sent old data.
+    TailLossProbe = 5,
+}
+
+/// Names of [`Cause`], as attribute `network.tcp.retransmit.type`.
+pub const CAUSES: [&str; 6] = ["syn", "syn_ack", "timeout", "slow_start", "fast", "tail_loss_probe"];
+
+/// Segments were sent again.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RetransmitRecord {
+    /// Kind [`KIND_RETRANSMIT`].
+    pub header: RecordHeader,
+    /// Whose.
+    pub socket: Socket,
+    /// Segments on the wire that this stands for, as TcpRetransSegs counts them.
+    pub segments: u32,
+    /// Smoothed round-trip time, microseconds; [`ABSENT`].
+    pub srtt_us: u32,
+    /// Congestion window, segments; [`ABSENT`].
+    pub cwnd: u32,
+    /// Segments sent and not acknowledged; [`ABSENT`].
+    pub unacked: u32,
+    /// [`Cause`].
+    pub cause: u8,
+    /// Zero.
+    pub _pad: [u8; 7],
+}
+const _: () = assert!(size_of::<RetransmitRecord>() == 136);
+
+/// We sent a reset.
+pub const RESET_SENT: u8 = 0;
+/// The peer sent a reset.
+pub const RESET_RECEIVED: u8 = 1;
+
+/// A connection was reset.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ResetRecord {
+    /// Kind [`KIND_RESET`].
+    pub header: RecordHeader,
+    /// Whose.
+    pub socket: Socket,
+    /// `enum sk_rst_reason` of the running kernel; [`ABSENT`].
+    pub reason: u32,
+    /// `RESET_SENT` or `RESET_RECEIVED`.
+    pub direction: u8,
+    /// Zero.
+    pub _pad: [u8; 3],
+}
+const _: () = assert!(size_of::<ResetRecord>() == 120);
+
+/// We connected.
+pub const ROLE_CLIENT: u8 = 0;
+/// We accepted.
+pub const ROLE_SERVER: u8 = 1;
+
+/// A connection attempt came to its end.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConnectRecord {
+    /// Kind [`KIND_CONNECT`].
+    pub header: RecordHeader,
+    /// Whose.
+    pub socket: Socket,
+    /// Nanoseconds from SYN to the end of the handshake; 0: unknown (server side).
+    pub duration_ns: u64,
+    /// 0: established; else the errno of the failure.
+    pub errno: u32,
+    /// `ROLE_CLIENT` or `ROLE_SERVER`.
+    pub role: u8,
+    /// Zero.
+    pub _pad: [u8; 3],
+}
+const _: () = assert!(size_of::<ConnectRecord>() == 128);
+
+/// What a socket's kernel address leads to, from its connect or listen on until it is destroyed.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SocketState {
+    /// Who connected or listened.
+    pub owner: Owner,
+    /// When the SYN was sent, CLOCK_MONOTONIC nanoseconds; 0: not a client.
+    pub syn_ns: u64,
+}
+const _: () = assert!(size_of::<SocketState>() == 40);
+
+/// What a listening socket's address leads to: accepted sockets copy it, so it finds their owner.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ListenerKey {
+    /// Bound address; zero: any.
+    pub local: Address,
+    /// Inode number of the network namespace.
+    pub netns: u32,
+    /// Host byte order.
+    pub local_port: u16,
+    /// AF_INET or AF_INET6.
+    pub family: u16,
+}
+const _: () = assert!(size_of::<ListenerKey>() == 24);
+
+/// The listeners at one address (several with SO_REUSEPORT).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Listeners {
+    /// Their owner; unknown when they are of different processes.
+    pub owner: Owner,
+    /// How many.
+    pub count: u32,
+    /// Zero.
+    pub _pad: u32,
+}
+const _: () = assert!(size_of::<Listeners>() == 40);
+
+/// [`TotalKey::what`]: segments retransmitted; `detail` is the [`Cause`].
+pub const TOTAL_RETRANSMITS: u8 = 0;
+/// [`TotalKey::what`]: resets; `detail` is the direction.
+pub const TOTAL_RESETS: u8 = 1;
+/// [`TotalKey::what`]: connections; `detail` is the role, `errno` the outcome.
+pub const TOTAL_CONNECTIONS: u8 = 2;
+
+/// Key of the exact totals (`TOTALS`, per CPU, value `u64`).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct TotalKey {
+    /// cgroup v2 id of the socket; 0: unknown.
+    pub cgroup_id: u64,
+    /// `TOTAL_*`.
+    pub what: u8,
+    /// Depends on `what`.
+    pub detail: u8,
+    /// `wire::FAMILY_*`.
+    pub family: u8,
+    /// Zero.
+    pub _pad: u8,
+    /// Connections that failed: why.
+    pub errno: u32,
+}
+const _: () = assert!(size_of::<TotalKey>() == 16);
+
+/// Handshake durations of one cgroup (`HANDSHAKES`, per CPU, keyed by cgroup id).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Durations {
+    /// Sum in nanoseconds.
+    pub sum_ns: u64,
+    /// Buckets of `hist`; they wrap around, read them as differences.
+    pub buckets: [u32; BUCKETS],
+}
+const _: () = assert!(size_of::<Durations>() == 456);

@@ -1,0 +1,445 @@
+//! tcp: retransmits, resets, connection outcomes. Raw tracepoints only.
+//!
+//! Owners: the hooks run in softirq or timers, where the current task is a stranger. So the socket's owner is noted
+//! when a process connects or listens (those run in the process), and looked up by the socket's address ever after.
+#![no_std]
+#![no_main]
+
+use aya_ebpf::helpers::bpf_ktime_get_ns;
+use aya_ebpf::macros::{map, raw_tracepoint};
+use aya_ebpf::maps::{HashMap, PerCpuArray, PerCpuHashMap};
+use aya_ebpf::programs::RawTracePointContext;
+use probe_common::fields::{self, KernelPointer};
+use probe_common::hist::{self, BUCKETS};
+use probe_common::loss::Counter;
+use probe_common::settings::{FILTER_CGROUP, Settings};
+use probe_common::tcp::{
+    ABSENT, Cause, ConnectRecord, Durations, KIND_CONNECT, KIND_RESET, KIND_RETRANSMIT, ListenerKey, Listeners,
+    RESET_RECEIVED, RESET_SENT, ROLE_CLIENT, ROLE_SERVER, ResetRecord, RetransmitRecord, Socket, SocketState,
+    TOTAL_CONNECTIONS, TOTAL_RESETS, TOTAL_RETRANSMITS, TotalKey,
+};
+use probe_common::wire::{Owner, RecordHeader};
+use probe_ebpf::{Error, Result, emit, filter, kread, socket, task};
+
+/// Raw tracepoints have no verdict; 0 is what the kernel expects.
+const NEUTRAL: i32 = 0;
+
+const BPF_ANY: u64 = 0;
+const BPF_NOEXIST: u64 = 1;
+
+/// States, include/net/tcp_states.h.
+const TCP_ESTABLISHED: i32 = 1;
+const TCP_SYN_SENT: i32 = 2;
+const TCP_SYN_RECV: i32 = 3;
+const TCP_CLOSE: i32 = 7;
+const TCP_LISTEN: i32 = 10;
+/// include/uapi/linux/in.h
+const IPPROTO_TCP: u16 = 6;
+/// `enum tcp_ca_state`, include/uapi/linux/tcp.h.
+const TCP_CA_RECOVERY: u8 = 3;
+const TCP_CA_LOSS: u8 = 4;
+/// include/net/inet_connection_sock.h
+const ICSK_TIME_LOSS_PROBE: u8 = 5;
+
+/// Owner by socket (kernel address), from connect or listen until the socket is destroyed.
+#[map]
+static SOCKETS: HashMap<u64, SocketState> = HashMap::with_max_entries(32_768, 0);
+
+/// Owner by listening address: accepted sockets are born with it.
+#[map]
+static LISTENERS: HashMap<ListenerKey, Listeners> = HashMap::with_max_entries(4_096, 0);
+
+/// Exact totals; user space reads them as differences.
+#[map]
+static TOTALS: PerCpuHashMap<TotalKey, u64> = PerCpuHashMap::with_max_entries(8_192, 0);
+
+/// Handshake durations by cgroup id.
+#[map]
+static HANDSHAKES: PerCpuHashMap<u64, Durations> = PerCpuHashMap::with_max_entries(512, 0);
+
+/// Zeros to insert: 456 bytes do not fit on the stack beside the rest.
+#[map]
+static NO_DURATIONS: PerCpuArray<Durations> = PerCpuArray::with_max_entries(1, 0);
+
+/// `tcp_retransmit_skb(const struct sock *sk, const struct sk_buff *skb)`; from about 6.17 also `int err`, and then
+/// called for failed transmissions too. Softirq, timer or process context.
+#[raw_tracepoint(tracepoint = "tcp_retransmit_skb")]
+pub fn tcp_retransmit_skb(ctx: RawTracePointContext) -> i32 {
+    if let Err(error) = try_retransmit(&ctx) {
+        emit::give_up(error);
+    }
+    NEUTRAL
+}
+
+fn try_retransmit(ctx: &RawTracePointContext) -> Result<()> {
+    let (sk, skb): (u64, u64) = (ctx.arg(0), ctx.arg(1));
+    if kread::present(fields::RETRANSMIT_ERR) && ctx.arg::<i32>(2) != 0 {
+        // Not sent, hence in no count of the kernel but TCPRetransFail.
+        return Err(Error::NotOurs);
+    }
+    let settings = emit::settings().ok_or(Error::NotOurs)?;
+    let mut socket = Socket::default();
+    socket::describe(sk, &mut socket)?;
+    let segments = u32::from(kread::read_at::<u16>(
+        kread::address(skb, fields::SKB_CB)? + u64::from(kread::slot(fields::TCP_SKB_CB_GSO_SEGS).offset),
+    )?);
+    let cause = cause(sk, i32::from(socket.state))?;
+    set_owner(&mut socket, sk);
+    if !passes(settings, &socket, sk)? {
+        return Ok(());
+    }
+    total(&socket, TOTAL_RETRANSMITS, cause as u8, 0, u64::from(segments));
+    if settings.tcp_kinds & (1 << KIND_RETRANSMIT) != 0 {
+        let Some(record) = emit::reserve::<RetransmitRecord>() else { return Ok(()) };
+        record.header = header::<RetransmitRecord>(KIND_RETRANSMIT);
+        record.socket = socket;
+        record.segments = segments;
+        record.srtt_us = kread!(sk, SRTT_US).map_or(ABSENT, |eighths| eighths >> 3);
+        record.cwnd = kread!(sk, SND_CWND).unwrap_or(ABSENT);
+        record.unacked = kread!(sk, PACKETS_OUT).unwrap_or(ABSENT);
+        record.cause = cause as u8;
+        emit::submit(record);
+    }
+    Ok(())
+}
+
+/// Why this socket sends old segments again. The order matters: a loss probe timer is often armed during recovery.
+#[inline(always)]
+fn cause(sk: KernelPointer, state: i32) -> Result<Cause> {
+    let pending = kread::read_bits(sk, fields::ICSK_PENDING)?;
+    Ok(match kread::read_bits(sk, fields::ICSK_CA_STATE)? {
+        _ if state == TCP_SYN_SENT => Cause::Syn,
+        TCP_CA_LOSS if pending == 0 => Cause::Timeout,
+        TCP_CA_LOSS => Cause::SlowStart,
+        TCP_CA_RECOVERY => Cause::Fast,
+        _ if pending == ICSK_TIME_LOSS_PROBE => Cause::TailLossProbe,
+        _ => Cause::Fast,
+    })
+}
+
+/// `tcp_retransmit_synack(const struct sock *sk, const struct request_sock *req)`: `sk` is the listener. Called after
+/// the kernel counted the segment. Timer context, or the receive path when a SYN came again.
+#[raw_tracepoint(tracepoint = "tcp_retransmit_synack")]
+pub fn tcp_retransmit_synack(ctx: RawTracePointContext) -> i32 {
+    if let Err(error) = try_retransmit_synack(&ctx) {
+        emit::give_up(error);
+    }
+    NEUTRAL
+}
+
+fn try_retransmit_synack(ctx: &RawTracePointContext) -> Result<()> {
+    let (listener, request): (u64, u64) = (ctx.arg(0), ctx.arg(1));
+    let settings = emit::settings().ok_or(Error::NotOurs)?;
+    let mut socket = Socket::default();
+    socket::describe_request(listener, request, &mut socket)?;
+    set_owner(&mut socket, listener);
+    if !passes(settings, &socket, listener)? {
+        return Ok(());
+    }
+    total(&socket, TOTAL_RETRANSMITS, Cause::SynAck as u8, 0, 1);
+    if settings.tcp_kinds & (1 << KIND_RETRANSMIT) != 0 {
+        let Some(record) = emit::reserve::<RetransmitRecord>() else { return Ok(()) };
+        record.header = header::<RetransmitRecord>(KIND_RETRANSMIT);
+        record.socket = socket;
+        record.segments = 1;
+        record.srtt_us = ABSENT;
+        record.cwnd = ABSENT;
+        record.unacked = ABSENT;
+        record.cause = Cause::SynAck as u8;
+        emit::submit(record);
+    }
+    Ok(())
+}
+
+/// `tcp_send_reset(const struct sock *sk, const struct sk_buff *skb)`; from about 6.10 also `enum sk_rst_reason`.
+/// `sk` is null for a packet that no socket wanted.
+#[raw_tracepoint(tracepoint = "tcp_send_reset")]
+pub fn tcp_send_reset(ctx: RawTracePointContext) -> i32 {
+    let reason = if kread::present(fields::SEND_RESET_REASON) { ctx.arg::<u32>(2) } else { ABSENT };
+    if let Err(error) = try_reset(ctx.arg(0), RESET_SENT, reason) {
+        emit::give_up(error);
+    }
+    NEUTRAL
+}
+
+/// `tcp_receive_reset(struct sock *sk)`, in the receive path.
+#[raw_tracepoint(tracepoint = "tcp_receive_reset")]
+pub fn tcp_receive_reset(ctx: RawTracePointContext) -> i32 {
+    if let Err(error) = try_reset(ctx.arg(0), RESET_RECEIVED, ABSENT) {
+        emit::give_up(error);
+    }
+    NEUTRAL
+}
+
+fn try_reset(sk: KernelPointer, direction: u8, reason: u32) -> Result<()> {
+    if sk == 0 {
+        return Err(Error::NotOurs);
+    }
+    let settings = emit::settings().ok_or(Error::NotOurs)?;
+    // TIME_WAIT and request sockets are smaller: only what `sock_common` holds may be read of them.
+    let state = kread!(sk, SKC_STATE)?;
+    if state == socket::TCP_TIME_WAIT || state == socket::TCP_NEW_SYN_RECV {
+        return Err(Error::NotOurs);
+    }
+    let mut socket = Socket::default();
+    socket::describe(sk, &mut socket)?;
+    set_owner(&mut socket, sk);
+    if !passes(settings, &socket, sk)? {
+        return Ok(());
+    }
+    total(&socket, TOTAL_RESETS, direction, 0, 1);
+    if settings.tcp_kinds & (1 << KIND_RESET) != 0 {
+        let Some(record) = emit::reserve::<ResetRecord>() else { return Ok(()) };
+        record.header = header::<ResetRecord>(KIND_RESET);
+        record.socket = socket;
+        record.reason = reason;
+        record.direction = direction;
+        emit::submit(record);
+    }
+    Ok(())
+}
+
+/// `inet_sock_set_state(const struct sock *sk, const int oldstate, const int newstate)`. CLOSE → SYN_SENT and
+/// → LISTEN run in the process that owns the socket; what follows may run anywhere.
+#[raw_tracepoint(tracepoint = "inet_sock_set_state")]
+pub fn inet_sock_set_state(ctx: RawTracePointContext) -> i32 {
+    if let Err(error) = try_set_state(&ctx) {
+        emit::give_up(error);
+    }
+    NEUTRAL
+}
+
+fn try_set_state(ctx: &RawTracePointContext) -> Result<()> {
+    let (sk, old, new): (u64, i32, i32) = (ctx.arg(0), ctx.arg(1), ctx.arg(2));
+    if !is_tcp(sk)? {
+        return Err(Error::NotOurs);
+    }
+    match (old, new) {
+        (TCP_CLOSE, TCP_SYN_SENT) => {
+            remember(sk, &SocketState { owner: task::owner()?, syn_ns: now() });
+            Ok(())
+        }
+        (TCP_CLOSE, TCP_LISTEN) => {
+            let state = SocketState { owner: task::owner()?, syn_ns: 0 };
+            remember(sk, &state);
+            add_listener(&listener_key(sk)?, &state.owner);
+            Ok(())
+        }
+        (TCP_LISTEN, TCP_CLOSE) => remove_listener(&listener_key(sk)?),
+        // A socket is cloned from its listener: at this moment it still has the listener's address.
+        (TCP_LISTEN, TCP_SYN_RECV) => {
+            if let Some(listeners) = LISTENERS.get_ptr(listener_key(sk)?) {
+                // SAFETY: a value of the map; at worst it is being replaced by another of the same address.
+                let owner = unsafe { (*listeners).owner };
+                remember(sk, &SocketState { owner, syn_ns: 0 });
+            }
+            Ok(())
+        }
+        (TCP_SYN_SENT, TCP_ESTABLISHED) => connected(sk, ROLE_CLIENT),
+        (TCP_SYN_RECV, TCP_ESTABLISHED) => connected(sk, ROLE_SERVER),
+        (TCP_SYN_SENT, TCP_CLOSE) => failed(sk),
+        _ => Err(Error::NotOurs),
+    }
+}
+
+/// Before 5.14 (MPTCP aside) the hook fires for DCCP and SCTP as well. `sk_protocol` is 16 bits wide since 5.6.
+#[inline(always)]
+fn is_tcp(sk: KernelPointer) -> Result<bool> {
+    Ok(kread!(sk, SK_PROTOCOL)? == IPPROTO_TCP)
+}
+
+/// `tcp_destroy_sock(struct sock *sk)`: its address may be another socket's from now on.
+#[raw_tracepoint(tracepoint = "tcp_destroy_sock")]
+pub fn tcp_destroy_sock(ctx: RawTracePointContext) -> i32 {
+    let sk: u64 = ctx.arg(0);
+    // It fails when the socket is not in the map, which is as good.
+    let _absent = SOCKETS.remove(sk);
+    NEUTRAL
+}
+
+fn connected(sk: KernelPointer, role: u8) -> Result<()> {
+    let settings = emit::settings().ok_or(Error::NotOurs)?;
+    let mut socket = Socket::default();
+    socket::describe(sk, &mut socket)?;
+    let syn_ns = set_owner(&mut socket, sk);
+    if !passes(settings, &socket, sk)? {
+        return Ok(());
+    }
+    let duration_ns = if syn_ns == 0 { 0 } else { now().saturating_sub(syn_ns) };
+    total(&socket, TOTAL_CONNECTIONS, role, 0, 1);
+    if role == ROLE_CLIENT && duration_ns != 0 {
+        handshake(socket.cgroup_id, duration_ns);
+    }
+    connect_record(settings, &socket, duration_ns, 0, role);
+    Ok(())
+}
+
+/// A connect that ends without an error was closed by its own process: not a failure.
+fn failed(sk: KernelPointer) -> Result<()> {
+    let errno = kread!(sk, SK_ERR)?;
+    if errno == 0 {
+        return Err(Error::NotOurs);
+    }
+    let settings = emit::settings().ok_or(Error::NotOurs)?;
+    let mut socket = Socket::default();
+    socket::describe(sk, &mut socket)?;
+    let syn_ns = set_owner(&mut socket, sk);
+    if !passes(settings, &socket, sk)? {
+        return Ok(());
+    }
+    let duration_ns = if syn_ns == 0 { 0 } else { now().saturating_sub(syn_ns) };
+    total(&socket, TOTAL_CONNECTIONS, ROLE_CLIENT, errno as u32, 1);
+    connect_record(settings, &socket, duration_ns, errno as u32, ROLE_CLIENT);
+    Ok(())
+}
+
+#[inline(always)]
+fn connect_record(settings: &Settings, socket: &Socket, duration_ns: u64, errno: u32, role: u8) {
+    // Established connections are counted; a record each is for who asked for them.
+    let kind = if errno == 0 { KIND_CONNECT + 1 } else { KIND_CONNECT };
+    if settings.tcp_kinds & (1 << kind) != 0 {
+        let Some(record) = emit::reserve::<ConnectRecord>() else { return };
+        record.header = header::<ConnectRecord>(KIND_CONNECT);
+        record.socket = *socket;
+        record.duration_ns = duration_ns;
+        record.errno = errno;
+        record.role = role;
+        emit::submit(record);
+    }
+}
+
+/// Whether the filter lets an event of this socket through.
+#[inline(always)]
+fn passes(settings: &Settings, socket: &Socket, sk: KernelPointer) -> Result<bool> {
+    if settings.filters == 0 {
+        return Ok(true);
+    }
+    if !filter::owner(settings, &socket.owner) || !filter::endpoints(settings, socket) {
+        return Ok(false);
+    }
+    if settings.filters & FILTER_CGROUP == 0 {
+        return Ok(true);
+    }
+    filter::cgroup(settings, socket::cgroup(sk)?)
+}
+
+/// Names the owner, where one is known, and returns when the SYN was sent (0: unknown).
+#[inline(always)]
+fn set_owner(socket: &mut Socket, sk: KernelPointer) -> u64 {
+    let Some(state) = SOCKETS.get_ptr(sk) else { return 0 };
+    // SAFETY: a value of the map, copied at once.
+    unsafe {
+        socket.owner = (*state).owner;
+        (*state).syn_ns
+    }
+}
+
+#[inline(always)]
+fn remember(sk: KernelPointer, state: &SocketState) {
+    if SOCKETS.insert(sk, state, BPF_ANY).is_err() {
+        emit::count(Counter::SocketsFull, 1);
+    }
+}
+
+#[inline(always)]
+fn listener_key(sk: KernelPointer) -> Result<ListenerKey> {
+    let family = kread!(sk, SKC_FAMILY)?;
+    let mut key = ListenerKey {
+        local: [0; 16],
+        netns: socket::netns(sk)?,
+        local_port: kread!(sk, SKC_NUM)?,
+        family,
+    };
+    match family {
+        socket::AF_INET => socket::set_ipv4(&mut key.local, kread!(sk, SKC_RCV_SADDR)?),
+        socket::AF_INET6 => kread::read_into(sk, fields::SKC_V6_RCV_SADDR, &mut key.local)?,
+        _ => return Err(Error::NotOurs),
+    }
+    Ok(key)
+}
+
+/// With SO_REUSEPORT several processes listen at one address, and nothing at the birth of an accepted socket tells whose
+/// it is: then nobody's.
+#[inline(always)]
+fn add_listener(key: &ListenerKey, owner: &Owner) {
+    if let Some(listeners) = LISTENERS.get_ptr_mut(key) {
+        // SAFETY: a value of the map. Two processes that begin to listen at the very same moment may race for
+        // `count`; the entry then goes with the first to close, and the owner is absent, not wrong.
+        let listeners = unsafe { &mut *listeners };
+        listeners.count += 1;
+        if listeners.owner.tgid != owner.tgid {
+            listeners.owner = Owner::UNKNOWN;
+        }
+        return;
+    }
+    if LISTENERS.insert(key, Listeners { owner: *owner, count: 1, _pad: 0 }, BPF_NOEXIST).is_err() {
+        emit::count(Counter::ListenersFull, 1);
+    }
+}
+
+#[inline(always)]
+fn remove_listener(key: &ListenerKey) -> Result<()> {
+    let Some(listeners) = LISTENERS.get_ptr_mut(key) else { return Ok(()) };
+    // SAFETY: as in `add_listener`.
+    let listeners = unsafe { &mut *listeners };
+    if listeners.count > 1 {
+        listeners.count -= 1;
+        return Ok(());
+    }
+    // It fails when somebody else has removed it, which is as good.
+    let _absent = LISTENERS.remove(key);
+    Ok(())
+}
+
+/// Adds to the exact totals.
+#[inline(always)]
+fn total(socket: &Socket, what: u8, detail: u8, errno: u32, n: u64) {
+    let key = TotalKey { cgroup_id: socket.cgroup_id, what, detail, family: socket.family, _pad: 0, errno };
+    if let Some(cell) = TOTALS.get_ptr_mut(key) {
+        // SAFETY: a per-CPU cell. (A timer may interrupt process context here, but not a softirq another softirq.)
+        unsafe { *cell += n };
+    } else if TOTALS.insert(key, n, BPF_NOEXIST).is_err() {
+        // Another CPU may have made the entry between the two.
+        match TOTALS.get_ptr_mut(key) {
+            // SAFETY: as above.
+            Some(cell) => unsafe { *cell += n },
+            None => emit::count(Counter::TotalsFull, n),
+        }
+    }
+}
+
+#[inline(always)]
+fn handshake(cgroup_id: u64, duration_ns: u64) {
+    let durations = match HANDSHAKES.get_ptr_mut(cgroup_id) {
+        Some(durations) => durations,
+        None => {
+            let Some(zeros) = NO_DURATIONS.get_ptr(0) else { return };
+            // SAFETY: never written, so zeros. An error means that another CPU was first, or that the map is full:
+            // the look-up below tells.
+            let _exists = HANDSHAKES.insert(cgroup_id, unsafe { &*zeros }, BPF_NOEXIST);
+            match HANDSHAKES.get_ptr_mut(cgroup_id) {
+                Some(durations) => durations,
+                None => return emit::count(Counter::TotalsFull, 1),
+            }
+        }
+    };
+    let bucket = hist::bucket(duration_ns);
+    if bucket < BUCKETS {
+        // SAFETY: a per-CPU value, the index checked.
+        unsafe {
+            (*durations).sum_ns += duration_ns;
+            (*durations).buckets[bucket] += 1;
+        }
+    }
+}
+
+#[inline(always)]
+fn now() -> u64 {
+    // SAFETY: the helper has no requirement.
+    unsafe { bpf_ktime_get_ns() }
+}
+
+#[inline(always)]
+fn header<T>(kind: u16) -> RecordHeader {
+    RecordHeader::of::<T>(kind, now())
+}

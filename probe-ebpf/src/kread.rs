@@ -1,0 +1,92 @@
+//! The only door to kernel memory.
+//!
+//! Offsets come from the running kernel's BTF (see `probe_common::fields`); the table is read-only data, frozen
+//! before the programs are loaded, so the verifier knows every value in it and removes what is absent.
+
+use core::ptr::{addr_of, read_volatile};
+
+use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
+use probe_common::fields::{FIELD_COUNT, Field, FieldSlot, KernelPointer};
+
+use crate::{Error, Result};
+
+/// Filled in by user space before loading.
+#[unsafe(no_mangle)]
+static FIELDS: [FieldSlot; FIELD_COUNT] =
+    [FieldSlot { offset: 0, shift: 0, width: 0, present: 0, _pad: 0 }; FIELD_COUNT];
+
+/// The resolved row of a field.
+#[inline(always)]
+pub fn slot<T>(field: Field<T>) -> FieldSlot {
+    // SAFETY: every `Field` is made by the macro that makes the table, so its index is inside. Volatile,
+    // because the compiler sees only the zeros that user space overwrites.
+    unsafe { read_volatile(addr_of!(FIELDS).cast::<FieldSlot>().add(field.index)) }
+}
+
+/// Whether this kernel has the field.
+#[inline(always)]
+pub fn present<T>(field: Field<T>) -> bool {
+    slot(field).present != 0
+}
+
+/// Reads a field of the kernel object at `base`.
+#[inline(always)]
+pub fn read<T: Copy + Default>(base: KernelPointer, field: Field<T>) -> Result<T> {
+    let slot = slot(field);
+    if slot.present == 0 || base == 0 {
+        return Err(Error::Read);
+    }
+    read_at(base + u64::from(slot.offset))
+}
+
+/// Reads a bit-field (or an ordinary byte, where the kernel has one) of the kernel object at `base`.
+#[inline(always)]
+pub fn read_bits(base: KernelPointer, field: Field<u8>) -> Result<u8> {
+    let slot = slot(field);
+    let byte = read(base, field)?;
+    if slot.width == 0 {
+        return Ok(byte);
+    }
+    Ok((byte >> (slot.shift & 7)) & (0xffu16 >> ((8 - slot.width) & 7)) as u8)
+}
+
+/// The address of a field inside the kernel object at `base`.
+#[inline(always)]
+pub fn address<T>(base: KernelPointer, field: Field<T>) -> Result<KernelPointer> {
+    let slot = slot(field);
+    if slot.present == 0 || base == 0 {
+        return Err(Error::Read);
+    }
+    Ok(base + u64::from(slot.offset))
+}
+
+/// Reads a `T` at a kernel address.
+#[inline(always)]
+pub fn read_at<T: Copy + Default>(address: KernelPointer) -> Result<T> {
+    let mut value = T::default();
+    // SAFETY: the helper checks the address itself and fails on a bad one; `value` is a `T` on our stack, and
+    // `T` is one of the integers and byte arrays of the table, for which every bit pattern is valid.
+    let failed = unsafe {
+        bpf_probe_read_kernel((&raw mut value).cast(), size_of::<T>() as u32, address as *const _)
+    };
+    if failed == 0 { Ok(value) } else { Err(Error::Read) }
+}
+
+/// Reads a field of the kernel object at `base` into `value`: for what is too large to be moved about on a BPF stack.
+#[inline(always)]
+pub fn read_into<T: Copy>(base: KernelPointer, field: Field<T>, value: &mut T) -> Result<()> {
+    let address = address(base, field)?;
+    // SAFETY: as in `read_at`.
+    let failed = unsafe {
+        bpf_probe_read_kernel((&raw mut *value).cast(), size_of::<T>() as u32, address as *const _)
+    };
+    if failed == 0 { Ok(()) } else { Err(Error::Read) }
+}
+
+/// `kread!(sk, SKC_STATE)?`: the field `SKC_STATE` of the kernel object at `sk`.
+#[macro_export]
+macro_rules! kread {
+    ($base:expr, $field:ident) => {
+        $crate::kread::read($base, ::probe_common::fields::$field)
+    };
+}

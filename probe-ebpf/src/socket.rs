@@ -1,0 +1,131 @@
+//! What a `struct sock` says about its connection.
+
+use probe_common::fields::{self, KernelPointer};
+use probe_common::tcp::Socket;
+use probe_common::wire::{Address, FAMILY_IPV4, FAMILY_IPV6};
+
+use crate::{Error, Result, kread};
+
+/// include/linux/socket.h
+pub const AF_INET: u16 = 2;
+/// include/linux/socket.h
+pub const AF_INET6: u16 = 10;
+
+/// A connection request, include/net/tcp_states.h.
+pub const TCP_NEW_SYN_RECV: u8 = 12;
+/// include/net/tcp_states.h
+pub const TCP_TIME_WAIT: u8 = 6;
+
+/// Fills in addresses, ports, state, cgroup and network namespace of a full TCP socket; the owner is left as it is.
+///
+/// Into the caller's memory, here as below: a BPF stack has 512 bytes, and moved structs would be there twice.
+#[inline(always)]
+pub fn describe(sk: KernelPointer, socket: &mut Socket) -> Result<()> {
+    socket.local_port = kread!(sk, SKC_NUM)?;
+    socket.peer_port = u16::from_be_bytes(kread!(sk, SKC_DPORT)?);
+    socket.state = kread!(sk, SKC_STATE)?;
+    socket.cookie = kread!(sk, SKC_COOKIE).unwrap_or(0);
+    describe_home(sk, socket)?;
+    match kread!(sk, SKC_FAMILY)? {
+        AF_INET => {
+            socket.family = FAMILY_IPV4;
+            set_ipv4(&mut socket.local, kread!(sk, SKC_RCV_SADDR)?);
+            set_ipv4(&mut socket.peer, kread!(sk, SKC_DADDR)?);
+        }
+        AF_INET6 => {
+            kread::read_into(sk, fields::SKC_V6_RCV_SADDR, &mut socket.local)?;
+            kread::read_into(sk, fields::SKC_V6_DADDR, &mut socket.peer)?;
+            settle_ipv6(socket);
+        }
+        _ => return Err(Error::NotOurs),
+    }
+    Ok(())
+}
+
+/// Fills in the connection that a request on a listening socket will become; cgroup and namespace are the listener's.
+#[inline(always)]
+pub fn describe_request(listener: KernelPointer, request: KernelPointer, socket: &mut Socket) -> Result<()> {
+    socket.local_port = kread!(request, REQ_NUM)?;
+    socket.peer_port = u16::from_be_bytes(kread!(request, REQ_DPORT)?);
+    socket.state = TCP_NEW_SYN_RECV;
+    describe_home(listener, socket)?;
+    match kread!(request, REQ_FAMILY)? {
+        AF_INET => {
+            socket.family = FAMILY_IPV4;
+            set_ipv4(&mut socket.local, kread!(request, REQ_RCV_SADDR)?);
+            set_ipv4(&mut socket.peer, kread!(request, REQ_DADDR)?);
+        }
+        AF_INET6 => {
+            kread::read_into(request, fields::REQ_V6_RCV_SADDR, &mut socket.local)?;
+            kread::read_into(request, fields::REQ_V6_DADDR, &mut socket.peer)?;
+            settle_ipv6(socket);
+        }
+        _ => return Err(Error::NotOurs),
+    }
+    Ok(())
+}
+
+/// Where a socket belongs: network namespace and cgroup.
+#[inline(always)]
+fn describe_home(sk: KernelPointer, socket: &mut Socket) -> Result<()> {
+    socket.netns = netns(sk)?;
+    socket.cgroup_id = cgroup(sk).and_then(cgroup_id).unwrap_or(0);
+    Ok(())
+}
+
+/// Inode number of the socket's network namespace.
+#[inline(always)]
+pub fn netns(sk: KernelPointer) -> Result<u32> {
+    kread!(kread!(sk, SKC_NET)?, NET_NS_INUM)
+}
+
+/// The socket's `struct cgroup` in the v2 hierarchy.
+#[inline(always)]
+pub fn cgroup(sk: KernelPointer) -> Result<KernelPointer> {
+    if kread::present(fields::SK_CGROUP) {
+        return kread!(sk, SK_CGROUP);
+    }
+    // Before 5.15 the word is a pointer unless bit 0 says that it holds v1 class data.
+    let value = kread!(sk, SK_CGROUP_VAL)?;
+    if value & 1 == 0 && value != 0 { Ok(value) } else { Err(Error::Read) }
+}
+
+/// cgroup id of a `struct cgroup`.
+#[inline(always)]
+pub fn cgroup_id(cgroup: KernelPointer) -> Result<u64> {
+    kread!(kread!(cgroup, CGROUP_KN)?, KERNFS_ID)
+}
+
+/// A v4-mapped connection (RFC 4291, 2.5.5.2) is IPv4 on the wire and is reported as what it is.
+#[inline(always)]
+fn settle_ipv6(socket: &mut Socket) {
+    let [upper, lower] = words(&socket.peer);
+    // ::ffff:0:0/96
+    if upper == 0 && lower as u32 == u32::from_le_bytes([0, 0, 0xff, 0xff]) {
+        socket.family = FAMILY_IPV4;
+        let [_, local] = words(&socket.local);
+        set_ipv4(&mut socket.local, ((local >> 32) as u32).to_ne_bytes());
+        set_ipv4(&mut socket.peer, ((lower >> 32) as u32).to_ne_bytes());
+    } else {
+        socket.family = FAMILY_IPV6;
+    }
+}
+
+/// IPv4 in the first four bytes, the rest zero.
+#[inline(always)]
+pub fn set_ipv4(address: &mut Address, ipv4: [u8; 4]) {
+    let words = (&raw mut *address).cast::<u64>();
+    // SAFETY: 16 bytes; unaligned on purpose (on our stack LLVM knows the real alignment).
+    unsafe {
+        words.write_unaligned(u64::from(u32::from_ne_bytes(ipv4)));
+        words.add(1).write_unaligned(0);
+    }
+}
+
+/// An address as two native words: BPF has no memcmp, and single bytes cost registers.
+#[inline(always)]
+pub fn words(address: &[u8; 16]) -> [u64; 2] {
+    let words = (&raw const *address).cast::<u64>();
+    // SAFETY: 16 bytes.
+    unsafe { [words.read_unaligned(), words.add(1).read_unaligned()] }
+}

@@ -1,0 +1,39 @@
+//! Who the current task is: only for hooks that run in the process they are about.
+
+use aya_ebpf::helpers::generated::bpf_get_current_task;
+use probe_common::fields::{self, KernelPointer};
+use probe_common::wire::Owner;
+
+use crate::{Result, kread};
+
+/// The current process, named by its leading thread.
+#[inline(always)]
+pub fn owner() -> Result<Owner> {
+    // SAFETY: the helper has no requirement.
+    owner_of(unsafe { bpf_get_current_task() })
+}
+
+/// The process of a task.
+#[inline(always)]
+pub fn owner_of(task: KernelPointer) -> Result<Owner> {
+    let leader = kread!(task, TASK_GROUP_LEADER)?;
+    Ok(Owner {
+        start_ns: kread!(leader, TASK_START_BOOTTIME)?,
+        tgid: kread!(leader, TASK_TGID)? as u32,
+        _pad: 0,
+        comm: kread!(leader, TASK_COMM)?,
+    })
+}
+
+/// Whether the current task is inside a 32-bit system call (x86: TS_COMPAT in thread_info.status,
+/// arch/x86/include/asm/thread_info.h).
+#[inline(always)]
+pub fn in_compat_call() -> bool {
+    const TS_COMPAT: u32 = 0x2;
+    if !kread::present(fields::TASK_THREAD_STATUS) {
+        return false;
+    }
+    // SAFETY: the helper has no requirement.
+    let task = unsafe { bpf_get_current_task() };
+    kread!(task, TASK_THREAD_STATUS).is_ok_and(|status| status & TS_COMPAT != 0)
+}
