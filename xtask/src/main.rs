@@ -1,2 +1,65 @@
-//! cargo xtask
-fn main() {}
+//! `cargo xtask <task>`: everything a developer of probe runs.
+//!
+//! This file parses and dispatches; each task is the file of its name.
+
+mod check;
+mod ci;
+mod deny;
+mod ebpf;
+mod process;
+mod setup;
+mod test;
+mod toolchain;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use crate::process::say;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Everything a developer of probe runs", max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Install the pinned BPF toolchain (apt packages, and bpf-linker under target/tools)
+    Setup(setup::Args),
+    /// Rebuild the BPF objects under probe-ebpf/prebuilt, or prove them with --check
+    Ebpf(ebpf::Args),
+    /// Unit tests and, as root, the live tests on the running kernel
+    Test(test::Args),
+    /// Everything CI asks before the tests: format, clippy, licences, BPF objects
+    Check,
+    /// What CI runs, from the first step to the last
+    Ci,
+}
+
+fn main() -> ExitCode {
+    if ebpf::rustc::is_called() {
+        return ebpf::rustc::main();
+    }
+    match dispatch(Cli::parse().task) {
+        Ok(code) => code,
+        Err(error) => {
+            say(format_args!("error: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(task: Task) -> Result<ExitCode> {
+    match task {
+        Task::Setup(args) => setup::run(&args)?,
+        Task::Ebpf(args) => ebpf::run(&args)?,
+        // Its sum is the last line, whatever the outcome, so it prints its own errors.
+        Task::Test(args) => return test::run(&args),
+        Task::Check => check::run()?,
+        Task::Ci => ci::run()?,
+    }
+    Ok(ExitCode::SUCCESS)
+}

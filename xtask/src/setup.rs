@@ -1,0 +1,94 @@
+//! `cargo xtask setup`: install the pinned BPF toolchain.
+
+use std::{path::Path, process::Command};
+
+use anyhow::{Result, bail};
+
+use crate::{
+    process::{self, is_root, repo_root, say, show},
+    toolchain,
+};
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Only print the commands that are still missing here
+    #[arg(long)]
+    print: bool,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let root = repo_root()?;
+    if args.print {
+        for command in missing(&root) {
+            say(show_with_env(&command));
+        }
+        return Ok(());
+    }
+    ensure(&root)?;
+    let versions = toolchain::installed(&root)?;
+    say(format_args!(
+        "BPF toolchain ready: {}; bpf-linker {}; LLVM {}",
+        versions.rustc, versions.bpf_linker, versions.llvm
+    ));
+    Ok(())
+}
+
+/// Installs what is missing and nothing else, so that CI can call it every time.
+pub(crate) fn ensure(root: &Path) -> Result<()> {
+    let commands = missing(root);
+    if commands.iter().any(needs_root) && !is_root() {
+        let line = commands.iter().filter(|c| needs_root(c)).map(show).collect::<Vec<_>>().join(" && ");
+        bail!(
+            "only root installs packages. Run this line, then `cargo xtask setup` again:\n\n    sudo sh -c '{line}'\n"
+        );
+    }
+    for mut command in commands {
+        say(format_args!("+ {}", show_with_env(&command)));
+        process::run(&mut command)?;
+    }
+    Ok(())
+}
+
+/// The commands that bring this machine to the pinned toolchain; none when it is there.
+fn missing(root: &Path) -> Vec<Command> {
+    let mut commands = Vec::new();
+    let packages = toolchain::APT_PACKAGES.into_iter().filter(|p| !is_installed(p)).collect::<Vec<_>>();
+    if !packages.is_empty() {
+        let mut update = Command::new("apt-get");
+        update.arg("update");
+        let mut install = Command::new("apt-get");
+        install.env("DEBIAN_FRONTEND", "noninteractive");
+        install.args(["install", "-y", "--no-install-recommends"]).args(packages);
+        commands.extend([update, install]);
+    }
+    if toolchain::bpf_linker_version(root).ok().as_deref() != Some(toolchain::BPF_LINKER) {
+        let mut install = toolchain::cargo();
+        install
+            .env("LLVM_PREFIX", toolchain::LLVM_PREFIX)
+            .args(["install", "bpf-linker", "--version", toolchain::BPF_LINKER, "--locked", "--force"])
+            .args(["--no-default-features", "--features", toolchain::BPF_LINKER_LLVM, "--root"])
+            .arg(toolchain::tools_dir(root));
+        commands.push(install);
+    }
+    commands
+}
+
+fn is_installed(package: &str) -> bool {
+    Command::new("dpkg-query")
+        .args(["-W", "-f=${db:Status-Status}", package])
+        .output()
+        .is_ok_and(|query| query.stdout == b"installed")
+}
+
+fn needs_root(command: &Command) -> bool {
+    command.get_program() == "apt-get"
+}
+
+/// With the variables that the command sets itself, so that the printed line does the same.
+fn show_with_env(command: &Command) -> String {
+    let variables = command
+        .get_envs()
+        .filter_map(|(name, value)| Some(format!("{}={} ", name.to_string_lossy(), value?.to_string_lossy())))
+        .collect::<String>();
+    variables + &show(command)
+}
