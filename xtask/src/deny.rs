@@ -27,9 +27,8 @@ pub(crate) fn run(root: &Path) -> Result<()> {
         process::run(
             Command::new(&deny)
                 .current_dir(root)
-                .args(["--manifest-path", manifest, "--locked", "check", "--config"])
-                .arg(root.join("deny.toml"))
-                .args(["bans", "licenses", "sources"]),
+                .args(["--manifest-path", manifest, "--locked", "--config", "deny.toml"])
+                .args(["check", "--hide-inclusion-graph", "bans", "licenses", "sources"]),
         )?;
     }
     Ok(())

@@ -121,8 +121,8 @@ pub(super) fn hash_sources(root: &Path) -> Result<Hashes> {
         fs::read_to_string(&workspace).with_context(|| format!("cannot read {}", workspace.display()))?;
     let table: toml::Table = text.parse().with_context(|| format!("{} is no TOML", workspace.display()))?;
     let edition =
-        ["package", "edition"].iter().try_fold(table.get("workspace"), |value, key| Some(value?.get(key)));
-    hashes.insert(EDITION.into(), sha256(format!("{edition:?}").as_bytes()));
+        table.get("workspace").and_then(|workspace| workspace.get("package")?.get("edition")?.as_str());
+    hashes.insert(EDITION.into(), sha256(edition.unwrap_or_default().as_bytes()));
     Ok(hashes)
 }
 
