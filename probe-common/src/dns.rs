@@ -16,6 +16,7 @@ pub const NAME_ROOM: usize = 256;
 
 /// Which answer belongs to which question.
 #[repr(C)]
+#[cfg_attr(feature = "bytemuck", derive(bytemuck::Pod, bytemuck::Zeroable))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct PendingKey {
     /// Socket cookie.
@@ -33,6 +34,7 @@ const _: () = assert!(size_of::<PendingKey>() == 32);
 
 /// A question that waits for its answer.
 #[repr(C)]
+#[cfg_attr(feature = "bytemuck", derive(bytemuck::Pod, bytemuck::Zeroable))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pending {
     /// When the query left, CLOCK_MONOTONIC nanoseconds.
@@ -60,6 +62,7 @@ const _: () = assert!(size_of::<Pending>() == 320);
 
 /// A lookup that came to its end.
 #[repr(C)]
+#[cfg_attr(feature = "bytemuck", derive(bytemuck::Pod, bytemuck::Zeroable))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LookupRecord {
     /// Kind [`KIND_ANSWERED`], [`KIND_RESENT`] or [`KIND_ORPHAN`]; time: when the answer came, or the query
@@ -80,6 +83,7 @@ const _: () = assert!(size_of::<LookupRecord>() == 376);
 
 /// What a process's connect or send said about a socket.
 #[repr(C)]
+#[cfg_attr(feature = "bytemuck", derive(bytemuck::Pod, bytemuck::Zeroable))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Asker {
     /// The process.

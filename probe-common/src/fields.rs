@@ -41,6 +41,7 @@ pub struct FieldSpec {
 
 /// One resolved row, as the programs see it. All zero: this kernel has no such field.
 #[repr(C)]
+#[cfg_attr(feature = "bytemuck", derive(bytemuck::Pod, bytemuck::Zeroable))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FieldSlot {
     /// Bytes from the start of the outermost struct; for a trace argument its index.

@@ -6,7 +6,7 @@
 //! places where something can get lost ([`loss`]).
 //!
 //! Rules of the border: fixed-width integers in native byte order, explicit padding, no `bool`, no enum,
-//! no pointer, and a size assertion beside every type. No I/O, no allocation, no dependency.
+//! no pointer, and a size assertion beside every type. No I/O, no allocation; no dependency in the kernel's build.
 #![no_std]
 
 pub mod dns;

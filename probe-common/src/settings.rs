@@ -25,6 +25,7 @@ pub const SYSCALL_SET_BITS: usize = 1024;
 
 /// Run-time settings. All zero: no filter, no slow calls, a wake-up for every record.
 #[repr(C)]
+#[cfg_attr(feature = "bytemuck", derive(bytemuck::Pod, bytemuck::Zeroable))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// `FILTER_*` bits: what of the following applies. Every condition has to hold.

@@ -42,6 +42,7 @@ pub const ERRNO_SLOTS: usize = 6;
 
 /// How often a call failed with one errno.
 #[repr(C)]
+#[cfg_attr(feature = "bytemuck", derive(bytemuck::Pod, bytemuck::Zeroable))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ErrnoCount {
     /// Positive errno; 0: the slot is free.
@@ -52,6 +53,7 @@ pub struct ErrnoCount {
 
 /// Shortest and longest call of one interval.
 #[repr(C)]
+#[cfg_attr(feature = "bytemuck", derive(bytemuck::Pod, bytemuck::Zeroable))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Peak {
     /// Nanoseconds.
@@ -68,6 +70,7 @@ const _: () = assert!(size_of::<Peak>() == 24);
 /// Cumulative figures of one (process, system call) on one CPU. User space maps the array of them into its
 /// memory and reads them without a system call; it writes only to blocks of processes that are gone.
 #[repr(C)]
+#[cfg_attr(feature = "bytemuck", derive(bytemuck::Pod, bytemuck::Zeroable))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Block {
     /// [`block_key`]; 0: the block is free.
@@ -92,6 +95,7 @@ pub const CACHE_LINES: usize = 256;
 
 /// Where the block of a key is. Checked against the block's own key before use.
 #[repr(C)]
+#[cfg_attr(feature = "bytemuck", derive(bytemuck::Pod, bytemuck::Zeroable))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CacheLine {
     /// [`block_key`].
@@ -104,6 +108,7 @@ pub struct CacheLine {
 
 /// What one CPU is doing.
 #[repr(C)]
+#[cfg_attr(feature = "bytemuck", derive(bytemuck::Pod, bytemuck::Zeroable))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CpuState {
     /// When the call that runs here began, CLOCK_MONOTONIC nanoseconds.
@@ -119,6 +124,7 @@ const _: () = assert!(size_of::<CpuState>() == 16 + 16 * CACHE_LINES);
 
 /// A call whose thread lost the CPU inside it (`SLEEPERS`, keyed by thread id).
 #[repr(C)]
+#[cfg_attr(feature = "bytemuck", derive(bytemuck::Pod, bytemuck::Zeroable))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sleeper {
     /// When the call began, CLOCK_MONOTONIC nanoseconds.
@@ -132,6 +138,7 @@ const _: () = assert!(size_of::<Sleeper>() == 16);
 
 /// A process that has blocks (`PROCESSES`, keyed by process id).
 #[repr(C)]
+#[cfg_attr(feature = "bytemuck", derive(bytemuck::Pod, bytemuck::Zeroable))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Process {
     /// Nanoseconds since boot, CLOCK_BOOTTIME, at which it began.
@@ -151,6 +158,7 @@ const _: () = assert!(size_of::<Process>() == 48);
 
 /// A call that took longer than its threshold.
 #[repr(C)]
+#[cfg_attr(feature = "bytemuck", derive(bytemuck::Pod, bytemuck::Zeroable))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SlowRecord {
     /// Kind [`KIND_SLOW`]; time: when it returned.

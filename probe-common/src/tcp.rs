@@ -15,6 +15,7 @@ pub const ABSENT: u32 = u32::MAX;
 
 /// A connection, as the kernel's socket describes it at the moment of the event.
 #[repr(C)]
+#[cfg_attr(feature = "bytemuck", derive(bytemuck::Pod, bytemuck::Zeroable))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Socket {
     /// Local address; IPv4-mapped IPv6 is reported as the IPv4 it is.
@@ -67,6 +68,7 @@ pub const CAUSES: [&str; 6] = ["syn", "syn_ack", "timeout", "slow_start", "fast"
 
 /// Segments were sent again.
 #[repr(C)]
+#[cfg_attr(feature = "bytemuck", derive(bytemuck::Pod, bytemuck::Zeroable))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RetransmitRecord {
     /// Kind [`KIND_RETRANSMIT`].
@@ -95,6 +97,7 @@ pub const RESET_RECEIVED: u8 = 1;
 
 /// A connection was reset.
 #[repr(C)]
+#[cfg_attr(feature = "bytemuck", derive(bytemuck::Pod, bytemuck::Zeroable))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ResetRecord {
     /// Kind [`KIND_RESET`].
@@ -117,6 +120,7 @@ pub const ROLE_SERVER: u8 = 1;
 
 /// A connection attempt came to its end.
 #[repr(C)]
+#[cfg_attr(feature = "bytemuck", derive(bytemuck::Pod, bytemuck::Zeroable))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConnectRecord {
     /// Kind [`KIND_CONNECT`].
@@ -136,6 +140,7 @@ const _: () = assert!(size_of::<ConnectRecord>() == 128);
 
 /// What a socket's kernel address leads to, from its connect or listen on until it is destroyed.
 #[repr(C)]
+#[cfg_attr(feature = "bytemuck", derive(bytemuck::Pod, bytemuck::Zeroable))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SocketState {
     /// Who connected or listened.
@@ -147,6 +152,7 @@ const _: () = assert!(size_of::<SocketState>() == 40);
 
 /// What a listening socket's address leads to: accepted sockets copy it, so it finds their owner.
 #[repr(C)]
+#[cfg_attr(feature = "bytemuck", derive(bytemuck::Pod, bytemuck::Zeroable))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ListenerKey {
     /// Bound address; zero: any.
@@ -162,6 +168,7 @@ const _: () = assert!(size_of::<ListenerKey>() == 24);
 
 /// The listeners at one address (several with SO_REUSEPORT).
 #[repr(C)]
+#[cfg_attr(feature = "bytemuck", derive(bytemuck::Pod, bytemuck::Zeroable))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Listeners {
     /// Their owner; unknown when they are of different processes.
@@ -182,6 +189,7 @@ pub const TOTAL_CONNECTIONS: u8 = 2;
 
 /// Key of the exact totals (`TOTALS`, per CPU, value `u64`).
 #[repr(C)]
+#[cfg_attr(feature = "bytemuck", derive(bytemuck::Pod, bytemuck::Zeroable))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct TotalKey {
     /// cgroup v2 id of the socket; 0: unknown.
@@ -201,6 +209,7 @@ const _: () = assert!(size_of::<TotalKey>() == 16);
 
 /// Handshake durations of one cgroup (`HANDSHAKES`, per CPU, keyed by cgroup id).
 #[repr(C)]
+#[cfg_attr(feature = "bytemuck", derive(bytemuck::Pod, bytemuck::Zeroable))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Durations {
     /// Sum in nanoseconds.

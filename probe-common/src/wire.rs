@@ -6,6 +6,7 @@ pub const WIRE_VERSION: u16 = 1;
 
 /// Starts every record.
 #[repr(C)]
+#[cfg_attr(feature = "bytemuck", derive(bytemuck::Pod, bytemuck::Zeroable))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RecordHeader {
     /// Which record follows: a `KIND_*` constant of the signal's module.
@@ -29,6 +30,7 @@ impl RecordHeader {
 
 /// The process that owns a socket, as seen by the hook that ran inside that process.
 #[repr(C)]
+#[cfg_attr(feature = "bytemuck", derive(bytemuck::Pod, bytemuck::Zeroable))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Owner {
     /// Nanoseconds since boot, CLOCK_BOOTTIME, at which the process began: with the pid, its name for good.
