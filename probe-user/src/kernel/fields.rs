@@ -474,7 +474,7 @@ mod tests {
                     };
                 }
             }
-            if next(&mut state) % 8 == 0 {
+            if next(&mut state).is_multiple_of(8) {
                 bytes.truncate(next(&mut state) as usize % bytes.len());
             }
             let Ok(btf) = KernelBtf::from_bytes(bytes) else { continue };

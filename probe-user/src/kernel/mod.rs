@@ -3,4 +3,7 @@
 pub mod btf;
 #[cfg(test)]
 mod btf_blob;
+pub mod cgroup;
+pub mod clock;
 pub mod fields;
+pub mod privileges;
