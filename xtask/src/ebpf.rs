@@ -47,7 +47,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         manifest::replace(&prebuilt.join(name), bytes)?;
         say(format_args!("{name}: {} bytes", bytes.len()));
     }
-    Manifest::new(versions, sources, &objects).write(&root)
+    Manifest::new(versions, sources, &objects).write(&root)?;
+    prove::verify(&objects)
 }
 
 /// Fails, with the remedy, unless the committed objects are what the sources make.
