@@ -3,6 +3,7 @@
 //! ARCHITECTURE.md has the map. Data goes one way: `load` → `collect` → `signals` → `entity` → `series` →
 //! `sink`.
 
+pub mod entity;
 pub mod event;
 pub mod kernel;
 pub mod series;

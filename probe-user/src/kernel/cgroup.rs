@@ -317,6 +317,24 @@ impl CgroupTree {
         Some(&known.cgroup)
     }
 
+    /// The cgroup of an id that should have this path below the root, when nothing is known of the id yet: one
+    /// look at the directory instead of a scan, at any time. None when the directory there has another id.
+    pub fn get_at(&mut self, id: u64, path: &str, now: Instant) -> Option<&Cgroup> {
+        if !self.known.contains_key(&id) {
+            let below = Path::new(path).strip_prefix("/").ok()?;
+            let metadata = std::fs::metadata(self.root.join(below)).ok()?;
+            if metadata.ino() != id || !metadata.is_dir() {
+                return None;
+            }
+            let level = u32::try_from(below.components().count()).unwrap_or(u32::MAX);
+            self.unknown.remove(&id);
+            self.insert(Cgroup { id, level, path: path.into() }, id, now);
+        }
+        let known = self.known.get_mut(&id)?;
+        known.used = now;
+        Some(&known.cgroup)
+    }
+
     /// What it holds and has done.
     pub fn stats(&self) -> TreeStats {
         TreeStats { entries: self.known.len(), ..self.stats }
@@ -429,6 +447,8 @@ pub fn process_cgroups(text: &[u8]) -> ProcessCgroups {
         let (Some(hierarchy), Some(_), Some(path)) = (parts.next(), parts.next(), parts.next()) else {
             continue;
         };
+        // A process may outlive the directory.
+        let path = path.strip_suffix(b" (deleted)").unwrap_or(path);
         let path = OsStr::from_bytes(path).to_string_lossy().into_owned();
         if hierarchy == b"0" {
             cgroups.unified = Some(path);
@@ -482,6 +502,7 @@ mod tests {
         check("v2", b"0::/user.slice\n", Some("/user.slice"), &[]);
         check("hybrid", b"9:name=systemd:/a\n8:pids:/b\n0::/\n", Some("/"), &["/a", "/b"]);
         check("colons", b"0::/system.slice/a:b:c\n", Some("/system.slice/a:b:c"), &[]);
+        check("removed", b"0::/a (deleted)\n", Some("/a"), &[]);
         check("rubbish", b"\xff\n::\n0\n", None, &[""]);
         check("empty", b"", None, &[]);
     }
@@ -544,6 +565,21 @@ mod tests {
         assert_eq!(path(&mut tree, inner, at(330_000)), Some(("/a/b".into(), 2)), "names outlive cgroups");
         assert_eq!(path(&mut tree, u64::MAX - 2, at(341_000)), None);
         assert_eq!(path(&mut tree, inner, at(341_000)), None, "for a while");
+    }
+
+    #[test]
+    fn a_path_that_is_told_needs_no_scan() {
+        let directory = Directory::new("told");
+        let inner = directory.add("a/b");
+        let mut tree = CgroupTree::new(&directory.0, TreeLimits::default());
+        let now = Instant::now();
+        assert_eq!(tree.get_at(inner, "/a", now), None, "another cgroup's path");
+        assert_eq!(tree.get_at(inner, "/a/c", now), None, "no such path");
+        assert_eq!(tree.get_at(inner, "a/b", now), None, "not a path below the root");
+        let found = tree.get_at(inner, "/a/b", now).map(|cgroup| (cgroup.path.to_string(), cgroup.level));
+        assert_eq!(found, Some(("/a/b".into(), 2)));
+        assert_eq!(path(&mut tree, inner, now), Some(("/a/b".into(), 2)));
+        assert_eq!(tree.stats().scans, 0);
     }
 
     #[test]

@@ -5,5 +5,6 @@ pub mod btf;
 mod btf_blob;
 pub mod cgroup;
 pub mod clock;
+pub mod features;
 pub mod fields;
 pub mod privileges;

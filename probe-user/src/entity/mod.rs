@@ -1,0 +1,266 @@
+//! Whose it is: cgroup id → container or host, process → names. Caches are bounded; what is unknown is absent.
+
+pub mod container;
+pub mod process;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+pub use container::{ContainerIdentity, Runtime, container_of};
+pub use process::{ProcessLimits, ProcessNames, Processes};
+
+use crate::kernel::cgroup::{CgroupTree, ProcessCgroups, ROOT_ID, TreeLimits, TreeStats, process_cgroups};
+
+/// Whose a series or an event is. Cheap to clone.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Entity {
+    /// The host: whatever is in no container.
+    Host,
+    /// A container.
+    Container(Arc<ContainerIdentity>),
+}
+
+impl Entity {
+    /// The entity of a cgroup path.
+    pub fn of_path(path: &[u8]) -> Self {
+        container_of(path).map_or(Self::Host, |container| Self::Container(Arc::new(container)))
+    }
+
+    /// The container, if it is one.
+    pub fn container(&self) -> Option<&ContainerIdentity> {
+        match self {
+            Self::Host => None,
+            Self::Container(container) => Some(container),
+        }
+    }
+}
+
+/// The owner of something, as far as its cgroup tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// Container or host.
+    pub entity: Entity,
+    /// Path of the cgroup below its mount; for `linux.cgroup.path`. Text sinks must escape it.
+    pub cgroup_path: Arc<str>,
+}
+
+/// Owners remembered beside the tree, each way; the tree has names for longer.
+const MAX_OWNERS: usize = 8_192;
+/// How long the cgroup of a process in the root of v2 is taken from memory: pids come again, processes move.
+const PROCESS_MEMORY: Duration = Duration::from_secs(5);
+
+/// What [`Entities`] holds and has done, for the agent's own telemetry.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EntityStats {
+    /// Names of cgroups.
+    pub cgroups: TreeStats,
+    /// Questions that had no answer: the cgroup was gone, or not visible from here.
+    pub unresolved: u64,
+}
+
+/// Finds owners by cgroup id.
+#[derive(Debug)]
+pub struct Entities {
+    tree: Option<CgroupTree>,
+    proc: PathBuf,
+    by_cgroup: HashMap<u64, Owner>,
+    by_process: HashMap<u32, (Option<Owner>, Instant)>,
+    unresolved: u64,
+}
+
+impl Entities {
+    /// Over the root directory of cgroup v2; None where there is none: then only processes tell their
+    /// containers.
+    pub fn new(cgroup_root: Option<&Path>, limits: TreeLimits) -> Self {
+        Self::at(Path::new("/proc"), cgroup_root, limits)
+    }
+
+    fn at(proc: &Path, cgroup_root: Option<&Path>, limits: TreeLimits) -> Self {
+        Self {
+            tree: cgroup_root.map(|root| CgroupTree::new(root, limits)),
+            proc: proc.to_owned(),
+            by_cgroup: HashMap::new(),
+            by_process: HashMap::new(),
+            unresolved: 0,
+        }
+    }
+
+    /// The owner by cgroup id (v2), else by process. None: unknown.
+    ///
+    /// A process in the v2 root is looked up in /proc/PID/cgroup: where the kubelet still uses v1, every
+    /// process is in the v2 root and the v1 paths tell the container. May block for a scan of the tree, at
+    /// most once a second.
+    pub fn resolve(&mut self, cgroup_id: u64, tgid: Option<u32>, now: Instant) -> Option<Owner> {
+        let tgid = tgid.filter(|&tgid| tgid != 0);
+        let owner = match (cgroup_id, tgid) {
+            (0, None) => None,
+            (0 | ROOT_ID, Some(tgid)) => self.of_process(cgroup_id, tgid, now),
+            (_, Some(tgid)) if self.tree.is_none() => self.of_process(0, tgid, now),
+            (_, _) => self.of_cgroup(cgroup_id, tgid, now),
+        };
+        self.unresolved += u64::from(owner.is_none());
+        owner
+    }
+
+    /// The entity alone, with the host for what is unknown (which [`Self::stats`] counts).
+    pub fn entity_of(&mut self, cgroup_id: u64, tgid: Option<u32>) -> Entity {
+        self.resolve(cgroup_id, tgid, Instant::now()).map_or(Entity::Host, |owner| owner.entity)
+    }
+
+    /// What it holds and has done.
+    pub fn stats(&self) -> EntityStats {
+        let cgroups = self.tree.as_ref().map(CgroupTree::stats).unwrap_or_default();
+        EntityStats { cgroups, unresolved: self.unresolved }
+    }
+
+    fn of_cgroup(&mut self, id: u64, tgid: Option<u32>, now: Instant) -> Option<Owner> {
+        if let Some(owner) = self.by_cgroup.get(&id) {
+            return Some(owner.clone());
+        }
+        let tree = self.tree.as_mut()?;
+        // The process usually still is where its socket was made: its own word, checked against the
+        // directory's inode number, spares a scan and is there at once.
+        let told = tgid.and_then(|tgid| read_cgroups(&self.proc, tgid)).and_then(|cgroups| cgroups.unified);
+        let path = told.and_then(|path| tree.get_at(id, &path, now).map(|cgroup| Arc::clone(&cgroup.path)));
+        let path = path.or_else(|| tree.get(id, now).map(|cgroup| Arc::clone(&cgroup.path)))?;
+        let owner = Owner { entity: Entity::of_path(path.as_bytes()), cgroup_path: path };
+        if self.by_cgroup.len() >= MAX_OWNERS {
+            self.by_cgroup.clear();
+        }
+        self.by_cgroup.insert(id, owner.clone());
+        Some(owner)
+    }
+
+    /// For processes in the v2 root, and for those whose cgroup id nobody knows.
+    fn of_process(&mut self, cgroup_id: u64, tgid: u32, now: Instant) -> Option<Owner> {
+        let at_root = || Owner { entity: Entity::Host, cgroup_path: "/".into() };
+        if let Some((owner, read)) = self.by_process.get(&tgid)
+            && now.saturating_duration_since(*read) < PROCESS_MEMORY
+        {
+            return owner.clone().or_else(|| (cgroup_id == ROOT_ID).then(at_root));
+        }
+        let owner = read_cgroups(&self.proc, tgid).map(|cgroups| owner_of_process(&cgroups));
+        if self.by_process.len() >= MAX_OWNERS {
+            self.by_process.clear();
+        }
+        self.by_process.insert(tgid, (owner.clone(), now));
+        owner.or_else(|| (cgroup_id == ROOT_ID).then(at_root))
+    }
+}
+
+fn read_cgroups(proc: &Path, tgid: u32) -> Option<ProcessCgroups> {
+    let text = process::read_limited(&proc.join(tgid.to_string()).join("cgroup")).ok()?;
+    Some(process_cgroups(&text))
+}
+
+/// The path that names a container, v2's first; else v2's own.
+fn owner_of_process(cgroups: &ProcessCgroups) -> Owner {
+    let ProcessCgroups { unified, legacy } = cgroups;
+    for path in unified.iter().chain(legacy) {
+        let entity = Entity::of_path(path.as_bytes());
+        if entity != Entity::Host {
+            return Owner { entity, cgroup_path: path.as_str().into() };
+        }
+    }
+    Owner { entity: Entity::Host, cgroup_path: unified.as_deref().unwrap_or("/").into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::MetadataExt;
+
+    const ID: &str = "3f37e9702f3961bba773444f8be29ad8c0ffee00c0ffee00c0ffee00c0ffee00";
+
+    struct Directory(PathBuf);
+
+    impl Directory {
+        fn new(name: &str) -> Self {
+            let path = std::env::temp_dir().join(format!("probe-entity-{name}-{}", std::process::id()));
+            let _ = std::fs::remove_dir_all(&path);
+            std::fs::create_dir_all(&path).unwrap();
+            Self(path)
+        }
+        fn cgroup(&self, below: &str) -> u64 {
+            let path = self.0.join("cgroup").join(below);
+            std::fs::create_dir_all(&path).unwrap();
+            std::fs::metadata(path).unwrap().ino()
+        }
+        fn process(&self, tgid: u32, cgroups: &str) {
+            let path = self.0.join("proc").join(tgid.to_string());
+            std::fs::create_dir_all(&path).unwrap();
+            std::fs::write(path.join("cgroup"), cgroups).unwrap();
+        }
+        fn entities(&self) -> Entities {
+            Entities::at(&self.0.join("proc"), Some(&self.0.join("cgroup")), TreeLimits::default())
+        }
+    }
+
+    impl Drop for Directory {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn container(owner: Option<&Owner>) -> Option<&str> {
+        owner?.entity.container().map(|container| container.container_id.as_str())
+    }
+
+    #[test]
+    fn owners_by_cgroup_by_process_and_unknown() {
+        let directory = Directory::new("owners");
+        let docker = directory.cgroup(&format!("docker/{ID}"));
+        let service = directory.cgroup("system.slice/sshd.service");
+        directory.process(10, &format!("9:memory:/docker/{ID}\n0::/\n"));
+        directory.process(11, "9:memory:/user\n0::/\n");
+        directory.process(12, "0::/system.slice/sshd.service\n");
+        let mut entities = directory.entities();
+        let now = Instant::now();
+        let path = |owner: Option<Owner>| owner.map(|owner| (owner.entity, owner.cgroup_path.to_string()));
+
+        let owner = entities.resolve(docker, None, now);
+        assert_eq!(container(owner.as_ref()), Some(ID));
+        assert_eq!(owner.unwrap().cgroup_path.as_ref(), format!("/docker/{ID}"));
+        let service_path = Some((Entity::Host, "/system.slice/sshd.service".to_owned()));
+        assert_eq!(path(entities.resolve(service, None, now)), service_path);
+
+        let owner = entities.resolve(ROOT_ID, Some(10), now);
+        assert_eq!(container(owner.as_ref()), Some(ID), "v1 tells the container");
+        assert_eq!(path(entities.resolve(ROOT_ID, Some(11), now)), Some((Entity::Host, "/".into())));
+        assert_eq!(path(entities.resolve(ROOT_ID, Some(99), now)), Some((Entity::Host, "/".into())), "dead");
+        assert_eq!(path(entities.resolve(0, Some(12), now)), service_path, "unknown id, known process");
+
+        assert_eq!(entities.stats().unresolved, 0);
+        assert_eq!(entities.resolve(0, None, now), None);
+        assert_eq!(entities.resolve(0, Some(99), now), None);
+        assert_eq!(entities.resolve(u64::MAX, Some(12), now), None, "a process elsewhere proves nothing");
+        assert_eq!(entities.stats().unresolved, 3);
+        assert_eq!(entities.entity_of(u64::MAX, None), Entity::Host);
+    }
+
+    #[test]
+    fn a_new_container_is_known_at_once_through_its_process() {
+        let directory = Directory::new("new");
+        directory.cgroup("a");
+        let mut entities = directory.entities();
+        let now = Instant::now();
+        assert_eq!(entities.resolve(u64::MAX, None, now), None, "the scan of this second is spent");
+        let new = directory.cgroup(&format!("docker/{ID}"));
+        assert_eq!(entities.resolve(new, None, now), None);
+        directory.process(10, &format!("0::/docker/{ID}\n"));
+        assert_eq!(container(entities.resolve(new, Some(10), now).as_ref()), Some(ID));
+        assert_eq!(entities.stats().cgroups.scans, 1);
+    }
+
+    #[test]
+    fn without_cgroup_v2_processes_still_tell() {
+        let directory = Directory::new("without");
+        directory.process(10, &format!("9:memory:/docker/{ID}\n"));
+        let mut entities = Entities::at(&directory.0.join("proc"), None, TreeLimits::default());
+        assert_eq!(container(entities.resolve(0, Some(10), Instant::now()).as_ref()), Some(ID));
+        assert_eq!(container(entities.resolve(77, Some(10), Instant::now()).as_ref()), Some(ID));
+        assert_eq!(entities.resolve(77, None, Instant::now()), None);
+    }
+}
