@@ -7,6 +7,7 @@ use std::{
     io::{BufRead as _, BufReader},
     path::{Path, PathBuf},
     process::{Command, ExitCode, Stdio},
+    time::Instant,
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -40,19 +41,13 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     {
         tally.add(run_tests(cargo_test(&root, selection).arg("--").args(&args.filter))?);
     }
-    if args.unit {
-    } else if is_root() {
+    let live = !args.unit;
+    if live && is_root() {
         let mut command = cargo_test(&root, &LIVE);
         command.env(PROBE_BIN, build_probe(&root)?).args(["--", LIVE_TEST_THREADS]).args(&args.filter);
         tally.add(run_tests(&mut command)?);
-    } else {
-        let names = list_live_tests(&root, args)?;
-        complaints.push(format!(
-            "{} LIVE TESTS DID NOT RUN: they load BPF programs, which needs root.",
-            names.len()
-        ));
-        complaints.extend(names.iter().map(|name| format!("    not run: {name}")));
-        complaints.push("Run `cargo xtask test` as root, or only the unit tests with `--unit`.".into());
+    } else if live {
+        complaints.extend(not_run(&list_live_tests(&root, args)?));
     }
 
     let Tally { passed, failed, ignored } = tally;
@@ -77,6 +72,7 @@ fn cargo_test(root: &Path, selection: &[&str]) -> Command {
 /// Passes the runner's output on line by line, and counts along.
 fn run_tests(command: &mut Command) -> Result<Tally> {
     say(format_args!("==== {}", show(command)));
+    let start = Instant::now();
     let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -97,6 +93,11 @@ fn run_tests(command: &mut Command) -> Result<Tally> {
         say(format_args!("`{}` failed: {status}", show(command)));
         tally.failed = 1;
     }
+    let Tally { passed, failed, ignored: _ } = tally;
+    say(format_args!(
+        "---- {passed} passed, {failed} failed, {:.1} s with compiling",
+        start.elapsed().as_secs_f64()
+    ));
     Ok(tally)
 }
 
@@ -117,6 +118,18 @@ fn build_probe(root: &Path) -> Result<PathBuf> {
         Some(path) => Ok(path),
         None => bail!("`{}` named no executable", show(&command)),
     }
+}
+
+/// A test that did not run is a fact to report, not a test that passed.
+fn not_run(names: &[String]) -> Vec<String> {
+    if names.is_empty() {
+        return Vec::new();
+    }
+    let mut lines =
+        vec![format!("{} LIVE TESTS DID NOT RUN: they load BPF programs, which needs root.", names.len())];
+    lines.extend(names.iter().map(|name| format!("    not run: {name}")));
+    lines.push("Run `cargo xtask test` as root, or only the unit tests with `--unit`.".into());
+    lines
 }
 
 fn list_live_tests(root: &Path, args: &Args) -> Result<Vec<String>> {
