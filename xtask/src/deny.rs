@@ -10,6 +10,7 @@ use std::{
 use anyhow::Result;
 
 use crate::{
+    check::Outcome,
     process::{self, output, say, show},
     toolchain::{CARGO_DENY, tools_dir},
 };
@@ -17,11 +18,11 @@ use crate::{
 /// Both lock files, one deny.toml.
 const MANIFESTS: [&str; 2] = ["Cargo.toml", "probe-ebpf/Cargo.toml"];
 
-pub(crate) fn run(root: &Path) -> Result<()> {
+pub(crate) fn run(root: &Path) -> Result<Outcome> {
     let Some(deny) = installed(root).or_else(|| install(root)) else {
-        say("WARNING: LICENCES, BANS AND SOURCES WERE NOT CHECKED: cargo-deny could not be installed.");
+        say("LICENCES, BANS AND SOURCES WERE NOT CHECKED: cargo-deny could not be installed.");
         say(format_args!("The way to install it: {}", show(&from_source(root))));
-        return Ok(());
+        return Ok(Outcome::NotChecked);
     };
     for manifest in MANIFESTS {
         process::run(
@@ -31,7 +32,7 @@ pub(crate) fn run(root: &Path) -> Result<()> {
                 .args(["check", "--hide-inclusion-graph", "bans", "licenses", "sources"]),
         )?;
     }
-    Ok(())
+    Ok(Outcome::Passed)
 }
 
 /// The pinned version, whichever way it was installed.
