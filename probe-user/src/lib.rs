@@ -7,3 +7,5 @@ pub mod entity;
 pub mod event;
 pub mod kernel;
 pub mod series;
+pub mod sink;
+pub mod telemetry;

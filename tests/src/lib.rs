@@ -1,1 +1,3 @@
 //! What the live tests share.
+
+pub mod otlp_receiver;

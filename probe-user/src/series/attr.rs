@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
+use std::borrow::Cow;
 use std::sync::Arc;
 
 /// The value of a series' attribute.
@@ -83,9 +84,24 @@ impl From<&'static str> for Value {
     }
 }
 
+impl From<Cow<'static, str>> for Value {
+    fn from(text: Cow<'static, str>) -> Self {
+        match text {
+            Cow::Borrowed(text) => Self::from(text),
+            Cow::Owned(text) => Self::from(Arc::<str>::from(text)),
+        }
+    }
+}
+
 impl From<Arc<str>> for Value {
     fn from(text: Arc<str>) -> Self {
         Self::Shared(text)
+    }
+}
+
+impl From<String> for Value {
+    fn from(text: String) -> Self {
+        Self::Shared(text.into())
     }
 }
 

@@ -9,7 +9,6 @@
 mod attr;
 mod histogram;
 pub mod metrics;
-pub mod owner;
 
 use std::hash::BuildHasher;
 use std::time::Duration;
@@ -22,7 +21,7 @@ use probe_common::hist::BUCKETS;
 pub use self::attr::{Attr, Attrs, Value, attr};
 pub use self::histogram::Histogram;
 pub use self::metrics::{Counter, Gauge, Kind, MetricDef, Timer};
-use self::owner::Entity;
+use crate::entity::Entity;
 use crate::event::key;
 
 /// How many series may exist.
@@ -302,12 +301,16 @@ impl<'a> EntitySeries<'a> {
 
 #[cfg(test)]
 mod tests {
-    use super::owner::ContainerIdentity;
     use super::*;
+    use crate::entity::ContainerIdentity;
     use std::sync::Arc;
 
     fn container(id: &str) -> Entity {
-        Entity::Container(Arc::new(ContainerIdentity { container_id: id.to_owned(), pod_uid: None }))
+        Entity::Container(Arc::new(ContainerIdentity {
+            container_id: id.to_owned(),
+            runtime: None,
+            pod_uid: None,
+        }))
     }
 
     fn one(

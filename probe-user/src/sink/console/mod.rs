@@ -1,0 +1,235 @@
+//! Text for people: a line an event, a table an interval. Columns are aligned and fit 120 characters where names allow.
+
+mod text;
+
+use std::io::{self, Write};
+use std::time::Duration;
+
+use comfy_table::{CellAlignment, Table, presets};
+
+pub use self::text::{escape, seconds};
+use crate::entity::Entity;
+use crate::kernel::clock::rfc3339;
+use crate::series::Histogram;
+use crate::signals::{Event, Loss, Summary, Who, dns, syscalls, tcp};
+
+/// Rows of system calls that a table shows unless told otherwise.
+const TOP: usize = 20;
+/// The same in the summary of `run`, which has three signals to show.
+const TOP_IN_SUMMARY: usize = 8;
+
+/// The heading of a live command's lines; `None` for events that are shown as tables.
+#[must_use]
+pub fn heading(signal: &str) -> Option<String> {
+    match signal {
+        "tcp" => Some(format!(
+            "{:<12} {:<15} {:>4} {:<43} {:<12} {:>8}  {}",
+            "TIME", "KIND", "SEGS", "LOCAL → PEER", "STATE", "SRTT", "OWNER"
+        )),
+        "dns" => Some(format!(
+            "{:<12} {:>8} {:<10} {:<6} {:<34} {:<20} {:>3}  {}",
+            "TIME", "LATENCY", "CODE", "TYPE", "NAME", "SERVER", "TRY", "OWNER"
+        )),
+        _ => None,
+    }
+}
+
+/// Writes an event as one line. Summaries of system calls are shown as a table instead ([`summary`]).
+///
+/// # Errors
+///
+/// What `out` returns.
+pub fn event(out: &mut dyn Write, event: &Event) -> io::Result<()> {
+    match event {
+        Event::Retransmit(event) => {
+            let srtt = event.srtt.map(seconds);
+            connection(out, event.time_unix_ns, event.cause, Some(event.segments), &event.connection, srtt)
+        }
+        Event::Reset(event) => {
+            let kind = if event.direction == "receive" { "reset received" } else { "reset sent" };
+            connection(out, event.time_unix_ns, kind, None, &event.connection, None)
+        }
+        Event::Connect(event) => {
+            let kind = event.error.as_deref().unwrap_or(if event.role == "server" { "accepted" } else { "connected" });
+            connection(out, event.time_unix_ns, kind, None, &event.connection, event.duration.map(seconds))
+        }
+        Event::Lookup(lookup) => lookup_line(out, lookup),
+        Event::SyscallSlow(slow) => writeln!(
+            out,
+            "{:<12} slow {:<16} {:>8} {:<12} tid {:<8} {}",
+            time_of_day(slow.time_unix_ns),
+            slow.syscall,
+            seconds(slow.duration),
+            slow.error.as_deref().unwrap_or(""),
+            slow.tid,
+            owner(&slow.who)
+        ),
+        Event::Loss(event) => loss(out, event),
+        Event::SyscallSummary(_) => Ok(()),
+    }
+}
+
+fn connection(
+    out: &mut dyn Write,
+    time_unix_ns: u64,
+    kind: &str,
+    segments: Option<u32>,
+    connection: &tcp::Connection,
+    time: Option<String>,
+) -> io::Result<()> {
+    let ends = format!(
+        "{} → {}",
+        std::net::SocketAddr::new(connection.local, connection.local_port),
+        std::net::SocketAddr::new(connection.peer, connection.peer_port)
+    );
+    writeln!(
+        out,
+        "{:<12} {:<15} {:>4} {:<43} {:<12} {:>8}  {}",
+        time_of_day(time_unix_ns),
+        kind,
+        segments.map(|segments| segments.to_string()).unwrap_or_default(),
+        ends,
+        connection.state,
+        time.unwrap_or_default(),
+        owner(&connection.who)
+    )
+}
+
+fn lookup_line(out: &mut dyn Write, lookup: &dns::Lookup) -> io::Result<()> {
+    let code = match lookup.outcome {
+        dns::Outcome::Answered => lookup.rcode.as_deref().unwrap_or(""),
+        outcome => outcome.as_str(),
+    };
+    let server = lookup.server.map(|(address, port)| std::net::SocketAddr::new(address, port).to_string());
+    writeln!(
+        out,
+        "{:<12} {:>8} {:<10} {:<6} {:<34} {:<20} {:>3}  {}",
+        time_of_day(lookup.time_unix_ns),
+        seconds(lookup.duration),
+        code,
+        lookup.qtype,
+        escape(&lookup.name),
+        server.unwrap_or_default(),
+        lookup.attempt,
+        owner(&lookup.who)
+    )
+}
+
+/// Who, in a few words: container before process, `-` where nothing is known.
+fn owner(who: &Who) -> String {
+    let mut words = Vec::new();
+    if let Entity::Container(container) = &who.entity {
+        words.push(escape(container.container_id.get(..12).unwrap_or(&container.container_id)));
+    }
+    if let (Some(pid), Some(comm)) = (who.pid, &who.comm) {
+        words.push(format!("{}[{pid}]", escape(comm)));
+    }
+    if words.is_empty() { "-".to_owned() } else { words.join(" ") }
+}
+
+/// `12:34:56.789`, UTC.
+fn time_of_day(unix_ns: u64) -> String {
+    rfc3339(unix_ns).get(11..23).unwrap_or_default().to_owned()
+}
+
+/// Writes what was lost, and what to do about it.
+///
+/// # Errors
+///
+/// What `out` returns.
+pub fn loss(out: &mut dyn Write, loss: &Loss) -> io::Result<()> {
+    writeln!(out, "lost: {} of {} at {}: {}", loss.count, loss.signal, loss.place, loss.remedy)
+}
+
+/// Writes what an interval brought. `top` cuts tables; `among_others`: beside the other signals, so shorter.
+///
+/// # Errors
+///
+/// What `out` returns.
+pub fn summary(out: &mut dyn Write, summary: &Summary, top: Option<usize>, among_others: bool) -> io::Result<()> {
+    match summary {
+        Summary::Tcp(summary) => tcp_summary(out, summary),
+        Summary::Dns(summary) => dns_summary(out, summary),
+        Summary::Syscalls(summary) => {
+            let top = top.unwrap_or(if among_others { TOP_IN_SUMMARY } else { TOP });
+            syscall_table(out, summary, top)
+        }
+    }
+}
+
+fn tcp_summary(out: &mut dyn Write, summary: &tcp::Summary) -> io::Result<()> {
+    let tcp::Summary { retransmits, resets_sent, resets_received, connected, accepted, failed, handshakes } = summary;
+    let total: u64 = retransmits.iter().sum();
+    write!(out, "tcp       {total} segments retransmitted")?;
+    if total != 0 {
+        let kinds: Vec<String> = probe_common::tcp::CAUSES
+            .iter()
+            .zip(retransmits)
+            .filter(|(_, count)| **count != 0)
+            .map(|(cause, count)| format!("{cause} {count}"))
+            .collect();
+        write!(out, " ({})", kinds.join(", "))?;
+    }
+    write!(out, "; {connected} connected, {accepted} accepted")?;
+    if let Some(p50) = handshakes.quantile(0.5) {
+        write!(out, " (handshake p50 {})", seconds(p50))?;
+    }
+    for (errno, count) in failed {
+        write!(out, ", {count} failed {errno}")?;
+    }
+    writeln!(out, "; resets {resets_sent} sent, {resets_received} received")
+}
+
+fn dns_summary(out: &mut dyn Write, summary: &dns::Summary) -> io::Result<()> {
+    let dns::Summary { durations, rcodes, unanswered, late } = summary;
+    write!(out, "dns       {} lookups answered", durations.count())?;
+    if durations.count() != 0 {
+        let codes: Vec<String> = rcodes.iter().map(|(code, count)| format!("{code} {count}")).collect();
+        write!(out, " ({}; {})", codes.join(", "), quantiles(durations))?;
+    }
+    writeln!(out, "; {unanswered} unanswered, {late} answered late")
+}
+
+fn quantiles(durations: &Histogram) -> String {
+    let of = |q| durations.quantile(q).map(seconds).unwrap_or_default();
+    let max = durations.max().map(seconds).unwrap_or_default();
+    format!("p50 {}, p99 {}, max {max}", of(0.5), of(0.99))
+}
+
+fn syscall_table(out: &mut dyn Write, summary: &syscalls::Summary, top: usize) -> io::Result<()> {
+    let rows = &summary.rows;
+    let calls: u64 = rows.iter().map(|row| row.durations.count()).sum();
+    let failed: u64 = rows.iter().map(syscalls::Row::errors_total).sum();
+    writeln!(out, "syscalls  {calls} calls, {failed} failed, {} (process, call) pairs", rows.len())?;
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING);
+    table.set_header(["", "OWNER", "SYSCALL", "CALLS", "TIME", "P50", "P99", "MAX", "ERRORS"]);
+    for column in 3..=7 {
+        if let Some(column) = table.column_mut(column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    for row in rows.iter().take(top) {
+        let errors: Vec<String> = row.errors.iter().map(|(errno, count)| format!("{errno} {count}")).collect();
+        let text = |duration: Option<Duration>| duration.map(seconds).unwrap_or_default();
+        table.add_row([
+            if row.waits { "wait".to_owned() } else { String::new() },
+            owner(&row.who),
+            row.syscall.to_owned(),
+            row.durations.count().to_string(),
+            seconds(Duration::from_secs_f64(row.durations.sum_seconds())),
+            text(row.durations.quantile(0.5)),
+            text(row.durations.quantile(0.99)),
+            text(row.durations.max()),
+            errors.join(" "),
+        ]);
+    }
+    writeln!(out, "{}", table.trim_fmt())?;
+    if rows.len() > top {
+        writeln!(out, "          … and {} more pairs (--top N, or -o json for all)", rows.len() - top)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,360 @@
+//! `OTEL_EXPORTER_OTLP_*`: where to send, how, and with what, resolved once from flags and environment.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tonic::codegen::http::Uri;
+use tonic::metadata::{AsciiMetadataKey, AsciiMetadataValue};
+
+const ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What was typed on the command line; each beats its environment variable, for all signals.
+#[derive(Clone, Debug, Default)]
+pub struct OtlpFlags {
+    /// `--otlp-endpoint`.
+    pub endpoint: Option<String>,
+    /// `--otlp-protocol`.
+    pub protocol: Option<String>,
+    /// `--otlp-headers`, as in the variable: `key=value,key=value`, percent-encoded.
+    pub headers: Option<String>,
+    /// `--otlp-timeout`.
+    pub timeout: Option<Duration>,
+}
+
+/// A setting that cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{key}: {value:?} cannot be used; allowed: {allowed}")]
+pub struct ConfigError {
+    /// Flag or environment variable.
+    pub key: String,
+    /// What it said. A header's value is never repeated here.
+    pub value: String,
+    /// What it may say.
+    pub allowed: String,
+}
+
+/// How request bodies are compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Compression {
+    /// Not at all.
+    None,
+    /// gzip.
+    Gzip,
+}
+
+/// A request header.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Header {
+    /// Lower-case name.
+    pub key: AsciiMetadataKey,
+    /// Value; likely a secret.
+    pub value: AsciiMetadataValue,
+}
+
+impl fmt::Debug for Header {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: (hidden)", self.key)
+    }
+}
+
+/// Where one signal goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// `http://` or `https://`, host and port.
+    pub endpoint: Uri,
+    /// Sent with every request.
+    pub headers: Vec<Header>,
+    /// Limit of one request, connecting included.
+    pub timeout: Duration,
+    /// Of request bodies.
+    pub compression: Compression,
+    /// PEM file of the certificate authorities to trust in place of the system's.
+    pub certificate: Option<PathBuf>,
+}
+
+impl Target {
+    /// Whether the connection is encrypted.
+    #[must_use]
+    pub fn is_tls(&self) -> bool {
+        self.endpoint.scheme_str() == Some("https")
+    }
+}
+
+/// Where metrics and events go. At least one of them goes somewhere.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OtlpConfig {
+    /// Metrics, the agent's own included.
+    pub metrics: Option<Target>,
+    /// Events, as log records.
+    pub logs: Option<Target>,
+}
+
+impl OtlpConfig {
+    /// Reads flags, then the variables of the OpenTelemetry specification through `lookup`. `None`: no
+    /// endpoint is set, nothing is to be exported.
+    ///
+    /// # Errors
+    ///
+    /// The first setting that cannot be used.
+    pub fn resolve(
+        flags: &OtlpFlags,
+        lookup: &dyn Fn(&str) -> Option<String>,
+    ) -> Result<Option<Self>, ConfigError> {
+        // The specification: an empty variable is an unset one.
+        let lookup = |key: &str| lookup(key).filter(|value| !value.trim().is_empty());
+        let metrics = target("METRICS", flags, &lookup)?;
+        let logs = target("LOGS", flags, &lookup)?;
+        Ok((metrics.is_some() || logs.is_some()).then_some(Self { metrics, logs }))
+    }
+}
+
+/// A setting and where it came from.
+struct Setting {
+    key: String,
+    value: String,
+}
+
+impl Setting {
+    fn refuse(&self, allowed: &str) -> ConfigError {
+        ConfigError { key: self.key.clone(), value: self.value.clone(), allowed: allowed.to_owned() }
+    }
+}
+
+fn target(
+    signal: &str,
+    flags: &OtlpFlags,
+    lookup: &dyn Fn(&str) -> Option<String>,
+) -> Result<Option<Target>, ConfigError> {
+    let find = |flag: Option<(&str, &Option<String>)>, name: &str| -> Option<Setting> {
+        if let Some((key, Some(value))) = flag {
+            return Some(Setting { key: key.to_owned(), value: value.clone() });
+        }
+        [format!("OTEL_EXPORTER_OTLP_{signal}_{name}"), format!("OTEL_EXPORTER_OTLP_{name}")]
+            .into_iter()
+            .find_map(|key| lookup(&key).map(|value| Setting { key, value }))
+    };
+
+    let Some(endpoint) = find(Some(("--otlp-endpoint", &flags.endpoint)), "ENDPOINT") else {
+        return Ok(None);
+    };
+    let insecure = match find(None, "INSECURE") {
+        None => false,
+        Some(setting) => match setting.value.trim().to_ascii_lowercase().as_str() {
+            "true" => true,
+            "false" => false,
+            _ => return Err(setting.refuse("true, false")),
+        },
+    };
+    if let Some(protocol) = find(Some(("--otlp-protocol", &flags.protocol)), "PROTOCOL")
+        && protocol.value.trim() != "grpc"
+    {
+        return Err(protocol.refuse("grpc (port 4317 of a collector)"));
+    }
+    let compression = match find(None, "COMPRESSION") {
+        None => Compression::None,
+        Some(setting) => match setting.value.trim() {
+            "gzip" => Compression::Gzip,
+            "none" => Compression::None,
+            _ => return Err(setting.refuse("gzip, none")),
+        },
+    };
+    let timeout = match (flags.timeout, find(None, "TIMEOUT")) {
+        (Some(timeout), _) if timeout.is_zero() => {
+            let setting = Setting { key: "--otlp-timeout".to_owned(), value: "0".to_owned() };
+            return Err(setting.refuse("more than 0"));
+        }
+        (Some(timeout), _) => timeout,
+        (None, None) => DEFAULT_TIMEOUT,
+        (None, Some(setting)) => match setting.value.trim().parse::<u64>() {
+            Ok(ms) if ms > 0 => Duration::from_millis(ms),
+            Ok(_) | Err(_) => return Err(setting.refuse("milliseconds, a whole number above 0")),
+        },
+    };
+    let headers = match find(Some(("--otlp-headers", &flags.headers)), "HEADERS") {
+        None => Vec::new(),
+        Some(setting) => headers(&setting)?,
+    };
+    let certificate = find(None, "CERTIFICATE").map(|setting| setting.value.into());
+    Ok(Some(Target {
+        endpoint: parse_endpoint(&endpoint, insecure)?,
+        headers,
+        timeout,
+        compression,
+        certificate,
+    }))
+}
+
+fn parse_endpoint(setting: &Setting, insecure: bool) -> Result<Uri, ConfigError> {
+    let refuse = || {
+        setting.refuse(&format!(
+            "http://HOST:PORT, https://HOST:PORT, or HOST:PORT (then https, or http with {}=true)",
+            ENDPOINT.replace("ENDPOINT", "INSECURE")
+        ))
+    };
+    let text = setting.value.trim();
+    let with_scheme = if text.contains("://") {
+        text.to_owned()
+    } else if insecure {
+        format!("http://{text}")
+    } else {
+        format!("https://{text}")
+    };
+    let uri: Uri = with_scheme.parse().map_err(|_| refuse())?;
+    let scheme_is_known = matches!(uri.scheme_str(), Some("http" | "https"));
+    let host_is_there = uri.host().is_some_and(|host| !host.is_empty());
+    if scheme_is_known && host_is_there { Ok(uri) } else { Err(refuse()) }
+}
+
+/// `key=value,key=value`, values percent-encoded (W3C Baggage without properties).
+fn headers(setting: &Setting) -> Result<Vec<Header>, ConfigError> {
+    let refuse = |pair: &str, allowed: &str| ConfigError {
+        key: setting.key.clone(),
+        value: pair.split('=').next().unwrap_or_default().trim().to_owned(),
+        allowed: allowed.to_owned(),
+    };
+    pairs(&setting.value)
+        .map(|pair| {
+            let (pair, parsed) = pair;
+            let (key, value) = parsed.ok_or_else(|| refuse(pair, "key=value,key=value, percent-encoded"))?;
+            let key = key.to_ascii_lowercase();
+            let key = AsciiMetadataKey::from_bytes(key.as_bytes()).map_err(|_| {
+                refuse(pair, "header names of letters, digits, - _ and ., not ending in -bin")
+            })?;
+            let printable = value.bytes().all(|byte| matches!(byte, b' '..=b'~'));
+            let value = AsciiMetadataValue::try_from(value).ok().filter(|_| printable);
+            let value = value.ok_or_else(|| refuse(pair, "header values of printable ASCII"))?;
+            Ok(Header { key, value })
+        })
+        .collect()
+}
+
+/// The pairs of a list such as `OTEL_RESOURCE_ATTRIBUTES`: each as it was written, and decoded unless it is
+/// malformed. Empty elements are skipped.
+pub(super) fn pairs(list: &str) -> impl Iterator<Item = (&str, Option<(String, String)>)> {
+    list.split(',').map(str::trim).filter(|pair| !pair.is_empty()).map(|pair| {
+        let decoded = pair.split_once('=').and_then(|(key, value)| {
+            let (key, value) = (percent_decode(key.trim())?, percent_decode(value.trim())?);
+            (!key.is_empty()).then_some((key, value))
+        });
+        (pair, decoded)
+    })
+}
+
+fn percent_decode(text: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.bytes();
+    while let Some(byte) = rest.next() {
+        if byte == b'%' {
+            let high = char::from(rest.next()?).to_digit(16)?;
+            let low = char::from(rest.next()?).to_digit(16)?;
+            bytes.push(u8::try_from(high << 4 | low).ok()?);
+        } else {
+            bytes.push(byte);
+        }
+    }
+    String::from_utf8(bytes).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn resolve(flags: &OtlpFlags, env: &[(&str, &str)]) -> Result<Option<OtlpConfig>, ConfigError> {
+        OtlpConfig::resolve(flags, &|key| {
+            env.iter().find(|(k, _)| *k == key).map(|(_, value)| (*value).to_owned())
+        })
+    }
+
+    #[test]
+    fn nothing_is_exported_without_an_endpoint() {
+        assert_eq!(resolve(&OtlpFlags::default(), &[]), Ok(None));
+        assert_eq!(
+            resolve(&OtlpFlags::default(), &[(ENDPOINT, " "), ("OTEL_EXPORTER_OTLP_TIMEOUT", "5")]),
+            Ok(None)
+        );
+    }
+
+    #[test]
+    fn signals_have_their_own_and_flags_beat_all() {
+        let env = [
+            (ENDPOINT, "http://collector:4317"),
+            ("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "https://metrics:443"),
+            ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
+            ("OTEL_EXPORTER_OTLP_HEADERS", "Api-Key=se%20cret%3D, x-tenant = a ,"),
+            ("OTEL_EXPORTER_OTLP_LOGS_HEADERS", "x=y"),
+            ("OTEL_EXPORTER_OTLP_TIMEOUT", "2500"),
+            ("OTEL_EXPORTER_OTLP_METRICS_COMPRESSION", "gzip"),
+            ("OTEL_EXPORTER_OTLP_CERTIFICATE", "/etc/ca.pem"),
+        ];
+        let config = resolve(&OtlpFlags::default(), &env).unwrap().unwrap();
+        let (metrics, logs) = (config.metrics.unwrap(), config.logs.unwrap());
+        assert_eq!(
+            (metrics.endpoint.to_string(), metrics.is_tls()),
+            ("https://metrics:443/".to_owned(), true)
+        );
+        assert_eq!((logs.endpoint.to_string(), logs.is_tls()), ("http://collector:4317/".to_owned(), false));
+        let headers: Vec<_> =
+            metrics.headers.iter().map(|h| (h.key.as_str(), h.value.to_str().unwrap())).collect();
+        assert_eq!(headers, [("api-key", "se cret="), ("x-tenant", "a")]);
+        assert_eq!(logs.headers.len(), 1);
+        assert_eq!(
+            (metrics.timeout, logs.timeout),
+            (Duration::from_millis(2500), Duration::from_millis(2500))
+        );
+        assert_eq!((metrics.compression, logs.compression), (Compression::Gzip, Compression::None));
+        assert_eq!(logs.certificate, Some("/etc/ca.pem".into()));
+        assert!(!format!("{metrics:?}").contains("cret"), "a header's value is a secret");
+
+        let flags = OtlpFlags {
+            endpoint: Some("http://[::1]:9".to_owned()),
+            timeout: Some(Duration::from_secs(1)),
+            ..OtlpFlags::default()
+        };
+        let config = resolve(&flags, &env).unwrap().unwrap();
+        assert_eq!(
+            config.metrics.as_ref().map(|t| t.endpoint.to_string()).as_deref(),
+            Some("http://[::1]:9/")
+        );
+        assert_eq!(config.logs.map(|t| t.timeout), Some(Duration::from_secs(1)));
+    }
+
+    #[test]
+    fn an_endpoint_without_scheme_is_https_unless_insecure() {
+        for (insecure, want) in
+            [(None, "https://c:1/"), (Some("true"), "http://c:1/"), (Some("False"), "https://c:1/")]
+        {
+            let mut env = vec![(ENDPOINT, "c:1")];
+            env.extend(insecure.map(|value| ("OTEL_EXPORTER_OTLP_INSECURE", value)));
+            let config = resolve(&OtlpFlags::default(), &env).unwrap().unwrap();
+            assert_eq!(config.logs.unwrap().endpoint.to_string(), want);
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_used_is_named_with_what_can() {
+        for (key, value, allowed) in [
+            (ENDPOINT, "ftp://x", "http://HOST:PORT"),
+            (ENDPOINT, "http://", "http://HOST:PORT"),
+            (ENDPOINT, "http://a b", "http://HOST:PORT"),
+            ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf", "grpc"),
+            ("OTEL_EXPORTER_OTLP_LOGS_PROTOCOL", "http/json", "grpc"),
+            ("OTEL_EXPORTER_OTLP_TIMEOUT", "10s", "milliseconds"),
+            ("OTEL_EXPORTER_OTLP_TIMEOUT", "0", "milliseconds"),
+            ("OTEL_EXPORTER_OTLP_COMPRESSION", "zstd", "gzip, none"),
+            ("OTEL_EXPORTER_OTLP_INSECURE", "yes", "true, false"),
+        ] {
+            let env = [(key, value), (ENDPOINT, "http://c:1")];
+            let error = resolve(&OtlpFlags::default(), &env).unwrap_err();
+            assert_eq!((error.key.as_str(), error.value.as_str()), (key, value));
+            assert!(error.allowed.contains(allowed), "{error}");
+        }
+        for secret in ["key-without-value", "k=se%cret", "k y=secret", "k=sec\u{e9}ret", "=secret"] {
+            let env = [("OTEL_EXPORTER_OTLP_HEADERS", secret), (ENDPOINT, "http://c:1")];
+            let error = resolve(&OtlpFlags::default(), &env).unwrap_err();
+            assert_eq!(error.key, "OTEL_EXPORTER_OTLP_HEADERS");
+            assert!(!error.to_string().contains("ret"), "{error}");
+        }
+    }
+}

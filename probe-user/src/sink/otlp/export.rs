@@ -1,0 +1,532 @@
+//! The tasks that deliver: one for metrics, one for events. Whatever the collector does (away, hanging,
+//! refusing, answering garbage), the caller never waits and the totals are right when it is back.
+
+use std::future::Future;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceResponse;
+use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceResponse;
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
+
+use super::client::{Client, ClientError, Failure, Outcome, Response, Retry};
+use super::config::OtlpConfig;
+use super::encode::{EncodedRequest, RequestLimits, encode_metrics};
+use super::logs::{self, EventQueue};
+use super::resource::Resources;
+use crate::entity::Entity;
+use crate::event::{Attributes, key};
+use crate::series::{Snapshot, attr, metrics};
+use crate::telemetry::SelfStats;
+
+/// Attempts at a request that the server refuses with a retryable code. One that cannot be reached is tried
+/// for as long as there is nothing newer.
+const REFUSED_ATTEMPTS: u32 = 5;
+
+/// How the exporter works; not a matter of the specification's variables.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Where requests are cut.
+    pub limits: RequestLimits,
+    /// Events that wait at most.
+    pub event_queue: usize,
+    /// Events sent together at most.
+    pub event_batch: usize,
+    /// Longest time an event waits for others to be sent with.
+    pub event_delay: Duration,
+    /// Wait before the second attempt; doubled for each further one.
+    pub first_back_off: Duration,
+    /// Longest wait between attempts.
+    pub longest_back_off: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            limits: RequestLimits::default(),
+            event_queue: 10_000,
+            event_batch: 1_000,
+            event_delay: Duration::from_secs(1),
+            first_back_off: Duration::from_secs(1),
+            longest_back_off: Duration::from_secs(30),
+        }
+    }
+}
+
+/// How a flush ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flushed {
+    /// Everything that was handed over has been delivered, or refused and counted.
+    Done,
+    /// The deadline came first.
+    DeadlinePassed,
+}
+
+/// When in each interval a node exports: spread by a hash of its name, so that ten thousand agents that
+/// were started together do not arrive together.
+#[must_use]
+pub fn phase(node: &str, interval: Duration) -> Duration {
+    // The same on every run and build: FNV-1a, and MurmurHash3's last step, because names that differ in
+    // their last digit differ in FNV's low bits only.
+    let mut hash = node
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    hash = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+    hash = (hash ^ (hash >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+    hash ^= hash >> 33;
+    let interval_ns = u64::try_from(interval.as_nanos()).unwrap_or(u64::MAX);
+    Duration::from_nanos(((u128::from(hash) * u128::from(interval_ns)) >> 64) as u64)
+}
+
+/// Sends snapshots and events.
+#[derive(Debug)]
+pub struct Exporter {
+    resources: Arc<Resources>,
+    options: Options,
+    stats: Arc<SelfStats>,
+    metrics: Option<MetricsLane>,
+    logs: Option<LogsLane>,
+    /// Counts flushes; a change ends any wait between attempts.
+    flushes: watch::Sender<u64>,
+}
+
+#[derive(Debug)]
+struct MetricsLane {
+    slot: Arc<Slot>,
+    submitted: AtomicU64,
+    done: watch::Receiver<u64>,
+    task: JoinHandle<()>,
+}
+
+#[derive(Debug)]
+struct LogsLane {
+    queue: Arc<EventQueue>,
+    /// There is a batch full of events, or a flush.
+    enough: Arc<Notify>,
+    done: watch::Receiver<u64>,
+    task: JoinHandle<()>,
+}
+
+impl Exporter {
+    /// Starts the tasks. Connects when there is something to send. Must be called inside a runtime.
+    ///
+    /// # Errors
+    ///
+    /// The certificate cannot be read, or the endpoint is of no use to the transport.
+    pub fn start(
+        config: &OtlpConfig,
+        resources: Arc<Resources>,
+        stats: Arc<SelfStats>,
+        options: Options,
+    ) -> Result<Self, ClientError> {
+        let (flushes, _) = watch::channel(0);
+        let endpoints = (&config.metrics, &config.logs);
+        let health_of_metrics = Arc::new(Health::default());
+        let health_of_logs = match endpoints {
+            (Some(metrics), Some(logs)) if metrics.endpoint == logs.endpoint => health_of_metrics.clone(),
+            _ => Arc::new(Health::default()),
+        };
+        let delivery = |sink, signal, endpoint: String, health| Delivery {
+            sink,
+            signal,
+            endpoint,
+            health,
+            stats: stats.clone(),
+            options,
+            flushes: flushes.subscribe(),
+        };
+        let metrics = match &config.metrics {
+            None => None,
+            Some(target) => {
+                let client = Client::<ExportMetricsServiceResponse>::new(target.clone())?;
+                let slot = Arc::new(Slot::default());
+                let (done_tx, done) = watch::channel(0);
+                let endpoint = target.endpoint.to_string();
+                let delivery = delivery("otlp_metrics", "metrics", endpoint, health_of_metrics);
+                let task = tokio::spawn(send_metrics(client, slot.clone(), done_tx, delivery));
+                Some(MetricsLane { slot, submitted: AtomicU64::new(0), done, task })
+            }
+        };
+        let logs = match &config.logs {
+            None => None,
+            Some(target) => {
+                let client = Client::<ExportLogsServiceResponse>::new(target.clone())?;
+                let queue = Arc::new(EventQueue::new(options.event_queue));
+                let enough = Arc::new(Notify::new());
+                let (done_tx, done) = watch::channel(0);
+                let delivery = delivery("otlp_logs", "events", target.endpoint.to_string(), health_of_logs);
+                let sender = LogSender {
+                    queue: queue.clone(),
+                    enough: enough.clone(),
+                    resources: resources.clone(),
+                    done: done_tx,
+                };
+                let task = tokio::spawn(send_logs(client, sender, delivery));
+                Some(LogsLane { queue, enough, done, task })
+            }
+        };
+        Ok(Self { resources, options, stats, metrics, logs, flushes })
+    }
+
+    /// Whether events are wanted: so that nobody makes one for nothing.
+    #[must_use]
+    pub const fn wants_events(&self) -> bool {
+        self.logs.is_some()
+    }
+
+    /// Encodes the snapshot and leaves it to be sent. One that still waits is replaced. Never waits for the
+    /// network.
+    pub fn submit(&self, snapshot: &Snapshot<'_>) {
+        let Some(lane) = &self.metrics else { return };
+        let requests = encode_metrics(snapshot, &self.resources, self.options.limits);
+        let generation = lane.submitted.fetch_add(1, Ordering::AcqRel) + 1;
+        if let Some(unsent) = lane.slot.put(Batch { generation, requests }) {
+            let items: u64 = unsent.requests.iter().map(|request| request.items).sum();
+            count_failed(&self.stats, "otlp_metrics", "superseded", items);
+        }
+    }
+
+    /// Leaves an event to be sent with others. Never waits; when the queue is full, the oldest goes.
+    pub fn event(&self, entity: &Entity, event: &dyn Attributes) {
+        let Some(lane) = &self.logs else { return };
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let observed = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
+        let (waiting, dropped) = lane.queue.push(entity.clone(), logs::record(event, observed));
+        if dropped {
+            count_failed(&self.stats, "otlp_logs", "queue_full", 1);
+        }
+        if waiting == self.options.event_batch {
+            lane.enough.notify_one();
+        }
+    }
+
+    /// Events that wait.
+    #[must_use]
+    pub fn waiting_events(&self) -> usize {
+        self.logs.as_ref().map_or(0, |lane| lane.queue.len())
+    }
+
+    /// Waits until what was handed over so far is delivered, or refused for good, but no longer than
+    /// `deadline`.
+    pub async fn flush(&self, deadline: Duration) -> Flushed {
+        let mut flush_no = 0;
+        self.flushes.send_modify(|flushes| {
+            *flushes += 1;
+            flush_no = *flushes;
+        });
+        let metrics = async {
+            if let Some(lane) = &self.metrics {
+                let submitted = lane.submitted.load(Ordering::Acquire);
+                // An error means that the task is gone; then there is nothing to wait for.
+                drop(lane.done.clone().wait_for(|done| *done >= submitted).await);
+            }
+        };
+        let logs = async {
+            if let Some(lane) = &self.logs {
+                lane.enough.notify_one();
+                drop(lane.done.clone().wait_for(|done| *done >= flush_no).await);
+            }
+        };
+        let both = async { tokio::join!(metrics, logs) };
+        match tokio::time::timeout(deadline, both).await {
+            Ok(((), ())) => Flushed::Done,
+            Err(_elapsed) => Flushed::DeadlinePassed,
+        }
+    }
+
+    /// Flushes, then ends the tasks. What is left when the deadline comes is counted as failed.
+    pub async fn shutdown(self, deadline: Duration) -> Flushed {
+        let flushed = self.flush(deadline).await;
+        let left = self.waiting_events();
+        count_failed(&self.stats, "otlp_logs", "shutdown", u64::try_from(left).unwrap_or(u64::MAX));
+        flushed
+    }
+}
+
+impl Drop for Exporter {
+    fn drop(&mut self) {
+        if let Some(lane) = &self.metrics {
+            lane.task.abort();
+        }
+        if let Some(lane) = &self.logs {
+            lane.task.abort();
+        }
+    }
+}
+
+/// One encoded snapshot.
+#[derive(Debug)]
+struct Batch {
+    generation: u64,
+    requests: Vec<EncodedRequest>,
+}
+
+/// Room for one snapshot.
+#[derive(Debug, Default)]
+struct Slot {
+    batch: Mutex<Option<Batch>>,
+    filled: Notify,
+}
+
+impl Slot {
+    /// Puts a snapshot in and hands back the one that it replaces.
+    fn put(&self, batch: Batch) -> Option<Batch> {
+        let before = lock(&self.batch).replace(batch);
+        self.filled.notify_one();
+        before
+    }
+
+    async fn take(&self) -> Batch {
+        loop {
+            if let Some(batch) = lock(&self.batch).take() {
+                return batch;
+            }
+            self.filled.notified().await;
+        }
+    }
+
+    /// Ready when there is a newer snapshot.
+    async fn newer(&self) {
+        while lock(&self.batch).is_none() {
+            self.filled.notified().await;
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+async fn send_metrics(
+    mut client: Client<ExportMetricsServiceResponse>,
+    slot: Arc<Slot>,
+    done: watch::Sender<u64>,
+    mut delivery: Delivery,
+) {
+    loop {
+        let Batch { generation, requests } = slot.take().await;
+        delivery.deliver(&mut client, requests, || slot.newer()).await;
+        done.send_replace(generation);
+    }
+}
+
+struct LogSender {
+    queue: Arc<EventQueue>,
+    enough: Arc<Notify>,
+    resources: Arc<Resources>,
+    done: watch::Sender<u64>,
+}
+
+async fn send_logs(mut client: Client<ExportLogsServiceResponse>, sender: LogSender, mut delivery: Delivery) {
+    let LogSender { queue, enough, resources, done } = sender;
+    let Options { limits, event_batch, event_delay, .. } = delivery.options;
+    loop {
+        // A wait that ends without an event costs a look at an empty queue.
+        drop(tokio::time::timeout(event_delay, enough.notified()).await);
+        let flush_no = *delivery.flushes.borrow();
+        loop {
+            let batch = queue.take(event_batch);
+            if batch.is_empty() {
+                break;
+            }
+            let requests = logs::encode(batch, &resources, limits);
+            delivery.deliver(&mut client, requests, std::future::pending).await;
+        }
+        done.send_replace(flush_no);
+    }
+}
+
+/// What delivering takes, whatever the signal.
+struct Delivery {
+    /// `sink` of the agent's own metrics.
+    sink: &'static str,
+    /// For messages.
+    signal: &'static str,
+    endpoint: String,
+    health: Arc<Health>,
+    stats: Arc<SelfStats>,
+    options: Options,
+    flushes: watch::Receiver<u64>,
+}
+
+impl Delivery {
+    /// Sends each request until it is accepted, refused for good, or `newer` makes the rest pointless.
+    async fn deliver<R: Response, F: Future<Output = ()>>(
+        &mut self,
+        client: &mut Client<R>,
+        requests: Vec<EncodedRequest>,
+        newer: impl Fn() -> F,
+    ) {
+        let mut requests = requests.into_iter();
+        while let Some(EncodedRequest { body, items }) = requests.next() {
+            let mut attempt = 1u32;
+            loop {
+                let started = Instant::now();
+                let outcome = client.send(body.clone()).await;
+                self.stats.export_took(self.sink, started.elapsed());
+                let failure = match outcome {
+                    Outcome::Accepted { rejected, message } => {
+                        self.accepted(items, rejected, &message);
+                        break;
+                    }
+                    Outcome::Failed(failure) => failure,
+                };
+                self.health.failed(self, &failure);
+                let back_off = self.back_off(attempt);
+                let wait = match failure.retry {
+                    Retry::Never => None,
+                    Retry::BackOff | Retry::After(_)
+                        if !failure.unreachable && attempt >= REFUSED_ATTEMPTS =>
+                    {
+                        None
+                    }
+                    Retry::BackOff => Some(back_off / 2 + random_part_of(back_off / 2)),
+                    Retry::After(asked) => Some(asked + random_part_of(asked / 10)),
+                };
+                let Some(wait) = wait else {
+                    count_failed(&self.stats, self.sink, failure.kind, items);
+                    break;
+                };
+                attempt = attempt.saturating_add(1);
+                tokio::select! {
+                    () = tokio::time::sleep(wait) => {}
+                    _ = self.flushes.changed() => {}
+                    () = newer() => {
+                        let rest: u64 = requests.map(|request| request.items).sum();
+                        count_failed(&self.stats, self.sink, failure.kind, items.saturating_add(rest));
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    fn back_off(&self, attempt: u32) -> Duration {
+        let factor = 1u32 << attempt.saturating_sub(1).min(16);
+        self.options.first_back_off.saturating_mul(factor).min(self.options.longest_back_off)
+    }
+
+    fn accepted(&self, items: u64, rejected: u64, message: &str) {
+        let rejected = rejected.min(items);
+        self.stats.add(metrics::PROBE_EXPORT_SENT, &[attr(key::SINK, self.sink)], items - rejected);
+        if rejected == 0 {
+            self.health.well(self);
+            if !message.is_empty() {
+                tracing::debug!(endpoint = self.endpoint, message, "the OTLP endpoint has a remark");
+            }
+        } else {
+            count_failed(&self.stats, self.sink, "rejected", rejected);
+            self.health.rejected(self, rejected, message);
+        }
+    }
+}
+
+fn count_failed(stats: &SelfStats, sink: &'static str, kind: &'static str, items: u64) {
+    if items > 0 {
+        stats.add(metrics::PROBE_EXPORT_FAILED, &[attr(key::SINK, sink), attr(key::ERROR_TYPE, kind)], items);
+    }
+}
+
+/// Up to so much, at random.
+fn random_part_of(most: Duration) -> Duration {
+    // Its keys are random, which is all that is wanted of it.
+    let random = RandomState::new().build_hasher().finish();
+    most.mul_f64((random >> 11) as f64 / (1u64 << 53) as f64)
+}
+
+/// Says what is wrong with an endpoint once, not at every attempt, and once that it is over.
+#[derive(Debug, Default)]
+struct Health(Mutex<Ailing>);
+
+#[derive(Debug, Default)]
+struct Ailing {
+    /// Signals whose last attempt failed.
+    signals: Vec<&'static str>,
+    /// What has been said since all was well.
+    said: Vec<Complaint>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Complaint {
+    Unreachable,
+    Refused,
+    Rejected,
+}
+
+impl Health {
+    /// Whether this has yet to be said.
+    fn is_new(&self, signal: &'static str, complaint: Complaint) -> bool {
+        let mut ailing = lock(&self.0);
+        if !ailing.signals.contains(&signal) {
+            ailing.signals.push(signal);
+        }
+        let new = !ailing.said.contains(&complaint);
+        if new {
+            ailing.said.push(complaint);
+        }
+        new
+    }
+
+    fn failed(&self, delivery: &Delivery, failure: &Failure) {
+        let complaint = if failure.unreachable { Complaint::Unreachable } else { Complaint::Refused };
+        let Delivery { signal, endpoint, .. } = delivery;
+        let Failure { kind, message, .. } = failure;
+        if !self.is_new(signal, complaint) {
+            tracing::debug!(endpoint, "error.type" = kind, message, "export of {signal} failed");
+            return;
+        }
+        match complaint {
+            Complaint::Unreachable => tracing::warn!(
+                endpoint,
+                "error.type" = kind,
+                "cannot export {signal}: {message}; totals are kept and sent when the endpoint answers, check that \
+                 it listens there"
+            ),
+            Complaint::Refused | Complaint::Rejected => tracing::warn!(
+                endpoint,
+                "error.type" = kind,
+                "export of {signal} is refused: {message}; check the endpoint's configuration and log"
+            ),
+        }
+    }
+
+    fn rejected(&self, delivery: &Delivery, rejected: u64, message: &str) {
+        let Delivery { signal, endpoint, .. } = delivery;
+        if self.is_new(signal, Complaint::Rejected) {
+            tracing::warn!(
+                endpoint,
+                rejected,
+                "a part of the exported {signal} is rejected: {message}; check the endpoint's limits"
+            );
+        }
+    }
+
+    fn well(&self, delivery: &Delivery) {
+        let mut ailing = lock(&self.0);
+        ailing.signals.retain(|signal| *signal != delivery.signal);
+        if ailing.signals.is_empty() && !ailing.said.is_empty() {
+            ailing.said.clear();
+            tracing::info!(endpoint = delivery.endpoint, "export works again");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn phases_are_inside_the_interval_steady_and_spread() {
+        let interval = Duration::from_secs(10);
+        let mut tenths = [0u32; 10];
+        for node in 0..10_000 {
+            let phase_of_node = phase(&format!("node-{node}"), interval);
+            assert_eq!(phase_of_node, phase(&format!("node-{node}"), interval));
+            tenths[phase_of_node.as_secs() as usize] += 1;
+        }
+        assert!(tenths.iter().all(|n| (800..1_200).contains(n)), "{tenths:?}");
+    }
+}

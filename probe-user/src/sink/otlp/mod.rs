@@ -1,0 +1,22 @@
+//! OTLP over gRPC: metrics and events of what probe observes.
+//!
+//! The messages are assembled here and not recorded through an SDK, which cannot take histograms that were
+//! counted elsewhere, a start time per series, or a resource per container. The agent's own metrics do go
+//! through the SDK: see [`crate::telemetry`].
+//!
+//! Metrics are cumulative, so the newest snapshot replaces any that still waits and no total is lost while
+//! the collector is away. Events wait in a bounded queue; the oldest are dropped first, and counted.
+
+mod client;
+mod config;
+mod encode;
+mod export;
+mod logs;
+mod resource;
+
+pub use self::client::ClientError;
+pub(crate) use self::client::endpoint;
+pub use self::config::{Compression, ConfigError, Header, OtlpConfig, OtlpFlags, Target};
+pub use self::encode::{EncodedRequest, RequestLimits, encode_metrics};
+pub use self::export::{Exporter, Flushed, Options, phase};
+pub use self::resource::{Resources, SCHEMA_URL, new_instance_id};

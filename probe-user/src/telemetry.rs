@@ -1,0 +1,274 @@
+//! The agent's own metrics, as any service has them: through the OpenTelemetry SDK and `opentelemetry-otlp`.
+//!
+//! Modules count in [`SelfStats`], which needs no SDK and no endpoint; [`Telemetry`] exports it where there
+//! is one. What probe observes does not come this way: see [`crate::sink::otlp`].
+
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use foldhash::fast::RandomState;
+use hashbrown::HashMap;
+use opentelemetry::KeyValue;
+use opentelemetry::metrics::{Histogram, Meter, MeterProvider as _};
+use opentelemetry_otlp::{Compression as SdkCompression, MetricExporter, WithExportConfig, WithTonicConfig};
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::metrics::periodic_reader_with_async_runtime::PeriodicReader;
+use opentelemetry_sdk::metrics::{SdkMeterProvider, Temporality};
+use opentelemetry_sdk::runtime;
+
+use crate::event::key;
+use crate::series::{Attr, Attrs, Kind, MetricDef, Value, metrics};
+use crate::sink::otlp::{self, ClientError, Compression, Resources, SCHEMA_URL, Target};
+
+type Values = HashMap<(&'static str, Attrs), u64, RandomState>;
+
+/// What the agent counts about itself. Shared by all modules; update it once a batch or tick, not for each
+/// event: it takes a lock.
+///
+/// Its size is bounded by the code: attributes are names of signals, maps, metrics, sinks and errors, never
+/// anything observed.
+#[derive(Debug, Default)]
+pub struct SelfStats {
+    values: Mutex<Values>,
+    export_duration: OnceLock<Histogram<f64>>,
+}
+
+impl SelfStats {
+    /// Nothing counted yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Counts `by` more of a counter of [`metrics::OWN`]. 0 makes it visible.
+    pub fn add(&self, metric: &'static MetricDef, attrs: &[Attr], by: u64) {
+        let mut values = self.lock();
+        let value = values.entry((metric.name, Attrs::new(attrs))).or_default();
+        *value = value.saturating_add(by);
+    }
+
+    /// Sets a gauge of [`metrics::OWN`], or a counter that is counted elsewhere.
+    pub fn set(&self, metric: &'static MetricDef, attrs: &[Attr], value: u64) {
+        self.lock().insert((metric.name, Attrs::new(attrs)), value);
+    }
+
+    /// What a metric with these attributes has come to.
+    #[must_use]
+    pub fn get(&self, metric: &'static MetricDef, attrs: &[Attr]) -> u64 {
+        self.lock().get(&(metric.name, Attrs::new(attrs))).copied().unwrap_or(0)
+    }
+
+    /// What a metric has come to, by attributes.
+    #[must_use]
+    pub fn all(&self, metric: &'static MetricDef) -> Vec<(Attrs, u64)> {
+        let values = self.lock();
+        let of_metric = values.iter().filter(|((name, _), _)| *name == metric.name);
+        of_metric.map(|((_, attrs), value)| (attrs.clone(), *value)).collect()
+    }
+
+    /// Takes over what a store of series takes up.
+    pub fn observe_series(&self, store: &crate::series::Store) {
+        for usage in store.usage() {
+            let attrs = [(key::METRIC, Value::Static(usage.metric.name))];
+            self.set(metrics::PROBE_SERIES_ACTIVE, &attrs, u64::try_from(usage.active).unwrap_or(u64::MAX));
+            self.set(metrics::PROBE_SERIES_FOLDED, &attrs, usage.folded);
+        }
+    }
+
+    /// Records the time of one export request.
+    pub fn export_took(&self, sink: &'static str, duration: Duration) {
+        if let Some(histogram) = self.export_duration.get() {
+            histogram.record(duration.as_secs_f64(), &[KeyValue::new(key::SINK, sink)]);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Values> {
+        self.values.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Why the agent's own metrics cannot be exported.
+#[derive(Debug, thiserror::Error)]
+pub enum TelemetryError {
+    /// The connection's settings.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// The SDK did not take the settings.
+    #[error("cannot export the agent's own metrics: {0}; check the OTEL_EXPORTER_OTLP_* variables")]
+    Exporter(#[from] opentelemetry_otlp::ExporterBuildError),
+}
+
+/// Exports [`SelfStats`], CPU time and memory.
+#[derive(Debug)]
+pub struct Telemetry {
+    provider: SdkMeterProvider,
+}
+
+impl Telemetry {
+    /// Starts to export every `interval`. Must be called inside a multi-thread runtime: the SDK's reader
+    /// runs as one of its tasks, because on a thread of its own tonic would find no reactor.
+    ///
+    /// # Errors
+    ///
+    /// The target's settings are of no use to the transport.
+    pub fn start(
+        target: &Target,
+        resources: &Resources,
+        interval: Duration,
+        stats: &Arc<SelfStats>,
+    ) -> Result<Self, TelemetryError> {
+        // The SDK's own channel has no keep-alive and no limit for connecting.
+        let channel = otlp::endpoint(target)?
+            .http2_keep_alive_interval(target.timeout / 2)
+            .keep_alive_timeout(target.timeout / 2)
+            .connect_lazy();
+        let headers = target.headers.clone();
+        let mut builder = MetricExporter::builder()
+            .with_tonic()
+            .with_channel(channel)
+            .with_timeout(target.timeout)
+            .with_temporality(Temporality::Cumulative)
+            // The SDK reads the variable for headers by itself; what was resolved here has the last word.
+            .with_interceptor(move |mut request: tonic::Request<()>| {
+                for header in &headers {
+                    request.metadata_mut().insert(header.key.clone(), header.value.clone());
+                }
+                Ok(request)
+            });
+        if target.compression == Compression::Gzip {
+            builder = builder.with_compression(SdkCompression::Gzip);
+        }
+        let reader = PeriodicReader::builder(builder.build()?, runtime::Tokio)
+            .with_interval(interval)
+            .with_timeout(target.timeout)
+            .build();
+        let attributes = resources.host().map(|(key, value)| KeyValue::new(key.to_owned(), value.to_owned()));
+        let resource = Resource::builder_empty().with_schema_url(attributes, SCHEMA_URL).build();
+        let provider = SdkMeterProvider::builder().with_resource(resource).with_reader(reader).build();
+        register(&provider.meter("probe.self"), stats);
+        Ok(Self { provider })
+    }
+
+    /// Exports once more and ends, within `deadline`. True: it ended in time and the last export went well.
+    pub async fn shutdown(self, deadline: Duration) -> bool {
+        let Self { provider } = self;
+        // It blocks the calling thread until a task of this runtime has answered: on a worker that would
+        // be a deadlock as soon as there is no other.
+        let shutdown = tokio::task::spawn_blocking(move || provider.shutdown());
+        matches!(tokio::time::timeout(deadline, shutdown).await, Ok(Ok(Ok(()))))
+    }
+}
+
+/// Makes an instrument for every metric of [`metrics::OWN`].
+fn register(meter: &Meter, stats: &Arc<SelfStats>) {
+    for def in metrics::OWN {
+        let def: &'static MetricDef = def;
+        if def.name == metrics::PROCESS_CPU_TIME.name {
+            let counter = meter.f64_observable_counter(def.name).with_unit(def.unit);
+            counter
+                .with_description(def.description)
+                .with_callback(|observer| {
+                    let (user, system) = cpu_seconds();
+                    for (mode, seconds) in [("user", user), ("system", system)] {
+                        observer.observe(seconds, &[KeyValue::new(key::CPU_MODE, mode)]);
+                    }
+                })
+                .build();
+            continue;
+        }
+        if def.name == metrics::PROCESS_MEMORY_USAGE.name {
+            let counter = meter.i64_observable_up_down_counter(def.name).with_unit(def.unit);
+            counter
+                .with_description(def.description)
+                .with_callback(|observer| {
+                    if let Some(bytes) = resident_bytes() {
+                        observer.observe(bytes, &[]);
+                    }
+                })
+                .build();
+            continue;
+        }
+        let stats_of = stats.clone();
+        let values = move || {
+            stats_of.all(def).into_iter().map(|(attrs, value)| {
+                let attrs: Vec<_> = attrs.iter().map(|(key, value)| key_value(key, value)).collect();
+                (attrs, value)
+            })
+        };
+        match def.kind {
+            Kind::Counter => {
+                let counter = meter.u64_observable_counter(def.name).with_unit(def.unit);
+                counter
+                    .with_description(def.description)
+                    .with_callback(move |observer| {
+                        values().for_each(|(attrs, value)| observer.observe(value, &attrs));
+                    })
+                    .build();
+            }
+            Kind::Gauge | Kind::UpDownCounter => {
+                let gauge = meter.u64_observable_gauge(def.name).with_unit(def.unit);
+                gauge
+                    .with_description(def.description)
+                    .with_callback(move |observer| {
+                        values().for_each(|(attrs, value)| observer.observe(value, &attrs));
+                    })
+                    .build();
+            }
+            // There is one: probe.export.duration. A second start of telemetry keeps the first's.
+            Kind::Histogram => {
+                let histogram = meter
+                    .f64_histogram(def.name)
+                    .with_unit(def.unit)
+                    .with_description(def.description)
+                    .with_boundaries(vec![
+                        0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+                    ])
+                    .build();
+                drop(stats.export_duration.set(histogram));
+            }
+        }
+    }
+}
+
+fn key_value(key: &'static str, value: &Value) -> KeyValue {
+    match value {
+        Value::Static(text) => KeyValue::new(key, *text),
+        Value::Shared(text) => KeyValue::new(key, text.clone()),
+        Value::Int(number) => KeyValue::new(key, *number),
+        Value::Bool(yes) => KeyValue::new(key, *yes),
+    }
+}
+
+/// CPU time of this process in seconds, user and system, exited threads included.
+fn cpu_seconds() -> (f64, f64) {
+    let Ok(stat) = procfs::process::Process::myself().and_then(|me| me.stat()) else { return (0.0, 0.0) };
+    let ticks = procfs::ticks_per_second() as f64;
+    (stat.utime as f64 / ticks, stat.stime as f64 / ticks)
+}
+
+/// Resident memory of this process.
+fn resident_bytes() -> Option<i64> {
+    let statm = procfs::process::Process::myself().and_then(|me| me.statm()).ok()?;
+    i64::try_from(statm.resident.saturating_mul(procfs::page_size())).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::series::attr;
+
+    #[test]
+    fn counts_by_attributes() {
+        let stats = SelfStats::new();
+        let tcp = [attr(key::SIGNAL, "tcp")];
+        stats.add(metrics::PROBE_EVENTS, &tcp, 2);
+        stats.add(metrics::PROBE_EVENTS, &tcp, 3);
+        stats.add(metrics::PROBE_EVENTS, &[attr(key::SIGNAL, "dns")], 0);
+        stats.set(metrics::PROBE_MAP_LIMIT, &[attr(key::MAP, "TCP_OWNERS")], 10);
+        stats.set(metrics::PROBE_MAP_LIMIT, &[attr(key::MAP, "TCP_OWNERS")], 20);
+        assert_eq!(stats.get(metrics::PROBE_EVENTS, &tcp), 5);
+        assert_eq!(stats.all(metrics::PROBE_EVENTS).len(), 2);
+        assert_eq!(stats.get(metrics::PROBE_MAP_LIMIT, &[attr(key::MAP, "TCP_OWNERS")]), 20);
+        assert!(resident_bytes().is_some_and(|bytes| bytes > 100_000));
+    }
+}
