@@ -64,7 +64,8 @@ pub struct EntityStats {
 #[derive(Debug)]
 pub struct Entities {
     tree: Option<CgroupTree>,
-    proc: PathBuf,
+    /// None: pids here are not the kernel's.
+    proc: Option<PathBuf>,
     by_cgroup: HashMap<u64, Owner>,
     by_process: HashMap<u32, (Option<Owner>, Instant)>,
     unresolved: u64,
@@ -72,15 +73,16 @@ pub struct Entities {
 
 impl Entities {
     /// Over the root directory of cgroup v2; None where there is none: then only processes tell their
-    /// containers.
+    /// containers. And processes tell only where this one sees the host's pids ([`sees_host_pids`]).
     pub fn new(cgroup_root: Option<&Path>, limits: TreeLimits) -> Self {
-        Self::at(Path::new("/proc"), cgroup_root, limits)
+        let proc = sees_host_pids().then_some(Path::new("/proc"));
+        Self::at(proc, cgroup_root, limits)
     }
 
-    fn at(proc: &Path, cgroup_root: Option<&Path>, limits: TreeLimits) -> Self {
+    fn at(proc: Option<&Path>, cgroup_root: Option<&Path>, limits: TreeLimits) -> Self {
         Self {
             tree: cgroup_root.map(|root| CgroupTree::new(root, limits)),
-            proc: proc.to_owned(),
+            proc: proc.map(Path::to_owned),
             by_cgroup: HashMap::new(),
             by_process: HashMap::new(),
             unresolved: 0,
@@ -122,7 +124,9 @@ impl Entities {
         let tree = self.tree.as_mut()?;
         // The process usually still is where its socket was made: its own word, checked against the
         // directory's inode number, spares a scan and is there at once.
-        let told = tgid.and_then(|tgid| read_cgroups(&self.proc, tgid)).and_then(|cgroups| cgroups.unified);
+        let told = tgid
+            .and_then(|tgid| read_cgroups(self.proc.as_deref(), tgid))
+            .and_then(|cgroups| cgroups.unified);
         let path = told.and_then(|path| tree.get_at(id, &path, now).map(|cgroup| Arc::clone(&cgroup.path)));
         let path = path.or_else(|| tree.get(id, now).map(|cgroup| Arc::clone(&cgroup.path)))?;
         let owner = Owner { entity: Entity::of_path(path.as_bytes()), cgroup_path: path };
@@ -141,7 +145,7 @@ impl Entities {
         {
             return owner.clone().or_else(|| (cgroup_id == ROOT_ID).then(at_root));
         }
-        let owner = read_cgroups(&self.proc, tgid).map(|cgroups| owner_of_process(&cgroups));
+        let owner = read_cgroups(self.proc.as_deref(), tgid).map(|cgroups| owner_of_process(&cgroups));
         if self.by_process.len() >= MAX_OWNERS {
             self.by_process.clear();
         }
@@ -150,8 +154,16 @@ impl Entities {
     }
 }
 
-fn read_cgroups(proc: &Path, tgid: u32) -> Option<ProcessCgroups> {
-    let text = process::read_limited(&proc.join(tgid.to_string()).join("cgroup")).ok()?;
+/// Whether pids mean here what they mean to the kernel's programs: whether this process is in the initial pid
+/// namespace. Elsewhere the same number is another process, or none; a container needs the host's pid
+/// namespace (`hostPID: true`).
+pub fn sees_host_pids() -> bool {
+    // PROC_PID_INIT_INO of include/linux/proc_ns.h, the same in every kernel.
+    std::fs::read_link("/proc/self/ns/pid").is_ok_and(|name| name == Path::new("pid:[4026531836]"))
+}
+
+fn read_cgroups(proc: Option<&Path>, tgid: u32) -> Option<ProcessCgroups> {
+    let text = process::read_limited(&proc?.join(tgid.to_string()).join("cgroup")).ok()?;
     Some(process_cgroups(&text))
 }
 
@@ -194,7 +206,7 @@ mod tests {
             std::fs::write(path.join("cgroup"), cgroups).unwrap();
         }
         fn entities(&self) -> Entities {
-            Entities::at(&self.0.join("proc"), Some(&self.0.join("cgroup")), TreeLimits::default())
+            Entities::at(Some(&self.0.join("proc")), Some(&self.0.join("cgroup")), TreeLimits::default())
         }
     }
 
@@ -258,9 +270,11 @@ mod tests {
     fn without_cgroup_v2_processes_still_tell() {
         let directory = Directory::new("without");
         directory.process(10, &format!("9:memory:/docker/{ID}\n"));
-        let mut entities = Entities::at(&directory.0.join("proc"), None, TreeLimits::default());
+        let mut entities = Entities::at(Some(&directory.0.join("proc")), None, TreeLimits::default());
         assert_eq!(container(entities.resolve(0, Some(10), Instant::now()).as_ref()), Some(ID));
         assert_eq!(container(entities.resolve(77, Some(10), Instant::now()).as_ref()), Some(ID));
         assert_eq!(entities.resolve(77, None, Instant::now()), None);
+        let mut blind = Entities::at(None, None, TreeLimits::default());
+        assert_eq!(blind.resolve(0, Some(10), Instant::now()), None, "pids of another namespace");
     }
 }

@@ -86,7 +86,8 @@ impl Processes {
     }
 
     /// Names of the process `tgid` that began `start_ns` after boot (CLOCK_BOOTTIME). Empty for a process that
-    /// ended before anybody asked, and for an unknown one (0).
+    /// ended before anybody asked, for an unknown one (0), and where this process does not see the host's pids:
+    /// nobody else's start time fits.
     pub fn get(&mut self, tgid: u32, start_ns: u64, now: Instant) -> ProcessNames {
         if tgid == 0 || start_ns == 0 {
             return ProcessNames::default();

@@ -154,7 +154,7 @@ fn member_slot(
     let fits = match btf.element_size(member.type_id) {
         // Of an array any beginning may be read; a flexible one at the struct's end has no size of its own.
         Some(element) => found.max(element) >= size.into(),
-        None => found == size.into(),
+        None => found == u64::from(size),
     };
     if !fits {
         return Err(FieldError::Size { expected: size, found });
