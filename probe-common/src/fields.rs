@@ -77,7 +77,7 @@ pub type KernelPointer = u64;
 
 macro_rules! kernel_fields {
     ($($(#[doc = $doc:literal])* $name:ident: $ty:ty = $kind:ident $path:literal, $required:expr;)+) => {
-        #[allow(non_camel_case_types, clippy::upper_case_acronyms, reason = "row names, used as indices only")]
+        #[expect(non_camel_case_types, reason = "row names, used as indices only")]
         #[repr(usize)]
         enum Row { $($name,)+ }
         $(
@@ -155,9 +155,9 @@ kernel_fields! {
     SK_PROTOCOL: u16 = Member "sock.sk_protocol", TCP;
     /// Pending error of a socket, a positive errno.
     SK_ERR: i32 = Member "sock.sk_err", TCP;
-    /// cgroup v2 of the socket: kernels from 5.15 on.
+    /// cgroup v2 of the socket: kernels from 5.15 on, and 5.10 stable of late.
     SK_CGROUP: KernelPointer = Member "sock.sk_cgrp_data.cgroup", 0;
-    /// cgroup v2 of the socket before 5.15: a pointer where bit 0 is clear.
+    /// cgroup v2 of the socket before that: a pointer where bit 0 is clear.
     SK_CGROUP_VAL: u64 = Member "sock.sk_cgrp_data.val", 0;
     /// kernfs node of a cgroup.
     CGROUP_KN: KernelPointer = Member "cgroup.kn", TCP;

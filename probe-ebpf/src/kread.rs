@@ -83,6 +83,13 @@ pub fn read_into<T: Copy>(base: KernelPointer, field: Field<T>, value: &mut T) -
     if failed == 0 { Ok(()) } else { Err(Error::Read) }
 }
 
+/// The address behind a pointer that the verifier keeps typed (a context's socket), on which it allows no arithmetic: read
+/// back from our stack it is a number like any other.
+#[inline(always)]
+pub fn address_of<T>(pointer: *mut T) -> Result<KernelPointer> {
+    read_at((&raw const pointer) as KernelPointer)
+}
+
 /// `kread!(sk, SKC_STATE)?`: the field `SKC_STATE` of the kernel object at `sk`.
 #[macro_export]
 macro_rules! kread {

@@ -3,9 +3,15 @@
 //! ARCHITECTURE.md has the map. Data goes one way: `load` → `collect` → `signals` → `entity` → `series` →
 //! `sink`.
 
+pub mod cli;
+pub mod collect;
+pub mod config;
 pub mod entity;
 pub mod event;
 pub mod kernel;
+pub mod load;
+pub mod pipeline;
 pub mod series;
+pub mod signals;
 pub mod sink;
 pub mod telemetry;

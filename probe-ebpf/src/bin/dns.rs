@@ -24,7 +24,7 @@ use probe_common::dns::{
 use probe_common::loss::Counter;
 use probe_common::settings::{FILTER_CGROUP, FILTER_COMM, FILTER_TGID, Settings};
 use probe_common::wire::{Address, FAMILY_IPV4, FAMILY_IPV6, Owner, RecordHeader};
-use probe_ebpf::{Error, Result, emit, filter, socket, task};
+use probe_ebpf::{Error, Result, emit, filter, kread, socket, task};
 
 /// **1**: let it pass. 0 from a cgroup program drops the user's packet or refuses the user's call.
 const NEUTRAL: i32 = 1;
@@ -367,7 +367,7 @@ fn netns(ctx: &SkBuffContext) -> u32 {
     if sk.is_null() {
         return 0;
     }
-    socket::netns(sk as u64).unwrap_or(0)
+    kread::address_of(sk).and_then(socket::netns).unwrap_or(0)
 }
 
 /// A UDP packet of a socket, as far as DNS needs it.

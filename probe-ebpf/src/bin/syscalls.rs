@@ -36,6 +36,8 @@ const BPF_ANY: u64 = 0;
 const BPF_NOEXIST: u64 = 1;
 /// Errors are -4095 to -1, include/linux/err.h.
 const MAX_ERRNO: i64 = 4095;
+/// [`find_block`] has none.
+const NO_BLOCK: u32 = u32::MAX;
 
 /// One entry a possible CPU; sized at load time.
 #[map]
@@ -171,7 +173,10 @@ fn try_exit(ctx: &RawTracePointContext) -> Result<()> {
         // SAFETY: a value of an array; `key` is written by this CPU, or by user space for processes that are gone.
         Some(block) if unsafe { (*block).key } == key => block,
         _ => {
-            let index = find_block(tgid, id, key)?;
+            let index = find_block(tgid, id, key);
+            if index == NO_BLOCK {
+                return Err(Error::NotOurs);
+            }
             line.key = key;
             line.index = index;
             BLOCKS.get_ptr_mut(index).ok_or(Error::NotOurs)?
@@ -180,7 +185,7 @@ fn try_exit(ctx: &RawTracePointContext) -> Result<()> {
     // SAFETY: this CPU is the block's one writer, and programs do not migrate while they run.
     add(unsafe { &mut *block }, settings.interval, duration_ns, ret);
     if settings.slow_ns != 0 && duration_ns >= settings.slow_ns {
-        slow(ctx.arg(0), pid_tgid, id, duration_ns, ret)?;
+        slow(ctx.arg(0), pid_tgid, id, duration_ns, ret);
     }
     Ok(())
 }
@@ -192,7 +197,6 @@ fn cache_line(tgid: u32, id: SyscallId) -> usize {
 
 #[inline(always)]
 fn add(block: &mut Block, interval: u32, duration_ns: u64, ret: i64) {
-    block.calls += 1;
     block.sum_ns += duration_ns;
     let bucket = hist::bucket(duration_ns);
     if bucket < BUCKETS {
@@ -220,43 +224,51 @@ fn add(block: &mut Block, interval: u32, duration_ns: u64, ret: i64) {
             }
         }
     }
+    // Last: user space takes an unchanged number of calls for an unchanged block.
+    // SAFETY: a plain word of the block.
+    unsafe { (&raw mut block.calls).write_volatile(block.calls + 1) };
 }
 
 /// The block of a key that this CPU does not remember: look it up, or take a free one. Without a free one the call is
 /// counted under its system call alone.
+///
+/// A function of its own, so that the fast path stays short. It returns a plain number ([`NO_BLOCK`] for none): a `Result` in
+/// one register makes shifts that the verifier refuses.
 #[inline(never)]
-fn find_block(tgid: u32, id: SyscallId, key: u64) -> Result<u32> {
+fn find_block(tgid: u32, id: SyscallId, key: u64) -> u32 {
     if let Some(index) = INDEX.get_ptr(key) {
         // SAFETY: a value of the map, read once.
-        return Ok(unsafe { *index });
+        return unsafe { *index };
     }
     if let Ok(Some(index)) = FREE.pop() {
-        note_process(tgid)?;
+        if let Err(error) = note_process(tgid) {
+            emit::give_up(error);
+        }
         return take_block(key, index);
     }
     emit::count(Counter::CallsFolded, 1);
     let folded = block_key(0, id, cpu_number());
     if let Some(index) = INDEX.get_ptr(folded) {
         // SAFETY: as above.
-        return Ok(unsafe { *index });
+        return unsafe { *index };
     }
     if let Ok(Some(index)) = FREE_FOLDED.pop() {
         return take_block(folded, index);
     }
     emit::count(Counter::CallsLost, 1);
-    Err(Error::NotOurs)
+    NO_BLOCK
 }
 
 #[inline(always)]
-fn take_block(key: u64, index: u32) -> Result<u32> {
+fn take_block(key: u64, index: u32) -> u32 {
     if INDEX.insert(key, index, BPF_NOEXIST).is_err() {
         emit::count(Counter::CallsLost, 1);
-        return Err(Error::NotOurs);
+        return NO_BLOCK;
     }
-    let block = BLOCKS.get_ptr_mut(index).ok_or(Error::NotOurs)?;
+    let Some(block) = BLOCKS.get_ptr_mut(index) else { return NO_BLOCK };
     // SAFETY: free blocks are zeroed by user space and now ours alone.
     unsafe { (*block).key = key };
-    Ok(index)
+    index
 }
 
 /// Notes who a process is, once.
@@ -279,7 +291,14 @@ fn note_process(tgid: u32) -> Result<()> {
 
 /// A call above the least threshold: is it above its own, and is it one that may take long?
 #[inline(never)]
-fn slow(regs: KernelPointer, pid_tgid: u64, id: SyscallId, duration_ns: u64, ret: i64) -> Result<()> {
+fn slow(regs: KernelPointer, pid_tgid: u64, id: SyscallId, duration_ns: u64, ret: i64) {
+    if let Err(error) = try_slow(regs, pid_tgid, id, duration_ns, ret) {
+        emit::give_up(error);
+    }
+}
+
+#[inline(always)]
+fn try_slow(regs: KernelPointer, pid_tgid: u64, id: SyscallId, duration_ns: u64, ret: i64) -> Result<()> {
     if task::in_compat_call() {
         // Thresholds are by native number.
         return Ok(());

@@ -2,6 +2,7 @@
 
 pub mod container;
 pub mod process;
+mod scan;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -10,6 +11,7 @@ use std::time::{Duration, Instant};
 
 pub use container::{ContainerIdentity, Runtime, container_of};
 pub use process::{ProcessLimits, ProcessNames, Processes};
+pub use scan::containers_below;
 
 use crate::kernel::cgroup::{CgroupTree, ProcessCgroups, ROOT_ID, TreeLimits, TreeStats, process_cgroups};
 

@@ -1,0 +1,178 @@
+//! Flags that the live commands and `run` share, and how they become a [`Config`].
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+
+use super::{Failure, defaults};
+use crate::config::{CgroupFilter, Config, Output};
+
+/// Shared flags.
+#[derive(Debug, Args)]
+pub(super) struct Shared {
+    /// Stop after this time, e.g. 30s, 5m
+    #[arg(long, value_name = "TIME", value_parser = positive)]
+    pub(super) duration: Option<Duration>,
+    /// How much time a summary or table covers; for `run` also the export period
+    #[arg(long, value_name = "TIME", value_parser = interval)]
+    pub(super) interval: Option<Duration>,
+    /// Form of the output
+    #[arg(short, long, value_name = "FORM")]
+    pub(super) output: Option<Output>,
+    /// Stop after this many events
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(super) count: Option<u64>,
+    /// Say more on stderr; twice for more still
+    #[arg(short, action = clap::ArgAction::Count)]
+    verbose: u8,
+
+    #[command(flatten)]
+    filter: FilterArgs,
+    #[command(flatten)]
+    limits: LimitArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Filters (applied in the kernel, all together)")]
+struct FilterArgs {
+    /// Only this process
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    pid: Option<u32>,
+    /// Only processes of this name (at most 15 bytes, as in /proc/PID/comm)
+    #[arg(long, value_parser = comm)]
+    comm: Option<[u8; 16]>,
+    /// Only this cgroup (v2) and what is below it
+    #[arg(long, value_name = "PATH", conflicts_with = "container")]
+    cgroup: Option<PathBuf>,
+    /// Only the container whose id begins so
+    #[arg(long, value_name = "ID-PREFIX", value_parser = container)]
+    container: Option<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Limits and kernel")]
+struct LimitArgs {
+    /// BTF file to use where the kernel brings none in /sys/kernel/btf/vmlinux
+    #[arg(long, value_name = "FILE")]
+    btf: Option<PathBuf>,
+    /// KiB of a ring buffer, a power of two (dns has four times that)
+    #[arg(long, value_name = "KIB", value_parser = ring_kib)]
+    ring_kib: Option<u32>,
+    /// Sockets whose owner is kept
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(64..=4_194_304))]
+    tcp_sockets: Option<u32>,
+    /// Cgroups that have TCP totals of their own
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    max_cgroups: Option<u32>,
+    /// DNS questions that can wait for their answer at a time
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(16..=1_048_576))]
+    dns_pending: Option<u32>,
+    /// (process, system call, CPU) triples that have figures of their own
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(64..=1_048_576))]
+    syscall_blocks: Option<u32>,
+    /// Threads that can sleep inside a system call at a time
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(64..=4_194_304))]
+    syscall_threads: Option<u32>,
+}
+
+impl Shared {
+    /// Starts logging, and makes a configuration of the flags.
+    pub(super) fn resolve(&self, default_interval: Duration) -> Result<Config, Failure> {
+        let program_log_level = super::output::start_logging(self.verbose)?;
+        let mut config = defaults(self.interval.unwrap_or(default_interval))?;
+        config.duration = self.duration;
+        config.count = self.count;
+        config.output = self.output.unwrap_or(Output::Table);
+        config.program_log_level = program_log_level;
+        config.filter.pid = self.filter.pid;
+        config.filter.comm = self.filter.comm;
+        config.filter.cgroup = match (&self.filter.cgroup, &self.filter.container) {
+            (Some(path), _) => Some(CgroupFilter::Path(path.clone())),
+            (None, Some(prefix)) => Some(CgroupFilter::Container(prefix.clone())),
+            (None, None) => None,
+        };
+        config.btf = self.limits.btf.clone();
+        let (limits, sizes) = (&self.limits, &mut config.sizes);
+        for (given, size) in [
+            (limits.ring_kib, &mut sizes.ring_kib),
+            (limits.tcp_sockets, &mut sizes.tcp_sockets),
+            (limits.max_cgroups, &mut sizes.max_cgroups),
+            (limits.dns_pending, &mut sizes.dns_pending),
+            (limits.syscall_blocks, &mut sizes.syscall_blocks),
+            (limits.syscall_threads, &mut sizes.syscall_threads),
+        ] {
+            *size = given.unwrap_or(*size);
+        }
+        Ok(config)
+    }
+}
+
+/// A time above zero.
+pub(super) fn positive(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(duration) if !duration.is_zero() => Ok(duration),
+        Ok(_) => Err("it must be longer than 0".to_owned()),
+        Err(error) => Err(format!("{error}; write a number and a unit: 100ms, 10s, 5m")),
+    }
+}
+
+/// An interval that a person can follow and a collector can bear.
+fn interval(text: &str) -> Result<Duration, String> {
+    const SHORTEST: Duration = Duration::from_millis(250);
+    let interval = positive(text)?;
+    if interval < SHORTEST { Err(format!("the shortest is {SHORTEST:?}")) } else { Ok(interval) }
+}
+
+fn comm(text: &str) -> Result<[u8; 16], String> {
+    let mut comm = [0; 16];
+    if text.is_empty() || text.len() > 15 {
+        return Err(format!("1 to 15 bytes are allowed, this has {}", text.len()));
+    }
+    for (slot, byte) in comm.iter_mut().zip(text.bytes()) {
+        *slot = byte;
+    }
+    Ok(comm)
+}
+
+fn container(text: &str) -> Result<String, String> {
+    if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_') {
+        return Err("the beginning of a container's id: letters and digits".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+fn ring_kib(text: &str) -> Result<u32, String> {
+    match text.parse() {
+        Ok(kib @ 4..=65_536) if u32::is_power_of_two(kib) => Ok(kib),
+        _ => Err("a power of two from 4 to 65536".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times() {
+        assert_eq!(interval("1s"), Ok(Duration::from_secs(1)));
+        for bad in ["0s", "10", "soon", "-1s", "1ms", ""] {
+            assert!(interval(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn names_of_processes_are_at_most_fifteen_bytes() {
+        assert_eq!(comm("nginx").map(|comm| comm.starts_with(b"nginx\0")), Ok(true));
+        assert!(comm("").is_err());
+        assert!(comm("0123456789abcdef").is_err());
+    }
+
+    #[test]
+    fn rings_are_powers_of_two() {
+        assert_eq!(ring_kib("256"), Ok(256));
+        for bad in ["0", "3", "100", "131072", "-4", "x"] {
+            assert!(ring_kib(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,23 @@
+//! What the live commands have in common.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use super::output::{StdoutSink, Style, closing_lines, ended};
+use super::{Failure, block_on};
+use crate::config::Config;
+use crate::pipeline::Pipeline;
+use crate::signals::SignalKind;
+use crate::telemetry::SelfStats;
+
+/// Shows one signal until the end.
+pub(super) fn show(config: &Config, kind: &'static dyn SignalKind) -> Result<ExitCode, Failure> {
+    block_on(async {
+        let mut sink = StdoutSink::new(config, Style::Live, Some(kind.object().name));
+        let mut pipeline = Pipeline::start(config, &[kind], false, Arc::new(SelfStats::new()))?;
+        if let Some(report) = ended(pipeline.run(&mut sink).await)? {
+            closing_lines(&report);
+        }
+        Ok(ExitCode::SUCCESS)
+    })
+}

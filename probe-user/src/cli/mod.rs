@@ -1,0 +1,148 @@
+//! The command line: one file a subcommand. clap is known only here; what was typed becomes a [`Config`] at once.
+
+mod args;
+mod dns;
+mod doctor;
+mod live;
+mod output;
+mod run;
+mod syscalls;
+mod tcp;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::Config;
+use crate::load::LoadError;
+use crate::pipeline::StartError;
+
+/// Watches TCP, DNS and system calls of a Linux host with eBPF.
+#[derive(Debug, Parser)]
+#[command(name = "probe", version, max_term_width = 100, propagate_version = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// The agent: all signals, aggregated, to OTLP; without an endpoint, a summary every interval
+    Run(run::Args),
+    /// Live TCP retransmits, resets and failed connects, one line an event
+    Tcp(tcp::Args),
+    /// Live DNS lookups with latency, one line a lookup
+    Dns(dns::Args),
+    /// System calls: who calls what, how often, how slow, failing how
+    Syscalls(syscalls::Args),
+    /// What works on this host, what does not, why, and what would fix it
+    Doctor(doctor::Args),
+}
+
+/// Why a command fails, with the exit code that says so.
+#[derive(Debug)]
+pub struct Failure {
+    code: u8,
+    message: String,
+}
+
+impl Failure {
+    /// Failed while running: 1.
+    pub fn running(error: impl std::fmt::Display) -> Self {
+        Self { code: 1, message: error.to_string() }
+    }
+
+    /// Bad arguments or configuration: 2.
+    pub fn usage(message: impl Into<String>) -> Self {
+        Self { code: 2, message: message.into() }
+    }
+
+    /// This kernel cannot do it: 3.
+    pub fn kernel(error: impl std::fmt::Display) -> Self {
+        Self { code: 3, message: error.to_string() }
+    }
+
+    /// Privileges are missing: 4.
+    pub fn privileges(error: impl std::fmt::Display) -> Self {
+        Self { code: 4, message: error.to_string() }
+    }
+}
+
+impl From<StartError> for Failure {
+    fn from(error: StartError) -> Self {
+        match &error {
+            StartError::Privileges(_) => Self::privileges(error),
+            StartError::Load(load) if load.is_permission_denied() => Self::privileges(error),
+            StartError::Btf(_) | StartError::Cgroup(_) => Self::kernel(error),
+            StartError::Load(
+                LoadError::MissingFields { .. }
+                | LoadError::Object { .. }
+                | LoadError::Program { .. }
+                | LoadError::Attach { .. }
+                | LoadError::NoCgroup { .. },
+            ) => Self::kernel(error),
+            StartError::Filter(message) => Self::usage(message),
+            StartError::Load(
+                LoadError::Map { .. } | LoadError::Mapping { .. } | LoadError::Broken { .. },
+            )
+            | StartError::Ring(_) => Self::running(error),
+        }
+    }
+}
+
+/// Parses the command line, runs the command, and says how it went.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Nothing to be done where not even the message can be written.
+            let _unwritten = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    let result = match cli.command {
+        Command::Run(args) => run::main(args),
+        Command::Tcp(args) => tcp::main(args),
+        Command::Dns(args) => dns::main(args),
+        Command::Syscalls(args) => syscalls::main(args),
+        Command::Doctor(args) => doctor::main(args),
+    };
+    match result {
+        Ok(code) => code,
+        Err(Failure { code, message }) => {
+            output::stderr_line(format_args!("error: {message}"));
+            ExitCode::from(code)
+        }
+    }
+}
+
+/// Runs a command's future. Two workers: the OpenTelemetry SDK needs one that its caller does not block.
+fn block_on<T>(future: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(Failure::running)?
+        .block_on(future)
+}
+
+/// A configuration with nothing asked for.
+fn defaults(interval: std::time::Duration) -> Result<Config, Failure> {
+    let cpus = aya::util::nr_cpus().map_err(|(path, error)| Failure::kernel(format!("{path}: {error}")))?;
+    Ok(Config {
+        interval,
+        duration: None,
+        count: None,
+        output: crate::config::Output::Table,
+        filter: crate::config::Filter::default(),
+        btf: None,
+        program_log_level: 0,
+        possible_cpus: u32::try_from(cpus).unwrap_or(u32::MAX),
+        sizes: crate::config::Sizes::default(),
+        tcp: crate::config::TcpOptions::default(),
+        dns: crate::config::DnsOptions::default(),
+        syscalls: crate::config::SyscallOptions::default(),
+        otlp: None,
+    })
+}

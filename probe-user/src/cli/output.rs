@@ -1,0 +1,200 @@
+//! stdout carries data and nothing else; what is said about it goes to stderr.
+
+use std::io::{self, BufWriter, IsTerminal, Stdout, Write};
+
+use tracing_subscriber::EnvFilter;
+
+use super::Failure;
+use crate::config::{Config, Output};
+use crate::kernel::clock::rfc3339;
+use crate::pipeline::{Flow, Report, Sink};
+use crate::series::Store;
+use crate::signals::{Event, Summary};
+use crate::sink::{console, json};
+
+/// What of a signal's data goes to stdout as text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Style {
+    /// Events as they come (system calls: a table an interval).
+    Live,
+    /// A summary an interval.
+    Summaries,
+}
+
+/// stdout as a sink.
+pub(super) struct StdoutSink {
+    out: BufWriter<Stdout>,
+    form: Output,
+    style: Style,
+    /// Rows that a table of system calls shows.
+    top: Option<usize>,
+    /// Events still to be written.
+    left: Option<u64>,
+    heading: Option<String>,
+}
+
+impl StdoutSink {
+    pub(super) fn new(config: &Config, style: Style, signal: Option<&str>) -> Self {
+        let heading = signal.and_then(console::heading).filter(|_| config.output == Output::Table);
+        Self {
+            out: BufWriter::with_capacity(64 * 1024, io::stdout()),
+            form: config.output,
+            style,
+            top: config.syscalls.top,
+            left: config.count,
+            heading,
+        }
+    }
+
+    fn write(&mut self, event: &Event) -> io::Result<bool> {
+        match (self.form, self.style, event) {
+            (Output::Json, _, event) => json::write(&mut self.out, event)?,
+            // Losses are no data.
+            (Output::Table, _, Event::Loss(loss)) => {
+                console::loss(&mut io::stderr().lock(), loss)?;
+                return Ok(false);
+            }
+            (Output::Table, Style::Summaries, _) | (Output::Table, _, Event::SyscallSummary(_)) => return Ok(false),
+            (Output::Table, Style::Live, event) => {
+                if let Some(heading) = self.heading.take() {
+                    writeln!(self.out, "{heading}")?;
+                }
+                console::event(&mut self.out, event)?;
+            }
+        }
+        Ok(!matches!(event, Event::Loss(_)))
+    }
+}
+
+impl Sink for StdoutSink {
+    fn wants_events(&self) -> bool {
+        self.form == Output::Json || self.style == Style::Live
+    }
+
+    fn event(&mut self, event: &Event) -> io::Result<Flow> {
+        if self.write(event)?
+            && let Some(left) = &mut self.left
+        {
+            *left -= 1;
+            if *left == 0 {
+                self.flush()?;
+                return Ok(Flow::Enough);
+            }
+        }
+        Ok(Flow::More)
+    }
+
+    fn interval(&mut self, summaries: &[Summary], _store: &mut Store, now_unix_ns: u64) -> io::Result<()> {
+        if self.form == Output::Json {
+            return Ok(());
+        }
+        if self.style == Style::Summaries {
+            writeln!(self.out, "── {} UTC", rfc3339(now_unix_ns).get(..19).unwrap_or_default().replace('T', " "))?;
+        }
+        for summary in summaries {
+            if self.style == Style::Summaries || matches!(summary, Summary::Syscalls(_)) {
+                console::summary(&mut self.out, summary, self.top, self.style == Style::Summaries)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
+/// Several sinks, one after the other.
+pub(super) struct Tee<'a>(pub(super) Vec<&'a mut dyn Sink>);
+
+impl Sink for Tee<'_> {
+    fn wants_events(&self) -> bool {
+        self.0.iter().any(|sink| sink.wants_events())
+    }
+
+    fn event(&mut self, event: &Event) -> io::Result<Flow> {
+        for sink in &mut self.0 {
+            if sink.wants_events() && sink.event(event)? == Flow::Enough {
+                return Ok(Flow::Enough);
+            }
+        }
+        Ok(Flow::More)
+    }
+
+    fn interval(&mut self, summaries: &[Summary], store: &mut Store, now_unix_ns: u64) -> io::Result<()> {
+        self.0.iter_mut().try_for_each(|sink| sink.interval(summaries, store, now_unix_ns))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.iter_mut().try_for_each(|sink| sink.flush())
+    }
+}
+
+/// Whether stdout is a terminal.
+pub(super) fn on_terminal() -> bool {
+    io::stdout().is_terminal()
+}
+
+/// A closed pipe ends a command quietly; everything else is an error.
+pub(super) fn ended(result: io::Result<Report>) -> Result<Option<Report>, Failure> {
+    match result {
+        Ok(report) => Ok(Some(report)),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(None),
+        Err(error) => Err(Failure::running(error)),
+    }
+}
+
+/// The last word: what was seen, and what was lost.
+pub(super) fn closing_lines(report: &Report) {
+    let records: Vec<String> = report.records.iter().map(|(signal, count)| format!("{signal} {count}")).collect();
+    let records = if records.is_empty() { "none".to_owned() } else { records.join(", ") };
+    if report.losses.is_empty() {
+        stderr_line(format_args!("records: {records}; nothing was lost"));
+        return;
+    }
+    stderr_line(format_args!("records: {records}"));
+    for ((signal, place), (count, remedy)) in &report.losses {
+        stderr_line(format_args!("lost: {count} of {signal} at {place}: {remedy}"));
+    }
+}
+
+/// A line on stderr; where that is closed, nobody wants to know.
+pub(super) fn stderr_line(line: std::fmt::Arguments<'_>) {
+    let _closed = writeln!(io::stderr().lock(), "{line}");
+}
+
+/// Logs go to stderr: warnings, with -v more, or what `RUST_LOG` says. Returns the level for the programs' own logs.
+///
+/// # Errors
+///
+/// `RUST_LOG` does not parse.
+pub(super) fn start_logging(verbose: u8) -> Result<u8, Failure> {
+    let filter = match std::env::var("RUST_LOG") {
+        Ok(directives) if !directives.is_empty() => EnvFilter::try_new(&directives)
+            .map_err(|error| Failure::usage(format!("RUST_LOG={directives}: {error}; write e.g. RUST_LOG=debug")))?,
+        _ => EnvFilter::new(match verbose {
+            0 => "warn",
+            1 => "probe_user=debug,info",
+            _ => "trace",
+        }),
+    };
+    // aya-log counts levels from 1 (error) to 5 (trace).
+    let level = match filter.max_level_hint() {
+        None => 5,
+        Some(hint) => hint.into_level().map_or(0, |level| match level {
+            tracing::Level::ERROR => 1,
+            tracing::Level::WARN => 2,
+            tracing::Level::INFO => 3,
+            tracing::Level::DEBUG => 4,
+            tracing::Level::TRACE => 5,
+        }),
+    };
+    // An error means that a test of this process has set one up before.
+    let _second = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .with_target(false)
+        .try_init();
+    Ok(level)
+}

@@ -1,0 +1,186 @@
+//! `probe run`.
+
+use std::io;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::args::{Shared, positive};
+use super::output::{StdoutSink, Style, Tee, closing_lines, ended, on_terminal};
+use super::{Failure, block_on};
+use crate::entity::Entity;
+use crate::pipeline::{Flow, Pipeline, Sink};
+use crate::series::Store;
+use crate::signals::{self, Event, Summary};
+use crate::sink::otlp::{Exporter, OtlpConfig, OtlpFlags, Options, Resources, new_instance_id};
+use crate::telemetry::{SelfStats, Telemetry};
+
+/// Export period and summary interval where neither flag nor environment says otherwise.
+const DEFAULT_INTERVAL: Duration = Duration::from_secs(10);
+/// How long the last export may hold the end up.
+const SHUTDOWN: Duration = Duration::from_secs(5);
+
+/// Flags.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example: OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4317 probe run --interval 30s")]
+pub(super) struct Args {
+    #[command(flatten)]
+    shared: Shared,
+    #[command(flatten)]
+    otlp: OtlpArgs,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "OTLP (a flag beats its OTEL_EXPORTER_OTLP_* variable)")]
+struct OtlpArgs {
+    /// Collector, e.g. http://localhost:4317
+    #[arg(long, value_name = "URL")]
+    otlp_endpoint: Option<String>,
+    /// Protocol: grpc
+    #[arg(long, value_name = "NAME")]
+    otlp_protocol: Option<String>,
+    /// Headers of every request: key=value,key=value
+    #[arg(long, value_name = "LIST")]
+    otlp_headers: Option<String>,
+    /// How long one request may take
+    #[arg(long, value_name = "TIME", value_parser = positive)]
+    otlp_timeout: Option<Duration>,
+}
+
+/// Runs it.
+pub(super) fn main(args: Args) -> Result<ExitCode, Failure> {
+    let lookup = |key: &str| std::env::var(key).ok();
+    let mut config = args.shared.resolve(default_interval(&lookup)?)?;
+    let flags = OtlpFlags {
+        endpoint: args.otlp.otlp_endpoint,
+        protocol: args.otlp.otlp_protocol,
+        headers: args.otlp.otlp_headers,
+        timeout: args.otlp.otlp_timeout,
+    };
+    config.otlp = OtlpConfig::resolve(&flags, &lookup).map_err(|error| Failure::usage(error.to_string()))?;
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let instance = new_instance_id().map_err(Failure::running)?;
+    let resources =
+        Resources::resolve(&lookup, &host, &instance).map_err(|error| Failure::usage(error.to_string()))?;
+
+    block_on(async {
+        let stats = Arc::new(SelfStats::new());
+        let otlp = match &config.otlp {
+            Some(otlp) => Some(OtlpSink::start(otlp, resources, &stats, config.interval)?),
+            None => None,
+        };
+        let mut pipeline = Pipeline::start(&config, signals::ALL, true, Arc::clone(&stats))?;
+        tracing::info!(signals = ?pipeline.signals(), "running");
+        // As a service that exports, the summary would only fill the journal.
+        let speaks = otlp.is_none() || args.shared.output.is_some() || on_terminal();
+        let mut stdout = StdoutSink::new(&config, Style::Summaries, None);
+        let mut otlp = otlp;
+        let result = {
+            let mut sinks: Vec<&mut dyn Sink> = Vec::new();
+            if speaks {
+                sinks.push(&mut stdout);
+            }
+            if let Some(otlp) = &mut otlp {
+                sinks.push(otlp);
+            }
+            pipeline.run(&mut Tee(sinks)).await
+        };
+        // Detached before the last export: it may take its time.
+        drop(pipeline);
+        if let Some(otlp) = otlp {
+            otlp.shutdown().await;
+        }
+        if let Some(report) = ended(result)? {
+            closing_lines(&report);
+        }
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+/// `OTEL_METRIC_EXPORT_INTERVAL` (milliseconds) where no flag is given.
+fn default_interval(lookup: &dyn Fn(&str) -> Option<String>) -> Result<Duration, Failure> {
+    const KEY: &str = "OTEL_METRIC_EXPORT_INTERVAL";
+    match lookup(KEY).filter(|value| !value.trim().is_empty()) {
+        None => Ok(DEFAULT_INTERVAL),
+        Some(value) => match value.trim().parse() {
+            Ok(ms @ 250..) => Ok(Duration::from_millis(ms)),
+            _ => Err(Failure::usage(format!("{KEY}={value}: milliseconds are allowed, 250 at least"))),
+        },
+    }
+}
+
+/// The collector as a sink.
+struct OtlpSink {
+    exporter: Exporter,
+    telemetry: Option<Telemetry>,
+}
+
+impl OtlpSink {
+    fn start(
+        config: &OtlpConfig,
+        resources: Resources,
+        stats: &Arc<SelfStats>,
+        interval: Duration,
+    ) -> Result<Self, Failure> {
+        let resources = Arc::new(resources);
+        let usage = |error: &dyn std::fmt::Display| Failure::usage(error.to_string());
+        let exporter = Exporter::start(config, Arc::clone(&resources), Arc::clone(stats), Options::default())
+            .map_err(|error| usage(&error))?;
+        let telemetry = match &config.metrics {
+            Some(target) => Some(
+                Telemetry::start(target, &resources, interval, stats).map_err(|error| usage(&error))?,
+            ),
+            None => None,
+        };
+        Ok(Self { exporter, telemetry })
+    }
+
+    async fn shutdown(self) {
+        let Self { exporter, telemetry } = self;
+        if let Some(telemetry) = telemetry
+            && !telemetry.shutdown(SHUTDOWN).await
+        {
+            tracing::debug!("the agent's own metrics were not delivered at the end");
+        }
+        exporter.shutdown(SHUTDOWN).await;
+    }
+}
+
+impl Sink for OtlpSink {
+    fn wants_events(&self) -> bool {
+        self.exporter.wants_events()
+    }
+
+    fn event(&mut self, event: &Event) -> io::Result<Flow> {
+        // Summaries of system calls are the metrics.
+        if !matches!(event, Event::SyscallSummary(_)) {
+            self.exporter.event(&event.entity(), event);
+        }
+        Ok(Flow::More)
+    }
+
+    fn interval(&mut self, _summaries: &[Summary], store: &mut Store, now_unix_ns: u64) -> io::Result<()> {
+        self.exporter.submit(&store.snapshot(now_unix_ns));
+        Ok(())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Event {
+    /// Whose resource the event belongs to.
+    fn entity(&self) -> Entity {
+        match self {
+            Self::Retransmit(event) => event.connection.who.entity.clone(),
+            Self::Reset(event) => event.connection.who.entity.clone(),
+            Self::Connect(event) => event.connection.who.entity.clone(),
+            Self::Lookup(event) => event.who.entity.clone(),
+            Self::SyscallSummary(event) => event.who.entity.clone(),
+            Self::SyscallSlow(event) => event.who.entity.clone(),
+            Self::Loss(_) => Entity::Host,
+        }
+    }
+}
+

@@ -1,0 +1,54 @@
+//! `probe syscalls`.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use probe_common::syscalls::SyscallId;
+
+use super::args::{Shared, positive};
+use super::{Failure, live};
+use crate::config::SyscallSort;
+use crate::signals;
+use crate::signals::syscalls::names;
+
+/// Flags.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example: probe syscalls --comm nginx --sort p99 --duration 10s")]
+pub(super) struct Args {
+    #[command(flatten)]
+    shared: Shared,
+    /// Only these calls, e.g. read,write
+    #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = syscall)]
+    syscall: Vec<SyscallId>,
+    /// A working call that takes at least this time is an event of its own
+    #[arg(long, value_name = "TIME", value_parser = positive, default_value = "100ms")]
+    slower_than: Duration,
+    /// Only pairs with errors
+    #[arg(long)]
+    errors: bool,
+    /// Order of the rows, largest first
+    #[arg(long, value_name = "ORDER", default_value = "time")]
+    sort: SyscallSort,
+    /// Rows of a table
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    top: Option<u16>,
+}
+
+/// Runs it.
+pub(super) fn main(args: Args) -> Result<ExitCode, Failure> {
+    let mut config = args.shared.resolve(Duration::from_secs(1))?;
+    config.syscalls.names = args.syscall;
+    config.syscalls.slower_than = args.slower_than;
+    config.syscalls.errors_only = args.errors;
+    config.syscalls.sort = args.sort;
+    config.syscalls.top = args.top.map(usize::from);
+    live::show(&config, &signals::syscalls::Syscalls)
+}
+
+fn syscall(text: &str) -> Result<SyscallId, String> {
+    names::by_name(text).ok_or_else(|| {
+        let alike: Vec<&str> = names::all().filter(|name| name.contains(text) || text.contains(name)).take(5).collect();
+        let hint = if alike.is_empty() { "see `man 2 syscalls`".to_owned() } else { format!("like it: {}", alike.join(", ")) };
+        format!("this machine has no such system call; {hint}")
+    })
+}

@@ -1,0 +1,47 @@
+//! `probe tcp`.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use super::args::Shared;
+use super::{Failure, live};
+use crate::config::TcpKind;
+use crate::signals;
+
+/// Flags.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example: probe tcp --peer 10.0.0.0/8 --kind retransmit --duration 1m")]
+pub(super) struct Args {
+    #[command(flatten)]
+    shared: Shared,
+    /// Kinds of events to show [default: retransmit,reset,failed]
+    #[arg(long, value_delimiter = ',', value_name = "KIND")]
+    kind: Vec<TcpKind>,
+    /// Only connections with this local port
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    local_port: Option<u16>,
+    /// Only connections with this peer port
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    peer_port: Option<u16>,
+    /// Only peers in this network, e.g. 10.0.0.0/8, or one address
+    #[arg(long, value_name = "CIDR", value_parser = network)]
+    peer: Option<ipnet::IpNet>,
+}
+
+/// Runs it.
+pub(super) fn main(args: Args) -> Result<ExitCode, Failure> {
+    let mut config = args.shared.resolve(Duration::from_secs(1))?;
+    if !args.kind.is_empty() {
+        config.tcp.kinds = args.kind;
+    }
+    config.tcp.local_port = args.local_port;
+    config.tcp.peer_port = args.peer_port;
+    config.tcp.peer = args.peer;
+    live::show(&config, &signals::tcp::Tcp)
+}
+
+fn network(text: &str) -> Result<ipnet::IpNet, String> {
+    text.parse()
+        .or_else(|_no_network| text.parse().map(|address: std::net::IpAddr| address.into()))
+        .map_err(|_neither| "write an address (192.0.2.7) or a network (192.0.2.0/24, 2001:db8::/32)".to_owned())
+}

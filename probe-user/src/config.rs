@@ -1,0 +1,247 @@
+//! What the user asked for, validated: nothing behind this sees flags or environment variables.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use probe_common::syscalls::SyscallId;
+use wildmatch::WildMatch;
+
+use crate::signals::syscalls::Row;
+use crate::sink::otlp::OtlpConfig;
+
+/// Everything a command works by.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// How long a summary covers; for `run` also the export period.
+    pub interval: Duration,
+    /// When to stop by oneself.
+    pub duration: Option<Duration>,
+    /// After how many events to stop.
+    pub count: Option<u64>,
+    /// Form of the output.
+    pub output: Output,
+    /// Whose events are wanted.
+    pub filter: Filter,
+    /// BTF to use in place of the running kernel's.
+    pub btf: Option<PathBuf>,
+    /// Level of what the programs log (aya-log), 0 to 5.
+    pub program_log_level: u8,
+    /// Possible CPUs of this host.
+    pub possible_cpus: u32,
+    /// How much memory the maps take.
+    pub sizes: Sizes,
+    /// Of the tcp signal.
+    pub tcp: TcpOptions,
+    /// Of the dns signal.
+    pub dns: DnsOptions,
+    /// Of the syscalls signal.
+    pub syscalls: SyscallOptions,
+    /// Where metrics and events go; `None`: nowhere.
+    pub otlp: Option<OtlpConfig>,
+}
+
+/// Form of the output on stdout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Output {
+    /// Aligned text.
+    Table,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Whose events are wanted; all conditions together. The programs apply it.
+#[derive(Clone, Debug, Default)]
+pub struct Filter {
+    /// Process id.
+    pub pid: Option<u32>,
+    /// Name of a process's leader, NUL-padded.
+    pub comm: Option<[u8; 16]>,
+    /// cgroup, and what is below it.
+    pub cgroup: Option<CgroupFilter>,
+}
+
+/// How a cgroup is named.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CgroupFilter {
+    /// By its path, absolute or below the root.
+    Path(PathBuf),
+    /// By the beginning of the id of the container that it is.
+    Container(String),
+}
+
+/// Sizes of maps. Memory is set by these, not by traffic.
+#[derive(Clone, Debug)]
+pub struct Sizes {
+    /// KiB of one ring; a power of two. dns has four times that.
+    pub ring_kib: u32,
+    /// Sockets whose owner is kept.
+    pub tcp_sockets: u32,
+    /// Cgroups that have TCP totals.
+    pub max_cgroups: u32,
+    /// Questions that wait for their answer.
+    pub dns_pending: u32,
+    /// Blocks of (process, system call, CPU).
+    pub syscall_blocks: u32,
+    /// Threads that sleep inside a system call.
+    pub syscall_threads: u32,
+}
+
+impl Default for Sizes {
+    fn default() -> Self {
+        Self {
+            ring_kib: 256,
+            tcp_sockets: 16_384,
+            max_cgroups: 512,
+            dns_pending: 8_192,
+            syscall_blocks: 16_384,
+            syscall_threads: 16_384,
+        }
+    }
+}
+
+impl Sizes {
+    /// Bytes of one ring.
+    #[must_use]
+    pub const fn ring_bytes(&self) -> u32 {
+        self.ring_kib * 1024
+    }
+}
+
+/// Kinds of TCP events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum TcpKind {
+    /// Segments sent again.
+    Retransmit,
+    /// Resets, sent and received.
+    Reset,
+    /// Connections that failed.
+    Failed,
+    /// Connections established and failed.
+    Connect,
+}
+
+impl TcpKind {
+    /// What is shown unless something else is asked for.
+    pub const DEFAULT: &[Self] = &[Self::Retransmit, Self::Reset, Self::Failed];
+}
+
+/// Options of the tcp signal.
+#[derive(Clone, Debug)]
+pub struct TcpOptions {
+    /// Kinds of events wanted.
+    pub kinds: Vec<TcpKind>,
+    /// Only this local port.
+    pub local_port: Option<u16>,
+    /// Only this peer port.
+    pub peer_port: Option<u16>,
+    /// Only peers in this network.
+    pub peer: Option<ipnet::IpNet>,
+}
+
+impl Default for TcpOptions {
+    fn default() -> Self {
+        Self { kinds: TcpKind::DEFAULT.to_vec(), local_port: None, peer_port: None, peer: None }
+    }
+}
+
+/// Options of the dns signal.
+#[derive(Clone, Debug)]
+pub struct DnsOptions {
+    /// Ports of servers; at most `probe_common::settings::DNS_PORTS`.
+    pub ports: Vec<u16>,
+    /// After how long a lookup counts as unanswered.
+    pub timeout: Duration,
+    /// Only events of names that match.
+    pub name: Option<Glob>,
+    /// Only events of these types.
+    pub types: Vec<String>,
+    /// Only events with these response codes.
+    pub rcodes: Vec<String>,
+    /// Only events of lookups that took at least so long.
+    pub slower_than: Option<Duration>,
+}
+
+impl Default for DnsOptions {
+    fn default() -> Self {
+        Self {
+            ports: vec![53],
+            timeout: Duration::from_secs(5),
+            name: None,
+            types: Vec::new(),
+            rcodes: Vec::new(),
+            slower_than: None,
+        }
+    }
+}
+
+/// A pattern with `*` and `?`, case-insensitive.
+#[derive(Clone, Debug)]
+pub struct Glob(WildMatch);
+
+impl Glob {
+    /// Of a pattern; any text is one. A closing dot is ignored, as it is in names.
+    #[must_use]
+    pub fn new(pattern: &str) -> Self {
+        let pattern = pattern.strip_suffix('.').filter(|rest| !rest.is_empty()).unwrap_or(pattern);
+        Self(WildMatch::new(&pattern.to_ascii_lowercase()))
+    }
+
+    /// Whether a name in lower case matches.
+    #[must_use]
+    pub fn matches(&self, name: &str) -> bool {
+        self.0.matches(name)
+    }
+}
+
+/// Options of the syscalls signal.
+#[derive(Clone, Debug)]
+pub struct SyscallOptions {
+    /// Only these; empty: all.
+    pub names: Vec<SyscallId>,
+    /// From how long on a working call is an event of its own.
+    pub slower_than: Duration,
+    /// Only rows with errors.
+    pub errors_only: bool,
+    /// Order of the rows.
+    pub sort: SyscallSort,
+    /// How many rows a table shows; `None`: a table its own choice, JSON all.
+    pub top: Option<usize>,
+}
+
+impl Default for SyscallOptions {
+    fn default() -> Self {
+        Self {
+            names: Vec::new(),
+            slower_than: Duration::from_millis(100),
+            errors_only: false,
+            sort: SyscallSort::Time,
+            top: None,
+        }
+    }
+}
+
+/// Order of rows, largest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum SyscallSort {
+    /// Time inside the call; calls that wait by design after those that work.
+    Time,
+    /// Number of calls.
+    Count,
+    /// Number of errors.
+    Errors,
+    /// 99th percentile of the duration.
+    P99,
+}
+
+impl SyscallSort {
+    /// Puts rows in order.
+    pub fn order(self, rows: &mut [Row]) {
+        // Work first wherever time is what counts: waiting always wins, and says nothing.
+        match self {
+            Self::Time => rows.sort_by_key(|row| (row.waits, std::cmp::Reverse(row.durations.sum_ns()))),
+            Self::Count => rows.sort_by_key(|row| std::cmp::Reverse(row.durations.count())),
+            Self::Errors => rows.sort_by_key(|row| std::cmp::Reverse(row.errors_total())),
+            Self::P99 => rows.sort_by_key(|row| (row.waits, std::cmp::Reverse(row.durations.quantile(0.99)))),
+        }
+    }
+}

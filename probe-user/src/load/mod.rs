@@ -1,0 +1,332 @@
+//! From a BPF object to attached programs: the one place that calls bpf(2) to load, attach and read maps.
+//!
+//! Nothing is pinned: programs, maps and links live as long as this process's descriptors, so however it dies, the
+//! kernel takes them back.
+
+mod batch;
+mod blocks;
+mod error;
+mod plain;
+
+use std::os::fd::AsFd;
+
+use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, PerCpuHashMap, Queue, RingBuf};
+use aya::programs::{CgroupAttachMode, CgroupSkbAttachType, Program};
+use aya::{Ebpf, EbpfLoader};
+use bytemuck::Pod;
+use probe_common::loss::Counter;
+use probe_common::settings::Settings;
+
+pub use self::batch::{lookup_batch, lookup_batch_per_cpu};
+pub use self::blocks::Blocks;
+pub use self::error::LoadError;
+pub use self::plain::Plain;
+use crate::kernel::cgroup::CgroupRoot;
+use crate::kernel::fields::Resolved;
+
+/// Where a program is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hook {
+    /// A raw tracepoint by name.
+    RawTracepoint(&'static str),
+    /// Packets that leave the sockets of every cgroup.
+    CgroupEgress,
+    /// Packets that reach the sockets of every cgroup.
+    CgroupIngress,
+    /// A socket-address hook of every cgroup; which one, the program's section says.
+    CgroupSockAddr,
+}
+
+impl std::fmt::Display for Hook {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::RawTracepoint(name) => write!(f, "raw tracepoint {name}"),
+            Self::CgroupEgress => f.write_str("egress of the root cgroup"),
+            Self::CgroupIngress => f.write_str("ingress of the root cgroup"),
+            Self::CgroupSockAddr => f.write_str("socket addresses of the root cgroup"),
+        }
+    }
+}
+
+/// One program of an object.
+#[derive(Clone, Copy, Debug)]
+pub struct ProgramSpec {
+    /// Its name in the object.
+    pub name: &'static str,
+    /// Where it goes.
+    pub hook: Hook,
+}
+
+/// One BPF object: the programs and maps of one signal.
+#[derive(Clone, Copy, Debug)]
+pub struct ObjectSpec {
+    /// Name of the signal.
+    pub name: &'static str,
+    /// The signal's bit in `probe_common::fields::FieldSpec::required_by`.
+    pub bit: u8,
+    /// The ELF.
+    pub elf: &'static [u8],
+    /// Its programs, in the order in which they are attached.
+    pub programs: &'static [ProgramSpec],
+}
+
+impl ObjectSpec {
+    /// Whether a program of it goes to a cgroup.
+    #[must_use]
+    pub fn needs_cgroup(&self) -> bool {
+        self.programs.iter().any(|program| !matches!(program.hook, Hook::RawTracepoint(_)))
+    }
+}
+
+/// An object in the kernel.
+#[derive(Debug)]
+pub struct Loaded {
+    spec: &'static ObjectSpec,
+    ebpf: Ebpf,
+}
+
+/// Names of maps and the number of entries (for a ring: bytes) that they are to have.
+pub type MapSizes<'a> = &'a [(&'static str, u32)];
+
+/// Makes the maps of an object and loads its programs, without attaching any.
+///
+/// `log_level` is that of aya-log (0: the programs do not log; the verifier then removes the code for it).
+///
+/// # Errors
+///
+/// When a field that the signal needs is absent from this kernel, or the kernel refuses a map or a program.
+pub fn load(
+    spec: &'static ObjectSpec,
+    fields: &Resolved,
+    sizes: MapSizes<'_>,
+    log_level: u8,
+) -> Result<Loaded, LoadError> {
+    let missing = fields.missing(spec.bit);
+    if !missing.is_empty() {
+        return Err(LoadError::MissingFields { signal: spec.name, fields: missing.join(", ") });
+    }
+    let slots: Vec<Plain<_>> = fields.slots.iter().copied().map(Plain).collect();
+    let mut loader = EbpfLoader::new();
+    // No relocations: fields come from our table. Saves parsing the kernel's BTF once more.
+    loader.btf(None);
+    loader.override_global("FIELDS", slots.as_slice(), false);
+    loader.override_global(aya_log::LEVEL, &log_level, false);
+    for (map, entries) in sizes {
+        loader.map_max_entries(map, *entries);
+    }
+    let mut ebpf = loader
+        .load(spec.elf)
+        .map_err(|source| LoadError::Object { signal: spec.name, source: Box::new(source) })?;
+    for program in spec.programs {
+        let error = |source| LoadError::Program { signal: spec.name, program: program.name, source };
+        match ebpf.program_mut(program.name).ok_or_else(|| spec.broken(program.name))? {
+            Program::RawTracePoint(raw) => raw.load().map_err(error)?,
+            Program::CgroupSkb(skb) => skb.load().map_err(error)?,
+            Program::CgroupSockAddr(addr) => addr.load().map_err(error)?,
+            _ => return Err(spec.broken(program.name)),
+        }
+    }
+    Ok(Loaded { spec, ebpf })
+}
+
+impl ObjectSpec {
+    fn broken(&self, part: &'static str) -> LoadError {
+        LoadError::Broken { signal: self.name, part }
+    }
+}
+
+impl Loaded {
+    /// Attaches every program. All or none: on an error the caller drops this, which detaches what was attached.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses one, or one needs a cgroup and there is no `cgroup`.
+    pub fn attach(&mut self, cgroup: Option<&CgroupRoot>) -> Result<(), LoadError> {
+        for program in self.spec.programs {
+            self.attach_one(program, cgroup)?;
+        }
+        Ok(())
+    }
+
+    fn attach_one(&mut self, spec: &ProgramSpec, cgroup: Option<&CgroupRoot>) -> Result<(), LoadError> {
+        let signal = self.spec.name;
+        let error =
+            |source| LoadError::Attach { signal, program: spec.name, hook: spec.hook, source };
+        let no_cgroup = || LoadError::NoCgroup { signal, program: spec.name };
+        let program =
+            self.ebpf.program_mut(spec.name).ok_or(LoadError::Broken { signal, part: spec.name })?;
+        // Links stack by themselves; BPF_LINK_CREATE takes no flags on a cgroup, hence `Single`.
+        const MODE: CgroupAttachMode = CgroupAttachMode::Single;
+        match (program, spec.hook) {
+            (Program::RawTracePoint(raw), Hook::RawTracepoint(name)) => {
+                raw.attach(name).map_err(error)?;
+            }
+            (Program::CgroupSkb(skb), Hook::CgroupEgress) => {
+                let cgroup = cgroup.ok_or_else(no_cgroup)?;
+                skb.attach(cgroup.fd.as_fd(), CgroupSkbAttachType::Egress, MODE).map_err(error)?;
+            }
+            (Program::CgroupSkb(skb), Hook::CgroupIngress) => {
+                let cgroup = cgroup.ok_or_else(no_cgroup)?;
+                skb.attach(cgroup.fd.as_fd(), CgroupSkbAttachType::Ingress, MODE).map_err(error)?;
+            }
+            (Program::CgroupSockAddr(addr), Hook::CgroupSockAddr) => {
+                let cgroup = cgroup.ok_or_else(no_cgroup)?;
+                addr.attach(cgroup.fd.as_fd(), MODE).map_err(error)?;
+            }
+            _ => return Err(LoadError::Broken { signal, part: spec.name }),
+        }
+        Ok(())
+    }
+
+    /// Starts to forward what the programs log. `None` when they log nothing at all.
+    #[must_use]
+    pub fn logger(&mut self) -> Option<aya_log::EbpfLogger<&'static dyn log::Log>> {
+        aya_log::EbpfLogger::init(&mut self.ebpf).ok()
+    }
+
+    /// The ring of the object's records. Once only.
+    ///
+    /// # Errors
+    ///
+    /// When the object has none, or it was taken before.
+    pub fn take_ring(&mut self) -> Result<RingBuf<MapData>, LoadError> {
+        RingBuf::try_from(self.take("RING")?).map_err(|source| self.map_error("RING", source))
+    }
+
+    /// The object's settings. Once only.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::take_ring`].
+    pub fn take_settings(&mut self) -> Result<SettingsMap, LoadError> {
+        let map = Array::try_from(self.take("SETTINGS")?).map_err(|source| self.map_error("SETTINGS", source))?;
+        Ok(SettingsMap { map, signal: self.spec.name })
+    }
+
+    /// The object's counters. Once only.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::take_ring`].
+    pub fn take_counters(&mut self) -> Result<Counters, LoadError> {
+        let map = PerCpuArray::try_from(self.take("COUNTERS")?)
+            .map_err(|source| self.map_error("COUNTERS", source))?;
+        Ok(Counters { map, last: vec![0; Counter::ALL.len()] })
+    }
+
+    /// A hash map. Once only.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::take_ring`]; also when key or value have another size in the object.
+    pub fn take_hash<K: Pod, V: Pod>(
+        &mut self,
+        name: &'static str,
+    ) -> Result<HashMap<MapData, Plain<K>, Plain<V>>, LoadError> {
+        HashMap::try_from(self.take(name)?).map_err(|source| self.map_error(name, source))
+    }
+
+    /// A per-CPU hash map. Once only.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::take_hash`].
+    pub fn take_per_cpu_hash<K: Pod, V: Pod>(
+        &mut self,
+        name: &'static str,
+    ) -> Result<PerCpuHashMap<MapData, Plain<K>, Plain<V>>, LoadError> {
+        PerCpuHashMap::try_from(self.take(name)?).map_err(|source| self.map_error(name, source))
+    }
+
+    /// An array. Once only.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::take_hash`].
+    pub fn take_array<V: Pod>(&mut self, name: &'static str) -> Result<Array<MapData, Plain<V>>, LoadError> {
+        Array::try_from(self.take(name)?).map_err(|source| self.map_error(name, source))
+    }
+
+    /// A queue of indices. Once only.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::take_hash`].
+    pub fn take_queue(&mut self, name: &'static str) -> Result<Queue<MapData, u32>, LoadError> {
+        Queue::try_from(self.take(name)?).map_err(|source| self.map_error(name, source))
+    }
+
+    /// The array of blocks, mapped into memory. Once only.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::take_hash`]; also when the kernel does not map it.
+    pub fn take_blocks(&mut self, name: &'static str) -> Result<Blocks, LoadError> {
+        let array = self.take_array(name)?;
+        Blocks::map(array).map_err(|source| LoadError::Mapping { signal: self.spec.name, map: name, source })
+    }
+
+    fn take(&mut self, name: &'static str) -> Result<Map, LoadError> {
+        self.ebpf.take_map(name).ok_or(LoadError::Broken { signal: self.spec.name, part: name })
+    }
+
+    fn map_error(&self, map: &'static str, source: aya::maps::MapError) -> LoadError {
+        LoadError::Map { signal: self.spec.name, map, source }
+    }
+}
+
+/// The settings of an object's programs.
+pub struct SettingsMap {
+    map: Array<MapData, Plain<Settings>>,
+    signal: &'static str,
+}
+
+impl std::fmt::Debug for SettingsMap {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SettingsMap").finish_non_exhaustive()
+    }
+}
+
+impl SettingsMap {
+    /// Puts settings in force.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses to write the map.
+    pub fn set(&mut self, settings: &Settings) -> Result<(), LoadError> {
+        self.map
+            .set(0, Plain(*settings), 0)
+            .map_err(|source| LoadError::Map { signal: self.signal, map: "SETTINGS", source })
+    }
+}
+
+/// The counters of an object's programs.
+pub struct Counters {
+    map: PerCpuArray<MapData, u64>,
+    last: Vec<u64>,
+}
+
+impl std::fmt::Debug for Counters {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Counters").finish_non_exhaustive()
+    }
+}
+
+impl Counters {
+    /// Calls `each` with what every counter has risen by since the last call, where it has.
+    ///
+    /// # Errors
+    ///
+    /// When the map cannot be read.
+    pub fn deltas(&mut self, mut each: impl FnMut(Counter, u64)) -> Result<(), aya::maps::MapError> {
+        for ((counter, index), last) in Counter::ALL.iter().zip(0u32..).zip(&mut self.last) {
+            let now: u64 = self.map.get(&index, 0)?.iter().sum();
+            let delta = now.saturating_sub(*last);
+            *last = now;
+            if delta != 0 {
+                each(*counter, delta);
+            }
+        }
+        Ok(())
+    }
+}

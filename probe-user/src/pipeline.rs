@@ -1,0 +1,482 @@
+//! The way data takes: rings and maps → signals → series and events → sinks. One task; nothing waits but at its top.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use probe_common::fields::FIELDS;
+use probe_common::loss::Counter;
+use probe_common::settings::{FILTER_CGROUP, FILTER_COMM, FILTER_TGID, Settings};
+use tokio::signal::unix::{SignalKind as UnixSignal, signal};
+
+use crate::collect::{Ring, woken};
+use crate::config::{CgroupFilter, Config};
+use crate::entity::{Entities, ProcessLimits, Processes};
+use crate::event::key;
+use crate::kernel::btf::{BtfError, KernelBtf};
+use crate::kernel::cgroup::{Cgroup, CgroupError, CgroupRoot, TreeLimits};
+use crate::kernel::clock::{self, Clock};
+use crate::kernel::fields::{Resolved, resolve};
+use crate::kernel::privileges::{self, PrivilegeError};
+use crate::load::{self, Counters, LoadError, Loaded, SettingsMap};
+use crate::series::{Limits, Store, attr, metrics};
+use crate::signals::{Context, Event, Loss, Owners, Signal, SignalKind, Summary};
+use crate::telemetry::SelfStats;
+
+/// How often rings are looked into without a wake-up: how old a live line can get.
+const DRAIN_PERIOD: Duration = Duration::from_millis(100);
+/// How often maps are looked after.
+const TICK_PERIOD: Duration = Duration::from_millis(250);
+/// Records taken from one ring before the others have their turn.
+const BATCH: usize = 4096;
+/// How much of a ring fills before the programs wake us.
+const WAKE_SHARE: u32 = 4;
+
+/// Where events and summaries go.
+pub trait Sink {
+    /// Whether events are wanted at all: so that none is made for nobody.
+    fn wants_events(&self) -> bool;
+
+    /// Something happened.
+    ///
+    /// # Errors
+    ///
+    /// The output's; `BrokenPipe` ends the command quietly.
+    fn event(&mut self, event: &Event) -> io::Result<Flow>;
+
+    /// An interval has ended.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::event`].
+    fn interval(&mut self, summaries: &[Summary], store: &mut Store, now_unix_ns: u64) -> io::Result<()>;
+
+    /// What was written so far should be seen.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::event`].
+    fn flush(&mut self) -> io::Result<()>;
+}
+
+/// Whether a sink has had enough.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flow {
+    /// More, please.
+    More,
+    /// As many events as were asked for.
+    Enough,
+}
+
+/// Why a pipeline does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Capabilities are missing.
+    #[error(transparent)]
+    Privileges(#[from] PrivilegeError),
+    /// The kernel's BTF does not read.
+    #[error(transparent)]
+    Btf(#[from] BtfError),
+    /// No signal can run.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// The root of cgroup v2 is not to be had.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    /// The filter names nothing.
+    #[error("{0}")]
+    Filter(String),
+    /// The runtime refuses a ring.
+    #[error("cannot wait for a ring buffer: {0}")]
+    Ring(#[from] io::Error),
+}
+
+/// How a run ended.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    /// Records decoded, by signal.
+    pub records: BTreeMap<&'static str, u64>,
+    /// What was lost in all, by signal and place: how many, and the remedy.
+    pub losses: BTreeMap<(&'static str, &'static str), (u64, &'static str)>,
+}
+
+/// Running signals and what they work with.
+pub struct Pipeline {
+    signals: Vec<Running>,
+    owners: Owners,
+    clock: Clock,
+    store: Store,
+    stats: Arc<SelfStats>,
+    report: Report,
+    interval: Duration,
+    duration: Option<Duration>,
+    _cgroup: Option<CgroupRoot>,
+}
+
+impl std::fmt::Debug for Pipeline {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pipeline").finish_non_exhaustive()
+    }
+}
+
+struct Running {
+    name: &'static str,
+    signal: Box<dyn Signal>,
+    ring: Ring,
+    counters: Counters,
+    settings: Settings,
+    settings_map: SettingsMap,
+    logger: Option<aya_log::EbpfLogger<&'static dyn log::Log>>,
+    /// Programs and links live as long as this.
+    _loaded: Loaded,
+}
+
+impl Pipeline {
+    /// Loads and attaches the signals of `kinds`. With `degrade`, those that this host cannot run are left out with a
+    /// warning, as long as one remains; without, each must run. Must be called inside a runtime.
+    ///
+    /// # Errors
+    ///
+    /// What is missing, and what would help.
+    pub fn start(
+        config: &Config,
+        kinds: &[&'static dyn SignalKind],
+        degrade: bool,
+        stats: Arc<SelfStats>,
+    ) -> Result<Self, StartError> {
+        for kind in kinds {
+            privileges::check(kind.object().bit)?;
+        }
+        raise_memlock();
+        let fields = resolve_fields(config)?;
+        let wants_cgroup = kinds.iter().any(|kind| kind.object().needs_cgroup());
+        let cgroup = match CgroupRoot::find() {
+            Ok(root) => Some(root),
+            Err(error) if wants_cgroup && !degrade => return Err(error.into()),
+            Err(error) => {
+                tracing::warn!("{error}");
+                None
+            }
+        };
+        let filter = filter_settings(config, cgroup.as_ref())?;
+
+        let mut signals = Vec::new();
+        let mut refused = None;
+        for kind in kinds {
+            match start_signal(*kind, config, &fields, cgroup.as_ref(), filter) {
+                Ok(running) => signals.push(running),
+                Err(StartError::Load(error)) if degrade => {
+                    tracing::warn!("{} is off: {error}", kind.object().name);
+                    refused = Some(error);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        if let (true, Some(error)) = (signals.is_empty(), refused) {
+            return Err(error.into());
+        }
+        let clock = Clock::new();
+        let now = clock.wall(clock::monotonic_ns());
+        let tree = Entities::new(cgroup.as_ref().map(|root| root.path.as_path()), TreeLimits::default());
+        Ok(Self {
+            signals,
+            owners: Owners::new(tree, Processes::new(ProcessLimits::default())),
+            clock,
+            store: Store::new(Limits::default(), now),
+            stats,
+            report: Report::default(),
+            interval: config.interval,
+            duration: config.duration,
+            _cgroup: cgroup,
+        })
+    }
+
+    /// Names of the signals that run.
+    #[must_use]
+    pub fn signals(&self) -> Vec<&'static str> {
+        self.signals.iter().map(|running| running.name).collect()
+    }
+
+    /// Runs until the time is up, the sink has enough, or SIGINT or SIGTERM comes. The last, incomplete interval is handed
+    /// to the sink like every other.
+    ///
+    /// # Errors
+    ///
+    /// The sink's, and what the kernel refuses while running.
+    pub async fn run(&mut self, sink: &mut dyn Sink) -> io::Result<Report> {
+        let mut interrupt = signal(UnixSignal::interrupt())?;
+        let mut terminate = signal(UnixSignal::terminate())?;
+        let begun = Instant::now();
+        let end = self.duration.map(|duration| begun + duration);
+        let mut drain = tokio::time::interval(DRAIN_PERIOD);
+        drain.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut next_tick = begun + TICK_PERIOD;
+        let mut next_interval = begun + self.interval;
+        let mut stop = false;
+        while !stop {
+            let rings: Vec<&Ring> = self.signals.iter().map(|running| &running.ring).collect();
+            tokio::select! {
+                _ = drain.tick() => {}
+                ready = woken(&rings) => ready?,
+                _ = interrupt.recv() => stop = true,
+                _ = terminate.recv() => stop = true,
+            }
+            let now = Instant::now();
+            stop |= end.is_some_and(|end| now >= end);
+            if self.drain(sink)? == Flow::Enough {
+                break;
+            }
+            if now >= next_tick && self.tick(sink)? == Flow::Enough {
+                break;
+            }
+            if now >= next_tick {
+                next_tick = now + TICK_PERIOD;
+            }
+            if now >= next_interval && !stop {
+                if self.end_interval(sink)? == Flow::Enough {
+                    break;
+                }
+                // Keeps to the beat; an interval that was missed altogether is not made up for.
+                next_interval += self.interval;
+                if next_interval <= now {
+                    next_interval = now + self.interval;
+                }
+            }
+            sink.flush()?;
+        }
+        if stop {
+            self.tick(sink)?;
+            self.end_interval(sink)?;
+        }
+        sink.flush()?;
+        self.count_losses(None);
+        Ok(self.report.clone())
+    }
+
+    /// Empties the rings, a batch of each at a time.
+    fn drain(&mut self, sink: &mut dyn Sink) -> io::Result<Flow> {
+        loop {
+            let mut full = false;
+            let mut events = Vec::new();
+            for running in &mut self.signals {
+                let Running { name, signal, ring, logger, .. } = running;
+                let mut keep = |event| events.push(event);
+                let mut context = Context {
+                    clock: &self.clock,
+                    owners: &mut self.owners,
+                    store: &mut self.store,
+                    events: sink.wants_events().then_some(&mut keep),
+                };
+                let mut refused = 0;
+                let taken = ring.drain(BATCH, |bytes| {
+                    if let Err(error) = signal.record(bytes, &mut context) {
+                        refused += 1;
+                        tracing::debug!(signal = name, %error, "record not understood");
+                    }
+                });
+                full |= taken == BATCH;
+                let taken = u64::try_from(taken).unwrap_or(u64::MAX) - refused;
+                if taken != 0 {
+                    *self.report.records.entry(name).or_default() += taken;
+                    self.stats.add(metrics::PROBE_EVENTS, &[attr(key::SIGNAL, *name)], taken);
+                }
+                if refused != 0 {
+                    lose(&mut self.report, &self.stats, name, "decode", refused, "report it: `probe doctor -o json`");
+                }
+                if let Some(logger) = logger {
+                    logger.flush();
+                }
+            }
+            if hand_over(sink, &events)? == Flow::Enough {
+                return Ok(Flow::Enough);
+            }
+            if !full {
+                return Ok(Flow::More);
+            }
+        }
+    }
+
+    /// Looks after the maps, and says what was lost.
+    fn tick(&mut self, sink: &mut dyn Sink) -> io::Result<Flow> {
+        let mut events = Vec::new();
+        for running in &mut self.signals {
+            let mut keep = |event| events.push(event);
+            let mut context = Context {
+                clock: &self.clock,
+                owners: &mut self.owners,
+                store: &mut self.store,
+                events: sink.wants_events().then_some(&mut keep),
+            };
+            running.signal.tick(&mut context)?;
+        }
+        hand_over(sink, &events)
+    }
+
+    fn end_interval(&mut self, sink: &mut dyn Sink) -> io::Result<Flow> {
+        self.clock.refresh();
+        let now = self.clock.wall(clock::monotonic_ns());
+        let mut events = Vec::new();
+        let mut summaries = Vec::new();
+        for running in &mut self.signals {
+            let next = running.settings.interval.wrapping_add(1).max(1);
+            running.settings.interval = next;
+            running.settings_map.set(&running.settings).map_err(io::Error::other)?;
+            let mut keep = |event| events.push(event);
+            let mut context = Context {
+                clock: &self.clock,
+                owners: &mut self.owners,
+                store: &mut self.store,
+                events: sink.wants_events().then_some(&mut keep),
+            };
+            summaries.push(running.signal.interval(next, &mut context)?);
+            for (map, entries, limit) in running.signal.fill() {
+                let attrs = [attr(key::MAP, map)];
+                self.stats.set(metrics::PROBE_MAP_ENTRIES, &attrs, entries);
+                self.stats.set(metrics::PROBE_MAP_LIMIT, &attrs, limit);
+            }
+        }
+        self.count_losses(Some((now, &mut events)));
+        self.stats.observe_series(&self.store);
+        let flow = hand_over(sink, &events)?;
+        sink.interval(&summaries, &mut self.store, now)?;
+        Ok(flow)
+    }
+
+    /// Reads the programs' counters.
+    fn count_losses(&mut self, mut say: Option<(u64, &mut Vec<Event>)>) {
+        let Self { signals, report, stats, .. } = self;
+        for running in signals {
+            let name = running.name;
+            let read = running.counters.deltas(|counter: Counter, delta| {
+                let Some(remedy) = counter.remedy() else { return };
+                lose(report, stats, name, counter.place(), delta, remedy);
+                if let Some((time_unix_ns, events)) = &mut say {
+                    let (time_unix_ns, place) = (*time_unix_ns, counter.place());
+                    events.push(Event::Loss(Loss { time_unix_ns, signal: name, place, count: delta, remedy }));
+                }
+            });
+            if let Err(error) = read {
+                tracing::warn!(signal = name, %error, "the loss counters do not read");
+            }
+        }
+    }
+}
+
+/// Counts a loss.
+fn lose(
+    report: &mut Report,
+    stats: &SelfStats,
+    signal: &'static str,
+    place: &'static str,
+    count: u64,
+    remedy: &'static str,
+) {
+    report.losses.entry((signal, place)).or_insert((0, remedy)).0 += count;
+    stats.add(metrics::PROBE_EVENTS_LOST, &[attr(key::SIGNAL, signal), attr(key::WHERE, place)], count);
+}
+
+fn hand_over(sink: &mut dyn Sink, events: &[Event]) -> io::Result<Flow> {
+    for event in events {
+        if sink.event(event)? == Flow::Enough {
+            return Ok(Flow::Enough);
+        }
+    }
+    Ok(Flow::More)
+}
+
+/// Offsets of everything the programs read, on this host.
+///
+/// # Errors
+///
+/// When there is no BTF, or it does not parse.
+pub fn resolve_fields(config: &Config) -> Result<Resolved, BtfError> {
+    let btf = match &config.btf {
+        Some(path) => KernelBtf::from_file(path)?,
+        None => KernelBtf::from_host()?,
+    };
+    Ok(resolve(&btf, FIELDS))
+}
+
+fn start_signal(
+    kind: &'static dyn SignalKind,
+    config: &Config,
+    fields: &Resolved,
+    cgroup: Option<&CgroupRoot>,
+    filter: Settings,
+) -> Result<Running, StartError> {
+    let object = kind.object();
+    let sizes = kind.sizes(config);
+    let mut loaded = load::load(object, fields, &sizes, config.program_log_level)?;
+    let mut settings = filter;
+    let ring_bytes = sizes.iter().find(|(map, _)| *map == "RING").map_or(0, |(_, bytes)| *bytes);
+    settings.wake_bytes = ring_bytes / WAKE_SHARE;
+    kind.settings(config, &mut settings);
+    let mut settings_map = loaded.take_settings()?;
+    settings_map.set(&settings)?;
+    let signal = kind.start(config, &mut loaded)?;
+    let ring = Ring::new(loaded.take_ring()?)?;
+    let counters = loaded.take_counters()?;
+    let logger = if config.program_log_level == 0 { None } else { loaded.logger() };
+    // Last: from here on the programs run.
+    loaded.attach(cgroup)?;
+    Ok(Running { name: object.name, signal, ring, counters, settings, settings_map, logger, _loaded: loaded })
+}
+
+/// The filter as the programs apply it.
+fn filter_settings(config: &Config, root: Option<&CgroupRoot>) -> Result<Settings, StartError> {
+    let mut settings = Settings::DEFAULT;
+    if let Some(pid) = config.filter.pid {
+        settings.filters |= FILTER_TGID;
+        settings.tgid = pid;
+    }
+    if let Some(comm) = config.filter.comm {
+        settings.filters |= FILTER_COMM;
+        settings.comm = comm;
+    }
+    if let Some(filter) = &config.filter.cgroup {
+        let root = root.ok_or_else(|| {
+            StartError::Filter("--cgroup and --container need the host's cgroup v2 mount, and there is none".to_owned())
+        })?;
+        let cgroup = match filter {
+            CgroupFilter::Path(path) => root.locate(path)?,
+            CgroupFilter::Container(prefix) => find_container(root, prefix)?,
+        };
+        settings.filters |= FILTER_CGROUP;
+        settings.cgroup_id = cgroup.id;
+        settings.cgroup_level = cgroup.level;
+    }
+    Ok(settings)
+}
+
+/// The cgroup of the one container whose id begins with `prefix`.
+fn find_container(root: &CgroupRoot, prefix: &str) -> Result<Cgroup, StartError> {
+    let containers = crate::entity::containers_below(&root.path);
+    let matching: BTreeMap<&str, _> = containers
+        .iter()
+        .filter(|(id, _)| id.starts_with(prefix))
+        .map(|(id, path)| (id.as_str(), path))
+        .collect();
+    let mut found = matching.iter();
+    match (found.next(), found.next()) {
+        (Some((_, path)), None) => Ok(root.locate(path)?),
+        (None, _) => {
+            let known: Vec<&str> = containers.iter().map(|(id, _)| id.get(..12).unwrap_or(id)).take(20).collect();
+            let known = if known.is_empty() { "there is none".to_owned() } else { format!("there are {}", known.join(", ")) };
+            Err(StartError::Filter(format!("--container {prefix}: no container's id begins so; {known}")))
+        }
+        (Some(_), Some(_)) => {
+            let ids: Vec<&str> = matching.keys().map(|id| id.get(..16).unwrap_or(id)).collect();
+            Err(StartError::Filter(format!("--container {prefix}: several begin so: {}", ids.join(", "))))
+        }
+    }
+}
+
+/// Before 5.11 maps are charged to RLIMIT_MEMLOCK, whose default is far too small. Later kernels do not look at it.
+fn raise_memlock() {
+    use rustix::process::{Resource, Rlimit, setrlimit};
+    let unlimited = Rlimit { current: None, maximum: None };
+    if let Err(error) = setrlimit(Resource::Memlock, unlimited) {
+        tracing::debug!(%error, "RLIMIT_MEMLOCK stays as it is");
+    }
+}

@@ -1,0 +1,441 @@
+//! dns: lookups, from the records; unanswered ones, from the questions that still wait.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use aya::maps::MapData;
+use domain::base::iana::{Rcode, Rtype};
+use domain::base::name::Name;
+use hashbrown::HashMap;
+use probe_common::dns::{KIND_ANSWERED, KIND_ORPHAN, KIND_RESENT, LookupRecord, Pending, PendingKey};
+use probe_common::fields;
+use probe_common::settings::Settings;
+
+use super::{Context, Event, Signal, SignalKind, Who, tcp};
+use crate::collect::{self, DecodeError};
+use crate::config::{Config, DnsOptions};
+use crate::event::{AttrValue, Attributes, key, name};
+use crate::kernel::clock;
+use crate::load::{Hook, LoadError, Loaded, ObjectSpec, Plain, ProgramSpec, lookup_batch};
+use crate::series::{Histogram, attr, metrics};
+
+/// TC of the flags, RFC 1035, 4.1.1.
+const TRUNCATED: u16 = 0x0200;
+/// RCODE of the flags, RFC 1035, 4.1.1.
+const RCODE_MASK: u16 = 0x000f;
+/// How many questions given up are remembered, in case their answer comes late.
+const GIVEN_UP: usize = 4096;
+/// For how long, nanoseconds.
+const GIVEN_UP_NS: u64 = 60_000_000_000;
+
+/// The signal.
+#[derive(Debug)]
+pub struct Dns;
+
+static OBJECT: ObjectSpec = ObjectSpec {
+    name: "dns",
+    bit: fields::DNS,
+    elf: aya::include_bytes_aligned!(concat!(env!("CARGO_MANIFEST_DIR"), "/../probe-ebpf/prebuilt/dns.bpf.o")),
+    // Answers first: a question must not be seen by a host that cannot see its answer.
+    programs: &[
+        ProgramSpec { name: "dns_ingress", hook: Hook::CgroupIngress },
+        ProgramSpec { name: "dns_connect4", hook: Hook::CgroupSockAddr },
+        ProgramSpec { name: "dns_connect6", hook: Hook::CgroupSockAddr },
+        ProgramSpec { name: "dns_sendmsg4", hook: Hook::CgroupSockAddr },
+        ProgramSpec { name: "dns_sendmsg6", hook: Hook::CgroupSockAddr },
+        ProgramSpec { name: "dns_egress", hook: Hook::CgroupEgress },
+    ],
+};
+
+impl SignalKind for Dns {
+    fn object(&self) -> &'static ObjectSpec {
+        &OBJECT
+    }
+
+    fn about(&self) -> &'static str {
+        "DNS lookups over UDP with latency, and those that nobody answers"
+    }
+
+    fn sizes(&self, config: &Config) -> Vec<(&'static str, u32)> {
+        let sizes = &config.sizes;
+        vec![
+            // A record is three times the size of the others'.
+            ("RING", sizes.ring_bytes().saturating_mul(4)),
+            ("PENDING", sizes.dns_pending),
+            ("ASKERS", sizes.dns_pending),
+        ]
+    }
+
+    fn settings(&self, config: &Config, settings: &mut Settings) {
+        settings.dns_ports = [0; 4];
+        for (slot, port) in settings.dns_ports.iter_mut().zip(&config.dns.ports) {
+            *slot = *port;
+        }
+    }
+
+    fn start(&self, config: &Config, loaded: &mut Loaded) -> Result<Box<dyn Signal>, LoadError> {
+        Ok(Box::new(Running {
+            options: config.dns.clone(),
+            pending: loaded.take_hash("PENDING")?,
+            given_up: GivenUp::default(),
+            summary: Summary::default(),
+            waiting: 0,
+            limit: config.sizes.dns_pending,
+        }))
+    }
+}
+
+struct Running {
+    options: DnsOptions,
+    pending: aya::maps::HashMap<MapData, Plain<PendingKey>, Plain<Pending>>,
+    given_up: GivenUp,
+    summary: Summary,
+    /// Questions that waited at the last tick.
+    waiting: u64,
+    limit: u32,
+}
+
+/// Questions reported as unanswered lately, by key; bounded, oldest out first.
+#[derive(Default)]
+struct GivenUp {
+    by_key: HashMap<PendingKey, Pending>,
+    order: VecDeque<(u64, PendingKey)>,
+}
+
+impl GivenUp {
+    fn insert(&mut self, now_ns: u64, key: PendingKey, pending: Pending) {
+        self.expire(now_ns);
+        if self.by_key.len() >= GIVEN_UP
+            && let Some((_, oldest)) = self.order.pop_front()
+        {
+            self.by_key.remove(&oldest);
+        }
+        self.by_key.insert(key, pending);
+        self.order.push_back((now_ns, key));
+    }
+
+    fn expire(&mut self, now_ns: u64) {
+        while let Some((at, key)) = self.order.front()
+            && now_ns.saturating_sub(*at) > GIVEN_UP_NS
+        {
+            self.by_key.remove(key);
+            self.order.pop_front();
+        }
+    }
+
+    /// The question that a late answer belongs to. A question whose server was not known waited under none.
+    fn take(&mut self, key: &PendingKey) -> Option<Pending> {
+        let anywhere = PendingKey { server: [0; 16], port: 0, ..*key };
+        self.by_key.remove(key).or_else(|| self.by_key.remove(&anywhere))
+    }
+}
+
+impl Signal for Running {
+    fn record(&mut self, bytes: &[u8], context: &mut Context<'_>) -> Result<(), DecodeError> {
+        let header = collect::header(bytes)?;
+        let mut record: LookupRecord = collect::record(bytes)?;
+        let outcome = match header.kind {
+            KIND_ANSWERED => Outcome::Answered,
+            KIND_RESENT => Outcome::Unanswered,
+            KIND_ORPHAN => match self.given_up.take(&record.key) {
+                Some(pending) => {
+                    record.pending = pending;
+                    Outcome::Late
+                }
+                // Counted by the programs.
+                None => return Ok(()),
+            },
+            kind => return Err(DecodeError::Kind(kind)),
+        };
+        let lookup = Lookup::decode(&record, outcome, context)?;
+        self.take_in(lookup, context);
+        Ok(())
+    }
+
+    fn tick(&mut self, context: &mut Context<'_>) -> io::Result<()> {
+        let timeout_ns = u64::try_from(self.options.timeout.as_nanos()).unwrap_or(u64::MAX);
+        let now_ns = clock::monotonic_ns();
+        let mut silent = Vec::new();
+        let mut waiting = 0;
+        lookup_batch(&self.pending, |key: &PendingKey, pending: &Pending| {
+            waiting += 1;
+            // A question is complete once its time is set.
+            if pending.sent_ns != 0 && now_ns.saturating_sub(pending.sent_ns) > timeout_ns {
+                silent.push((*key, *pending));
+            }
+        })?;
+        self.waiting = waiting;
+        for (key, pending) in silent {
+            // Who removes it, reports it: the answer may have come this very moment.
+            if self.pending.remove(&Plain(key)).is_err() {
+                continue;
+            }
+            let record = LookupRecord {
+                header: probe_common::wire::RecordHeader { time_ns: now_ns, ..Default::default() },
+                key,
+                flags: 0,
+                answers: 0,
+                _pad: 0,
+                pending,
+            };
+            match Lookup::decode(&record, Outcome::Unanswered, context) {
+                Ok(lookup) => self.take_in(lookup, context),
+                Err(error) => tracing::debug!(%error, "a waiting question does not decode"),
+            }
+            self.given_up.insert(now_ns, key, pending);
+        }
+        Ok(())
+    }
+
+    fn interval(&mut self, _next: u32, _context: &mut Context<'_>) -> io::Result<super::Summary> {
+        Ok(super::Summary::Dns(std::mem::take(&mut self.summary)))
+    }
+
+    fn fill(&mut self) -> Vec<(&'static str, u64, u64)> {
+        vec![("dns.pending", self.waiting, u64::from(self.limit))]
+    }
+}
+
+impl Running {
+    fn take_in(&mut self, lookup: Lookup, context: &mut Context<'_>) {
+        let entity = &lookup.who.entity;
+        let server = attr(key::SERVER_ADDRESS, lookup.server_text());
+        let qtype = attr(key::DNS_QUESTION_TYPE, lookup.qtype.clone());
+        match lookup.outcome {
+            Outcome::Answered => {
+                let rcode = attr(key::DNS_RESPONSE_CODE, lookup.rcode.clone().unwrap_or_default());
+                let failed = lookup.rcode.clone().filter(|rcode| rcode != "NOERROR");
+                let mut attrs = vec![qtype, rcode, server];
+                attrs.extend(failed.map(|rcode| attr(key::ERROR_TYPE, rcode)));
+                context.store.record(entity, metrics::DNS_LOOKUP_DURATION, &attrs, lookup.duration);
+                self.summary.durations.record(lookup.duration);
+                *self.summary.rcodes.entry(lookup.rcode.clone().unwrap_or_default()).or_default() += 1;
+            }
+            Outcome::Unanswered => {
+                let attrs = [qtype, server, attr(key::NETWORK_TRANSPORT, "udp")];
+                context.store.add(entity, metrics::DNS_LOOKUP_UNANSWERED, &attrs, 1);
+                self.summary.unanswered += 1;
+            }
+            // The metrics have it as unanswered already.
+            Outcome::Late => self.summary.late += 1,
+        }
+        if self.options.wants(&lookup)
+            && let Some(events) = &mut context.events
+        {
+            events(Event::Lookup(lookup));
+        }
+    }
+}
+
+impl DnsOptions {
+    /// Whether an event passes the filters that only user space can apply.
+    fn wants(&self, lookup: &Lookup) -> bool {
+        self.name.as_ref().is_none_or(|glob| glob.matches(&lookup.name))
+            && (self.types.is_empty() || self.types.iter().any(|qtype| qtype.eq_ignore_ascii_case(&lookup.qtype)))
+            && (self.rcodes.is_empty()
+                || lookup
+                    .rcode
+                    .as_ref()
+                    .is_some_and(|rcode| self.rcodes.iter().any(|wanted| wanted.eq_ignore_ascii_case(rcode))))
+            && self.slower_than.is_none_or(|least| lookup.duration >= least)
+    }
+}
+
+/// What one interval brought.
+#[derive(Clone, Debug, Default)]
+pub struct Summary {
+    /// Of answered lookups.
+    pub durations: Histogram,
+    /// Answered lookups by response code.
+    pub rcodes: BTreeMap<Cow<'static, str>, u64>,
+    /// Lookups that nobody answered in time.
+    pub unanswered: u64,
+    /// Answers that came after that.
+    pub late: u64,
+}
+
+/// How a lookup ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// With an answer.
+    Answered,
+    /// Without one, by the timeout or because the question was sent again.
+    Unanswered,
+    /// With an answer after it was reported as unanswered.
+    Late,
+}
+
+impl Outcome {
+    /// As attribute `dns.outcome`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Answered => "answered",
+            Self::Unanswered => "unanswered",
+            Self::Late => "late",
+        }
+    }
+}
+
+/// A lookup came to its end.
+#[derive(Clone, Debug)]
+pub struct Lookup {
+    /// When the answer came, or the lookup was given up.
+    pub time_unix_ns: u64,
+    /// Who asked.
+    pub who: Who,
+    /// Name in presentation format (RFC 1035, 5.1), lower case, without the closing dot.
+    pub name: String,
+    /// Type, `TYPE65` style where it has no name.
+    pub qtype: Cow<'static, str>,
+    /// Response code, `RCODE17` style where it has no name.
+    pub rcode: Option<Cow<'static, str>>,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// From the question to the answer; without an answer, to when it was given up.
+    pub duration: Duration,
+    /// Server as the process addressed it.
+    pub server: Option<(IpAddr, u16)>,
+    /// The answer was cut.
+    pub truncated: bool,
+    /// 1: first try.
+    pub attempt: u16,
+    /// Records in the answer section.
+    pub answers: Option<u16>,
+}
+
+impl Lookup {
+    fn decode(record: &LookupRecord, outcome: Outcome, context: &mut Context<'_>) -> Result<Self, DecodeError> {
+        let LookupRecord { header, key, flags, answers, _pad, pending } = record;
+        let answered = outcome != Outcome::Unanswered;
+        let server = if key.port == 0 {
+            None
+        } else {
+            Some((tcp::address(pending.family, &key.server)?, key.port))
+        };
+        Ok(Self {
+            time_unix_ns: context.clock.wall(header.time_ns),
+            who: context.owners.who(&pending.owner, pending.cgroup_id, pending.netns),
+            name: name_text(pending.name.get(..usize::from(pending.name_len)).unwrap_or_default())
+                .ok_or(DecodeError::Value("name"))?,
+            qtype: type_text(pending.qtype),
+            rcode: answered.then(|| rcode_text(flags & RCODE_MASK)),
+            outcome,
+            duration: Duration::from_nanos(header.time_ns.saturating_sub(pending.sent_ns)),
+            server,
+            truncated: answered && flags & TRUNCATED != 0,
+            attempt: pending.attempt,
+            answers: answered.then_some(*answers),
+        })
+    }
+
+    fn server_text(&self) -> Arc<str> {
+        self.server.map_or_else(|| "".into(), |(address, _)| address.to_string().into())
+    }
+}
+
+impl Attributes for Lookup {
+    fn event_name(&self) -> &'static str {
+        name::DNS_LOOKUP
+    }
+    fn time_unix_ns(&self) -> u64 {
+        self.time_unix_ns
+    }
+    fn visit(&self, visitor: &mut dyn FnMut(&'static str, AttrValue<'_>)) {
+        visitor(key::DNS_QUESTION_NAME, AttrValue::Str(&self.name));
+        visitor(key::DNS_QUESTION_TYPE, AttrValue::Str(&self.qtype));
+        visitor(key::DNS_OUTCOME, AttrValue::Str(self.outcome.as_str()));
+        if let Some(rcode) = &self.rcode {
+            visitor(key::DNS_RESPONSE_CODE, AttrValue::Str(rcode));
+        }
+        visitor(key::DURATION, AttrValue::Float(self.duration.as_secs_f64()));
+        visitor(key::NETWORK_TRANSPORT, AttrValue::Str("udp"));
+        if let Some((address, port)) = self.server {
+            visitor(key::SERVER_ADDRESS, AttrValue::Str(&address.to_string()));
+            visitor(key::SERVER_PORT, AttrValue::Int(i64::from(port)));
+        }
+        if self.rcode.is_some() {
+            visitor(key::DNS_TRUNCATED, AttrValue::Bool(self.truncated));
+        }
+        visitor(key::DNS_ATTEMPT, AttrValue::Int(i64::from(self.attempt)));
+        if let Some(answers) = self.answers {
+            visitor(key::DNS_ANSWERS, AttrValue::Int(i64::from(answers)));
+        }
+        self.who.visit(visitor);
+    }
+}
+
+/// A wire-format name as text: lower case, unusual octets escaped (RFC 1035, 5.1), the root as a dot. `None`: no name.
+#[must_use]
+pub fn name_text(wire: &[u8]) -> Option<String> {
+    let name = Name::from_octets(wire).ok()?;
+    if name.is_root() {
+        return Some(".".to_owned());
+    }
+    // Capitals fold; an escaped octet is digits, which do not.
+    Some(name.to_string().to_ascii_lowercase())
+}
+
+/// The mnemonic of a type; RFC 3597's `TYPE65` where there is none.
+#[must_use]
+pub fn type_text(qtype: u16) -> Cow<'static, str> {
+    Rtype::from_int(qtype).to_mnemonic_str().map_or_else(|| format!("TYPE{qtype}").into(), Cow::Borrowed)
+}
+
+/// The mnemonic of a response code; `RCODE17` where there is none.
+#[must_use]
+pub fn rcode_text(rcode: u16) -> Cow<'static, str> {
+    u8::try_from(rcode)
+        .ok()
+        .and_then(|rcode| Rcode::checked_from_int(rcode)?.to_mnemonic_str())
+        .map_or_else(|| format!("RCODE{rcode}").into(), Cow::Borrowed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names() {
+        for (what, wire, want) in [
+            ("ordinary", &b"\x03www\x07Example\x03ORG\x00"[..], Some("www.example.org")),
+            ("root", b"\x00", Some(".")),
+            ("a dot in a label", b"\x03a.b\x00", Some(r"a\.b")),
+            ("an escape sequence", b"\x03\x1b[m\x00", Some(r"\027[m")),
+            ("cut", b"\x03ww", None),
+            ("empty", b"", None),
+            ("pointer", b"\xc0\x00", None),
+            ("octets after it", b"\x00\x00", None),
+        ] {
+            assert_eq!(name_text(wire).as_deref(), want, "{what}");
+        }
+    }
+
+    #[test]
+    fn mnemonics() {
+        assert_eq!(type_text(28), "AAAA");
+        assert_eq!(type_text(61_234), "TYPE61234");
+        assert_eq!(rcode_text(3), "NXDOMAIN");
+        assert_eq!(rcode_text(0), "NOERROR");
+        assert_eq!(rcode_text(13), "RCODE13");
+    }
+
+    #[test]
+    fn questions_given_up_are_bounded_and_forgotten() {
+        let mut given_up = GivenUp::default();
+        let pending: Pending = bytemuck::Zeroable::zeroed();
+        let key = |id: u32| PendingKey { question: id, ..PendingKey::default() };
+        for id in 0..GIVEN_UP as u32 + 10 {
+            given_up.insert(1, key(id), pending);
+        }
+        assert_eq!(given_up.by_key.len(), GIVEN_UP);
+        assert!(given_up.take(&key(0)).is_none());
+        assert!(given_up.take(&key(GIVEN_UP as u32)).is_some());
+        given_up.insert(1 + GIVEN_UP_NS + 1, key(1), pending);
+        assert_eq!(given_up.by_key.len(), 1);
+    }
+}

@@ -1,0 +1,187 @@
+//! The signals: what their programs' records and maps mean. One registry, [`ALL`]; the commands, doctor and tests iterate it.
+
+pub mod dns;
+pub mod syscalls;
+pub mod tcp;
+mod who;
+
+use std::borrow::Cow;
+use std::io;
+
+use probe_common::settings::Settings;
+
+pub use self::who::{Owners, Who};
+use crate::collect::DecodeError;
+use crate::config::Config;
+use crate::event::{AttrValue, Attributes, key, name};
+use crate::kernel::clock::Clock;
+use crate::load::{LoadError, Loaded, ObjectSpec};
+use crate::series::Store;
+
+/// A signal that can be started.
+pub trait SignalKind: Sync {
+    /// Its object: name, programs, needs.
+    fn object(&self) -> &'static ObjectSpec;
+
+    /// One line for `doctor` and help.
+    fn about(&self) -> &'static str;
+
+    /// Sizes of its maps, by configuration.
+    fn sizes(&self, config: &Config) -> Vec<(&'static str, u32)>;
+
+    /// Completes the settings of its programs.
+    fn settings(&self, config: &Config, settings: &mut Settings);
+
+    /// Takes the maps it reads out of a loaded object, and fills those that programs read. Not attached yet.
+    ///
+    /// # Errors
+    ///
+    /// When the object lacks a map, or the kernel refuses to fill one.
+    fn start(&self, config: &Config, loaded: &mut Loaded) -> Result<Box<dyn Signal>, LoadError>;
+}
+
+/// Every signal there is.
+pub static ALL: &[&dyn SignalKind] = &[&tcp::Tcp, &dns::Dns, &syscalls::Syscalls];
+
+/// A running signal.
+pub trait Signal: Send {
+    /// A record from the ring.
+    ///
+    /// # Errors
+    ///
+    /// When it is none of this signal's.
+    fn record(&mut self, bytes: &[u8], context: &mut Context<'_>) -> Result<(), DecodeError>;
+
+    /// Comes round a few times a second: what has to be looked after in time.
+    ///
+    /// # Errors
+    ///
+    /// When a map does not read or write.
+    fn tick(&mut self, context: &mut Context<'_>) -> io::Result<()>;
+
+    /// An interval has ended: brings the series up to date, and sums the interval up. `next` is the number of the interval
+    /// that begins; the programs have been told.
+    ///
+    /// # Errors
+    ///
+    /// When a map does not read.
+    fn interval(&mut self, next: u32, context: &mut Context<'_>) -> io::Result<Summary>;
+
+    /// Fill of its maps: name, entries, limit.
+    fn fill(&mut self) -> Vec<(&'static str, u64, u64)> {
+        Vec::new()
+    }
+}
+
+/// What a signal works with while it handles data.
+pub struct Context<'a> {
+    /// To turn the kernel's clock into wall time.
+    pub clock: &'a Clock,
+    /// To say whose it was.
+    pub owners: &'a mut Owners,
+    /// Cumulative state for the metric sinks.
+    pub store: &'a mut Store,
+    /// Where events go; `None`: nobody wants any.
+    pub events: Option<&'a mut dyn FnMut(Event)>,
+}
+
+impl std::fmt::Debug for Context<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Context").finish_non_exhaustive()
+    }
+}
+
+/// Anything that happened.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// Segments were sent again.
+    Retransmit(tcp::Retransmit),
+    /// A connection was reset.
+    Reset(tcp::Reset),
+    /// A connection attempt came to its end.
+    Connect(tcp::Connect),
+    /// A lookup came to its end.
+    Lookup(dns::Lookup),
+    /// What a process did with one system call in an interval.
+    SyscallSummary(syscalls::Row),
+    /// A system call was slow.
+    SyscallSlow(syscalls::Slow),
+    /// Something was lost.
+    Loss(Loss),
+}
+
+impl Attributes for Event {
+    fn event_name(&self) -> &'static str {
+        self.inner().event_name()
+    }
+    fn time_unix_ns(&self) -> u64 {
+        self.inner().time_unix_ns()
+    }
+    fn visit(&self, visitor: &mut dyn FnMut(&'static str, AttrValue<'_>)) {
+        self.inner().visit(visitor);
+    }
+}
+
+impl Event {
+    fn inner(&self) -> &dyn Attributes {
+        match self {
+            Self::Retransmit(event) => event,
+            Self::Reset(event) => event,
+            Self::Connect(event) => event,
+            Self::Lookup(event) => event,
+            Self::SyscallSummary(event) => event,
+            Self::SyscallSlow(event) => event,
+            Self::Loss(event) => event,
+        }
+    }
+}
+
+/// What was lost since the last time it was said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Loss {
+    /// When it was noticed.
+    pub time_unix_ns: u64,
+    /// Signal.
+    pub signal: &'static str,
+    /// Place.
+    pub place: &'static str,
+    /// How many.
+    pub count: u64,
+    /// What to do about it.
+    pub remedy: &'static str,
+}
+
+impl Attributes for Loss {
+    fn event_name(&self) -> &'static str {
+        name::PROBE_LOSS
+    }
+    fn time_unix_ns(&self) -> u64 {
+        self.time_unix_ns
+    }
+    fn visit(&self, visitor: &mut dyn FnMut(&'static str, AttrValue<'_>)) {
+        visitor(key::SIGNAL, AttrValue::Str(self.signal));
+        visitor(key::WHERE, AttrValue::Str(self.place));
+        visitor(key::COUNT, AttrValue::Int(i64::try_from(self.count).unwrap_or(i64::MAX)));
+        visitor(key::REMEDY, AttrValue::Str(self.remedy));
+    }
+}
+
+/// What a signal saw in an interval.
+#[derive(Clone, Debug)]
+pub enum Summary {
+    /// Of tcp.
+    Tcp(tcp::Summary),
+    /// Of dns.
+    Dns(dns::Summary),
+    /// Of syscalls: a row per process and call.
+    Syscalls(syscalls::Summary),
+}
+
+/// The name of an errno (`ECONNREFUSED`), its number where it has none.
+#[must_use]
+pub fn errno_name(errno: u32) -> Cow<'static, str> {
+    match i32::try_from(errno).ok().and_then(|errno| ::syscalls::Errno::new(errno).name()) {
+        Some(name) => name.into(),
+        None => format!("ERRNO{errno}").into(),
+    }
+}

@@ -1,0 +1,291 @@
+//! syscalls: exact figures out of the blocks; slow calls out of the records.
+
+mod harvest;
+pub mod names;
+
+use std::borrow::Cow;
+use std::io;
+use std::time::Duration;
+
+use probe_common::fields;
+use probe_common::settings::{FILTER_SYSCALL, SYSCALL_SET_BITS, Settings};
+use probe_common::syscalls::{
+    Block, CpuState, KIND_SLOW, NUMBER_MASK, SlowRecord, SyscallId, THRESHOLD_COUNT, THRESHOLD_NEVER,
+};
+use probe_common::wire::Owner;
+
+use self::harvest::Harvest;
+use super::{Context, Event, Signal, SignalKind, Who, errno_name};
+use crate::collect::{self, DecodeError};
+use crate::config::{Config, SyscallOptions};
+use crate::event::{AttrValue, Attributes, key, name};
+use crate::load::{Hook, LoadError, Loaded, ObjectSpec, Plain, ProgramSpec};
+use crate::series::Histogram;
+
+/// Blocks for calls counted without their process: all system calls a host makes, on some CPUs.
+const FOLDED_BLOCKS: u32 = 1024;
+
+/// The signal.
+#[derive(Debug)]
+pub struct Syscalls;
+
+static OBJECT: ObjectSpec = ObjectSpec {
+    name: "syscalls",
+    bit: fields::SYSCALLS,
+    elf: aya::include_bytes_aligned!(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../probe-ebpf/prebuilt/syscalls.bpf.o"
+    )),
+    // What ends calls before what begins them, so that none is left behind.
+    programs: &[
+        ProgramSpec { name: "sched_process_exit", hook: Hook::RawTracepoint("sched_process_exit") },
+        ProgramSpec { name: "sched_process_exec", hook: Hook::RawTracepoint("sched_process_exec") },
+        ProgramSpec { name: "sched_switch", hook: Hook::RawTracepoint("sched_switch") },
+        ProgramSpec { name: "sys_exit", hook: Hook::RawTracepoint("sys_exit") },
+        ProgramSpec { name: "sys_enter", hook: Hook::RawTracepoint("sys_enter") },
+    ],
+};
+
+impl SignalKind for Syscalls {
+    fn object(&self) -> &'static ObjectSpec {
+        &OBJECT
+    }
+
+    fn about(&self) -> &'static str {
+        "system calls per process: counts, errors, latency, slow ones"
+    }
+
+    fn sizes(&self, config: &Config) -> Vec<(&'static str, u32)> {
+        let sizes = &config.sizes;
+        let blocks = sizes.syscall_blocks;
+        vec![
+            ("RING", sizes.ring_bytes()),
+            ("CPUS", config.possible_cpus),
+            ("BLOCKS", blocks + FOLDED_BLOCKS),
+            ("INDEX", blocks + FOLDED_BLOCKS),
+            ("FREE", blocks),
+            ("FREE_FOLDED", FOLDED_BLOCKS),
+            ("SLEEPERS", sizes.syscall_threads),
+            ("PROCESSES", (sizes.syscall_threads / 2).max(64)),
+        ]
+    }
+
+    fn settings(&self, config: &Config, settings: &mut Settings) {
+        let options = &config.syscalls;
+        settings.slow_ns = nanoseconds(options.slower_than);
+        if !options.names.is_empty() {
+            settings.filters |= FILTER_SYSCALL;
+            for id in &options.names {
+                let number = usize::from(id & NUMBER_MASK);
+                if number < SYSCALL_SET_BITS
+                    && let Some(word) = settings.syscall_set.get_mut(number / 64)
+                {
+                    *word |= 1 << (number % 64);
+                }
+            }
+        }
+    }
+
+    fn start(&self, config: &Config, loaded: &mut Loaded) -> Result<Box<dyn Signal>, LoadError> {
+        let error = |map, source| LoadError::Map { signal: OBJECT.name, map, source };
+        let mut thresholds = loaded.take_array::<u64>("THRESHOLDS")?;
+        let slow_ns = nanoseconds(config.syscalls.slower_than);
+        for number in 0..THRESHOLD_COUNT {
+            let waits = names::waits(names::native(number));
+            let threshold = if waits { THRESHOLD_NEVER } else { slow_ns };
+            thresholds
+                .set(number, Plain(threshold), 0)
+                .map_err(|source| error("THRESHOLDS", source))?;
+        }
+        let mut free = loaded.take_queue("FREE")?;
+        for index in 0..config.sizes.syscall_blocks {
+            free.push(index, 0).map_err(|source| error("FREE", source))?;
+        }
+        let mut folded = loaded.take_queue("FREE_FOLDED")?;
+        for index in config.sizes.syscall_blocks..config.sizes.syscall_blocks + FOLDED_BLOCKS {
+            folded.push(index, 0).map_err(|source| error("FREE_FOLDED", source))?;
+        }
+        Ok(Box::new(Running {
+            harvest: Harvest::new(
+                loaded.take_blocks("BLOCKS")?,
+                loaded.take_hash("INDEX")?,
+                loaded.take_hash("PROCESSES")?,
+                free,
+            ),
+            options: config.syscalls.clone(),
+            interval: 1,
+        }))
+    }
+}
+
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Bytes of maps that depend on the number of blocks and CPUs: what docs/memory.md states.
+#[must_use]
+pub fn map_bytes(blocks: u32, possible_cpus: u32) -> usize {
+    (blocks + FOLDED_BLOCKS) as usize * size_of::<Block>() + possible_cpus as usize * size_of::<CpuState>()
+}
+
+struct Running {
+    harvest: Harvest,
+    options: SyscallOptions,
+    /// Number of the current interval, as the programs know it.
+    interval: u32,
+}
+
+impl Signal for Running {
+    fn record(&mut self, bytes: &[u8], context: &mut Context<'_>) -> Result<(), DecodeError> {
+        let header = collect::header(bytes)?;
+        if header.kind != KIND_SLOW {
+            return Err(DecodeError::Kind(header.kind));
+        }
+        let record: SlowRecord = collect::record(bytes)?;
+        if let Some(events) = &mut context.events {
+            let owner = Owner { start_ns: record.start_ns, tgid: record.tgid, _pad: 0, comm: record.comm };
+            let id = SyscallId::try_from(record.id).map_err(|_too_large| DecodeError::Value("system call"))?;
+            let errno = (-4095..0).contains(&record.ret).then(|| record.ret.unsigned_abs());
+            events(Event::SyscallSlow(Slow {
+                time_unix_ns: context.clock.wall(record.header.time_ns),
+                who: context.owners.who(&owner, record.cgroup_id, 0),
+                tid: record.tid,
+                syscall: names::name(id),
+                duration: Duration::from_nanos(record.duration_ns),
+                args: (record.has_args != 0).then_some(record.args),
+                error: errno.and_then(|errno| u32::try_from(errno).ok()).map(errno_name),
+            }));
+        }
+        Ok(())
+    }
+
+    fn tick(&mut self, context: &mut Context<'_>) -> io::Result<()> {
+        self.harvest.read(self.interval, context)?;
+        self.harvest.recycle()
+    }
+
+    fn interval(&mut self, next: u32, context: &mut Context<'_>) -> io::Result<super::Summary> {
+        self.harvest.read(self.interval, context)?;
+        self.harvest.recycle()?;
+        self.interval = next;
+        let mut rows = self.harvest.take_rows(context);
+        rows.retain(|row| !self.options.errors_only || row.errors_total() != 0);
+        self.options.sort.order(&mut rows);
+        if let Some(events) = &mut context.events {
+            for row in &rows {
+                events(Event::SyscallSummary(row.clone()));
+            }
+        }
+        Ok(super::Summary::Syscalls(Summary { rows }))
+    }
+
+    fn fill(&mut self) -> Vec<(&'static str, u64, u64)> {
+        self.harvest.fill()
+    }
+}
+
+/// What processes asked the kernel for in an interval.
+#[derive(Clone, Debug, Default)]
+pub struct Summary {
+    /// In the order asked for.
+    pub rows: Vec<Row>,
+}
+
+/// What one process did with one system call in an interval.
+#[derive(Clone, Debug)]
+pub struct Row {
+    /// End of the interval.
+    pub time_unix_ns: u64,
+    /// Who. Without a pid: processes that could not be told apart for want of blocks.
+    pub who: Who,
+    /// Name, `syscall_N` style where it has none.
+    pub syscall: &'static str,
+    /// Whether the call waits by design.
+    pub waits: bool,
+    /// Durations; their count is the number of calls that returned.
+    pub durations: Histogram,
+    /// Calls that failed, by errno's name.
+    pub errors: Vec<(Cow<'static, str>, u64)>,
+}
+
+impl Row {
+    /// Calls that failed.
+    #[must_use]
+    pub fn errors_total(&self) -> u64 {
+        self.errors.iter().map(|(_, count)| count).sum()
+    }
+}
+
+impl Attributes for Row {
+    fn event_name(&self) -> &'static str {
+        name::SYSCALL_SUMMARY
+    }
+    fn time_unix_ns(&self) -> u64 {
+        self.time_unix_ns
+    }
+    fn visit(&self, visitor: &mut dyn FnMut(&'static str, AttrValue<'_>)) {
+        visitor(key::SYSCALL_NAME, AttrValue::Str(self.syscall));
+        visitor(key::SYSCALL_CLASS, AttrValue::Str(names::class(self.waits)));
+        visitor(key::COUNT, AttrValue::Int(integer(self.durations.count())));
+        let errors: Vec<(&str, i64)> =
+            self.errors.iter().map(|(errno, count)| (errno.as_ref(), integer(*count))).collect();
+        visitor(key::ERRORS, AttrValue::Map(&errors));
+        visitor(key::DURATION_SUM, AttrValue::Float(self.durations.sum_seconds()));
+        for (key, value) in [
+            (key::DURATION_P50, self.durations.quantile(0.5)),
+            (key::DURATION_P99, self.durations.quantile(0.99)),
+            (key::DURATION_MAX, self.durations.max()),
+        ] {
+            if let Some(value) = value {
+                visitor(key, AttrValue::Float(value.as_secs_f64()));
+            }
+        }
+        self.who.visit(visitor);
+    }
+}
+
+fn integer(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+/// A call took longer than its threshold.
+#[derive(Clone, Debug)]
+pub struct Slow {
+    /// When it returned.
+    pub time_unix_ns: u64,
+    /// Who.
+    pub who: Who,
+    /// Thread.
+    pub tid: u32,
+    /// Name.
+    pub syscall: &'static str,
+    /// How long.
+    pub duration: Duration,
+    /// Argument registers, where this kernel's can be read.
+    pub args: Option<[u64; 6]>,
+    /// Errno's name, where it failed.
+    pub error: Option<Cow<'static, str>>,
+}
+
+impl Attributes for Slow {
+    fn event_name(&self) -> &'static str {
+        name::SYSCALL_SLOW
+    }
+    fn time_unix_ns(&self) -> u64 {
+        self.time_unix_ns
+    }
+    fn visit(&self, visitor: &mut dyn FnMut(&'static str, AttrValue<'_>)) {
+        visitor(key::SYSCALL_NAME, AttrValue::Str(self.syscall));
+        visitor(key::DURATION, AttrValue::Float(self.duration.as_secs_f64()));
+        if let Some(error) = &self.error {
+            visitor(key::ERROR_TYPE, AttrValue::Str(error));
+        }
+        if let Some(args) = self.args {
+            let args = args.map(|arg| format!("{arg:#x}"));
+            let args: Vec<&str> = args.iter().map(String::as_str).collect();
+            visitor(key::SYSCALL_ARGS, AttrValue::List(&args));
+        }
+        visitor(key::THREAD_ID, AttrValue::Int(i64::from(self.tid)));
+        self.who.visit(visitor);
+    }
+}

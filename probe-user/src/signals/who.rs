@@ -1,0 +1,97 @@
+//! Whose an event was: the attributes that all events have in common.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use probe_common::wire::Owner;
+
+use crate::entity::{Entities, Entity, Processes};
+use crate::event::{AttrValue, key};
+
+/// Whose an event was, as far as it is known.
+#[derive(Clone, Debug)]
+pub struct Who {
+    /// Process id, initial pid namespace.
+    pub pid: Option<u32>,
+    /// Name of the process's leading thread.
+    pub comm: Option<Arc<str>>,
+    /// Base name of the executable.
+    pub executable: Option<Arc<str>>,
+    /// Container, or the host.
+    pub entity: Entity,
+    /// cgroup path below the root of v2.
+    pub cgroup: Option<Arc<str>>,
+    /// Inode number of the network namespace.
+    pub netns: Option<u32>,
+}
+
+impl Who {
+    /// Hands the known attributes to `visitor`.
+    pub fn visit(&self, visitor: &mut dyn FnMut(&'static str, AttrValue<'_>)) {
+        let Self { pid, comm, executable, entity, cgroup, netns } = self;
+        if let Some(pid) = pid {
+            visitor(key::PROCESS_PID, AttrValue::Int(i64::from(*pid)));
+        }
+        if let Some(comm) = comm {
+            visitor(key::PROCESS_COMM, AttrValue::Str(comm));
+        }
+        if let Some(executable) = executable {
+            visitor(key::PROCESS_EXECUTABLE_NAME, AttrValue::Str(executable));
+        }
+        if let Entity::Container(container) = entity {
+            visitor(key::CONTAINER_ID, AttrValue::Str(&container.container_id));
+            if let Some(uid) = &container.pod_uid {
+                visitor(key::K8S_POD_UID, AttrValue::Str(uid));
+            }
+        }
+        if let Some(cgroup) = cgroup {
+            visitor(key::LINUX_CGROUP_PATH, AttrValue::Str(cgroup));
+        }
+        if let Some(netns) = netns {
+            visitor(key::LINUX_NETNS, AttrValue::Int(i64::from(*netns)));
+        }
+    }
+}
+
+/// Says whose things are.
+#[derive(Debug)]
+pub struct Owners {
+    entities: Entities,
+    processes: Processes,
+}
+
+impl Owners {
+    /// With a resolver of cgroups and one of processes.
+    #[must_use]
+    pub fn new(entities: Entities, processes: Processes) -> Self {
+        Self { entities, processes }
+    }
+
+    /// Container or host of a cgroup; `tgid` helps where cgroup v2 does not tell containers apart.
+    pub fn entity(&mut self, cgroup_id: u64, tgid: Option<u32>) -> Entity {
+        self.entities.entity_of(cgroup_id, tgid)
+    }
+
+    /// Everything known about the owner of something.
+    pub fn who(&mut self, owner: &Owner, cgroup_id: u64, netns: u32) -> Who {
+        let now = Instant::now();
+        let pid = (owner.tgid != 0).then_some(owner.tgid);
+        let place = self.entities.resolve(cgroup_id, pid, now);
+        let names = pid.map(|pid| self.processes.get(pid, owner.start_ns, now));
+        Who {
+            pid,
+            comm: pid.map(|_| comm(&owner.comm)),
+            executable: names.and_then(|names| names.executable),
+            entity: place.as_ref().map_or(Entity::Host, |place| place.entity.clone()),
+            cgroup: place.map(|place| place.cgroup_path),
+            netns: (netns != 0).then_some(netns),
+        }
+    }
+}
+
+/// A NUL-padded name from the kernel as text; what is no UTF-8 becomes U+FFFD.
+#[must_use]
+pub(super) fn comm(bytes: &[u8; 16]) -> Arc<str> {
+    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
+    String::from_utf8_lossy(bytes.get(..end).unwrap_or_default()).into()
+}
