@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use foldhash::fast::RandomState;
 use hashbrown::HashMap;
-use opentelemetry::KeyValue;
 use opentelemetry::metrics::{Histogram, Meter, MeterProvider as _};
+use opentelemetry::{InstrumentationScope, KeyValue};
 use opentelemetry_otlp::{Compression as SdkCompression, MetricExporter, WithExportConfig, WithTonicConfig};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::metrics::periodic_reader_with_async_runtime::PeriodicReader;
@@ -145,7 +145,9 @@ impl Telemetry {
         let attributes = resources.host().map(|(key, value)| KeyValue::new(key.to_owned(), value.to_owned()));
         let resource = Resource::builder_empty().with_schema_url(attributes, SCHEMA_URL).build();
         let provider = SdkMeterProvider::builder().with_resource(resource).with_reader(reader).build();
-        register(&provider.meter("probe.self"), stats);
+        let scope =
+            InstrumentationScope::builder("probe.self").with_version(env!("CARGO_PKG_VERSION")).build();
+        register(&provider.meter_with_scope(scope), stats);
         Ok(Self { provider })
     }
 

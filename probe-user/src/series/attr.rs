@@ -1,8 +1,8 @@
 //! Attributes of a series: few, cheap to clone, equal by content.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::hash::{Hash, Hasher};
-use std::borrow::Cow;
 use std::sync::Arc;
 
 /// The value of a series' attribute.

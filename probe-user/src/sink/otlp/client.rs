@@ -208,12 +208,13 @@ fn judge(status: &Status) -> Failure {
         }
         source = cause.source();
     }
-    Failure {
-        kind,
-        message,
-        unreachable: matches!(status.code(), Code::Unavailable | Code::Cancelled),
-        retry,
+    // A status with a cause was made here, when the connection broke or talked nonsense; it says nothing about
+    // the request, whatever its code.
+    if std::error::Error::source(status).is_some() && retry == Retry::Never {
+        return Failure { kind: "connection", message, unreachable: true, retry: Retry::BackOff };
     }
+    let unreachable = matches!(status.code(), Code::Unavailable | Code::Cancelled);
+    Failure { kind, message, unreachable, retry }
 }
 
 /// Passes an encoded body through; decodes the answer.
