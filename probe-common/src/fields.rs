@@ -134,7 +134,9 @@ kernel_fields! {
     SKC_RCV_SADDR: [u8; 4] = Member "sock_common.skc_rcv_saddr", TCP;
     /// Peer port, network byte order.
     SKC_DPORT: [u8; 2] = Member "sock_common.skc_dport", TCP;
-    /// Local port, host byte order.
+    /// Local port of a TCP socket, network byte order. It outlives `skc_num`, which is zero once a socket closes.
+    INET_SPORT: [u8; 2] = Member "inet_sock.inet_sport", TCP;
+    /// Local port that a socket holds, host byte order.
     SKC_NUM: u16 = Member "sock_common.skc_num", TCP;
     /// AF_INET or AF_INET6.
     SKC_FAMILY: u16 = Member "sock_common.skc_family", TCP;

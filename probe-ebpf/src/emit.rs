@@ -2,6 +2,7 @@
 
 use core::ffi::c_void;
 
+use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{
     BPF_F_MMAPABLE, BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP,
 };
@@ -10,6 +11,7 @@ use aya_ebpf::helpers::generated::{
 };
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, PerCpuArray, RingBuf};
+use aya_log_ebpf::warn;
 use probe_common::loss::{COUNTER_COUNT, Counter};
 use probe_common::settings::Settings;
 
@@ -44,11 +46,26 @@ pub fn count(counter: Counter, n: u64) {
     }
 }
 
+/// Adds one to a counter, and says whether that was this CPU's first: what is worth a line in the log, once.
+#[inline(always)]
+pub fn count_first(counter: Counter) -> bool {
+    let Some(cell) = COUNTERS.get_ptr_mut(counter as u32) else { return false };
+    // SAFETY: as in `count`.
+    unsafe {
+        *cell += 1;
+        *cell == 1
+    }
+}
+
 /// Counts what made a program give up.
 #[inline(always)]
-pub fn give_up(error: Error) {
+pub fn give_up(ctx: &impl EbpfContext, error: Error) {
     match error {
-        Error::Read => count(Counter::KernelRead, 1),
+        Error::Read => {
+            if count_first(Counter::KernelRead) {
+                warn!(ctx, "kernel memory did not read; further ones are only counted");
+            }
+        }
         Error::NotOurs => {}
     }
 }

@@ -21,7 +21,7 @@ pub const TCP_TIME_WAIT: u8 = 6;
 /// Into the caller's memory, here as below: a BPF stack has 512 bytes, and moved structs would be there twice.
 #[inline(always)]
 pub fn describe(sk: KernelPointer, socket: &mut Socket) -> Result<()> {
-    socket.local_port = kread!(sk, SKC_NUM)?;
+    socket.local_port = u16::from_be_bytes(kread!(sk, INET_SPORT)?);
     socket.peer_port = u16::from_be_bytes(kread!(sk, SKC_DPORT)?);
     socket.state = kread!(sk, SKC_STATE)?;
     socket.cookie = kread!(sk, SKC_COOKIE).unwrap_or(0);

@@ -18,6 +18,7 @@ use aya_ebpf::helpers::generated::{
 use aya_ebpf::macros::{cgroup_skb, cgroup_sock_addr, map};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap};
 use aya_ebpf::programs::{SkBuffContext, SockAddrContext};
+use aya_log_ebpf::warn;
 use probe_common::dns::{
     Asker, KIND_ANSWERED, KIND_ORPHAN, KIND_RESENT, LookupRecord, NAME_MAX, NAME_ROOM, Pending, PendingKey,
 };
@@ -61,7 +62,7 @@ static NOTHING: Array<Pending> = Array::with_max_entries(1, 0);
 #[cgroup_skb(egress)]
 pub fn dns_egress(ctx: SkBuffContext) -> i32 {
     if let Err(error) = try_egress(&ctx) {
-        emit::give_up(error);
+        emit::give_up(&ctx, error);
     }
     NEUTRAL
 }
@@ -70,7 +71,7 @@ pub fn dns_egress(ctx: SkBuffContext) -> i32 {
 #[cgroup_skb(ingress)]
 pub fn dns_ingress(ctx: SkBuffContext) -> i32 {
     if let Err(error) = try_ingress(&ctx) {
-        emit::give_up(error);
+        emit::give_up(&ctx, error);
     }
     NEUTRAL
 }
@@ -106,7 +107,7 @@ pub fn dns_sendmsg6(ctx: SockAddrContext) -> i32 {
 #[inline(always)]
 fn note_asker(ctx: &SockAddrContext, family: u8) {
     if let Err(error) = try_note_asker(ctx.sock_addr, family) {
-        emit::give_up(error);
+        emit::give_up(ctx, error);
     }
 }
 
@@ -185,7 +186,9 @@ fn try_egress(ctx: &SkBuffContext) -> Result<()> {
     let nothing = NOTHING.get_ptr(0).ok_or(Error::NotOurs)?;
     // SAFETY: never written.
     if PENDING.insert(key, unsafe { &*nothing }, BPF_ANY).is_err() {
-        emit::count(Counter::PendingFull, 1);
+        if emit::count_first(Counter::PendingFull) {
+            warn!(ctx, "no room for waiting questions; further ones are only counted");
+        }
         return Ok(());
     }
     let pending = PENDING.get_ptr_mut(key).ok_or(Error::NotOurs)?;

@@ -16,6 +16,7 @@ use aya_ebpf::helpers::{bpf_get_current_ancestor_cgroup_id, bpf_ktime_get_ns};
 use aya_ebpf::macros::{map, raw_tracepoint};
 use aya_ebpf::maps::{Array, HashMap, Queue};
 use aya_ebpf::programs::RawTracePointContext;
+use aya_log_ebpf::debug;
 use probe_common::fields::KernelPointer;
 use probe_common::hist::{self, BUCKETS};
 use probe_common::loss::Counter;
@@ -75,7 +76,7 @@ static THRESHOLDS: Array<u64> = Array::with_max_entries(THRESHOLD_COUNT, 0);
 #[raw_tracepoint(tracepoint = "sys_enter")]
 pub fn sys_enter(ctx: RawTracePointContext) -> i32 {
     if let Err(error) = try_enter(&ctx) {
-        emit::give_up(error);
+        emit::give_up(&ctx, error);
     }
     NEUTRAL
 }
@@ -138,7 +139,7 @@ fn passes(settings: &Settings, tgid: u32, number: u64) -> Result<bool> {
 #[raw_tracepoint(tracepoint = "sys_exit")]
 pub fn sys_exit(ctx: RawTracePointContext) -> i32 {
     if let Err(error) = try_exit(&ctx) {
-        emit::give_up(error);
+        emit::give_up(&ctx, error);
     }
     NEUTRAL
 }
@@ -241,8 +242,8 @@ fn find_block(tgid: u32, id: SyscallId, key: u64) -> u32 {
         return unsafe { *index };
     }
     if let Ok(Some(index)) = FREE.pop() {
-        if let Err(error) = note_process(tgid) {
-            emit::give_up(error);
+        if note_process(tgid).is_err() {
+            emit::count(Counter::KernelRead, 1);
         }
         return take_block(key, index);
     }
@@ -292,8 +293,8 @@ fn note_process(tgid: u32) -> Result<()> {
 /// A call above the least threshold: is it above its own, and is it one that may take long?
 #[inline(never)]
 fn slow(regs: KernelPointer, pid_tgid: u64, id: SyscallId, duration_ns: u64, ret: i64) {
-    if let Err(error) = try_slow(regs, pid_tgid, id, duration_ns, ret) {
-        emit::give_up(error);
+    if try_slow(regs, pid_tgid, id, duration_ns, ret).is_err() {
+        emit::count(Counter::KernelRead, 1);
     }
 }
 
@@ -358,9 +359,9 @@ pub fn sched_switch(_ctx: RawTracePointContext) -> i32 {
 /// `sched_process_exit(struct task_struct *p)`; from about 6.16 also `bool group_dead`. `p` is the current task, inside
 /// the call that it does not return from.
 #[raw_tracepoint(tracepoint = "sched_process_exit")]
-pub fn sched_process_exit(_ctx: RawTracePointContext) -> i32 {
+pub fn sched_process_exit(ctx: RawTracePointContext) -> i32 {
     if let Err(error) = try_process_exit() {
-        emit::give_up(error);
+        emit::give_up(&ctx, error);
     }
     NEUTRAL
 }
@@ -391,17 +392,19 @@ fn try_process_exit() -> Result<()> {
 /// has taken the process's id, whichever thread called execve, and the process has another name.
 #[raw_tracepoint(tracepoint = "sched_process_exec")]
 pub fn sched_process_exec(ctx: RawTracePointContext) -> i32 {
-    if let Err(error) = try_process_exec(ctx.arg(1)) {
-        emit::give_up(error);
+    if let Err(error) = try_process_exec(&ctx) {
+        emit::give_up(&ctx, error);
     }
     NEUTRAL
 }
 
-fn try_process_exec(old_tid: u32) -> Result<()> {
+fn try_process_exec(ctx: &RawTracePointContext) -> Result<()> {
+    let old_tid: u32 = ctx.arg(1);
     // SAFETY: the helper has no requirement.
     let pid_tgid = unsafe { bpf_get_current_pid_tgid() };
     let (tgid, tid) = ((pid_tgid >> 32) as u32, pid_tgid as u32);
     if old_tid != tid {
+        debug!(ctx, "thread {} of process {} runs another program and becomes its leader", old_tid, tgid);
         let cpu = cpu_state().ok_or(Error::NotOurs)?;
         if cpu.tid == old_tid {
             cpu.tid = tid;

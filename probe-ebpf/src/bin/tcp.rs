@@ -9,6 +9,7 @@ use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::macros::{map, raw_tracepoint};
 use aya_ebpf::maps::{HashMap, PerCpuArray, PerCpuHashMap};
 use aya_ebpf::programs::RawTracePointContext;
+use aya_log_ebpf::debug;
 use probe_common::fields::{self, KernelPointer};
 use probe_common::hist::{self, BUCKETS};
 use probe_common::loss::Counter;
@@ -66,7 +67,7 @@ static NO_DURATIONS: PerCpuArray<Durations> = PerCpuArray::with_max_entries(1, 0
 #[raw_tracepoint(tracepoint = "tcp_retransmit_skb")]
 pub fn tcp_retransmit_skb(ctx: RawTracePointContext) -> i32 {
     if let Err(error) = try_retransmit(&ctx) {
-        emit::give_up(error);
+        emit::give_up(&ctx, error);
     }
     NEUTRAL
 }
@@ -122,7 +123,7 @@ fn cause(sk: KernelPointer, state: i32) -> Result<Cause> {
 #[raw_tracepoint(tracepoint = "tcp_retransmit_synack")]
 pub fn tcp_retransmit_synack(ctx: RawTracePointContext) -> i32 {
     if let Err(error) = try_retransmit_synack(&ctx) {
-        emit::give_up(error);
+        emit::give_up(&ctx, error);
     }
     NEUTRAL
 }
@@ -157,7 +158,7 @@ fn try_retransmit_synack(ctx: &RawTracePointContext) -> Result<()> {
 pub fn tcp_send_reset(ctx: RawTracePointContext) -> i32 {
     let reason = if kread::present(fields::SEND_RESET_REASON) { ctx.arg::<u32>(2) } else { ABSENT };
     if let Err(error) = try_reset(ctx.arg(0), RESET_SENT, reason) {
-        emit::give_up(error);
+        emit::give_up(&ctx, error);
     }
     NEUTRAL
 }
@@ -166,7 +167,7 @@ pub fn tcp_send_reset(ctx: RawTracePointContext) -> i32 {
 #[raw_tracepoint(tracepoint = "tcp_receive_reset")]
 pub fn tcp_receive_reset(ctx: RawTracePointContext) -> i32 {
     if let Err(error) = try_reset(ctx.arg(0), RESET_RECEIVED, ABSENT) {
-        emit::give_up(error);
+        emit::give_up(&ctx, error);
     }
     NEUTRAL
 }
@@ -204,7 +205,7 @@ fn try_reset(sk: KernelPointer, direction: u8, reason: u32) -> Result<()> {
 #[raw_tracepoint(tracepoint = "inet_sock_set_state")]
 pub fn inet_sock_set_state(ctx: RawTracePointContext) -> i32 {
     if let Err(error) = try_set_state(&ctx) {
-        emit::give_up(error);
+        emit::give_up(&ctx, error);
     }
     NEUTRAL
 }
@@ -221,6 +222,7 @@ fn try_set_state(ctx: &RawTracePointContext) -> Result<()> {
         }
         (TCP_CLOSE, TCP_LISTEN) => {
             let state = SocketState { owner: task::owner()?, syn_ns: 0 };
+            debug!(ctx, "process {} listens", state.owner.tgid);
             remember(sk, &state);
             add_listener(&listener_key(sk)?, &state.owner);
             Ok(())
@@ -261,6 +263,8 @@ fn connected(sk: KernelPointer, role: u8) -> Result<()> {
     let settings = emit::settings().ok_or(Error::NotOurs)?;
     let mut socket = Socket::default();
     socket::describe(sk, &mut socket)?;
+    // The hook comes before the change.
+    socket.state = TCP_ESTABLISHED as u8;
     let syn_ns = set_owner(&mut socket, sk);
     if !passes(settings, &socket, sk)? {
         return Ok(());
@@ -283,6 +287,8 @@ fn failed(sk: KernelPointer) -> Result<()> {
     let settings = emit::settings().ok_or(Error::NotOurs)?;
     let mut socket = Socket::default();
     socket::describe(sk, &mut socket)?;
+    // The hook comes before the change.
+    socket.state = TCP_CLOSE as u8;
     let syn_ns = set_owner(&mut socket, sk);
     if !passes(settings, &socket, sk)? {
         return Ok(());

@@ -119,12 +119,15 @@ pub fn main() -> ExitCode {
 
 /// Runs a command's future. Two workers: the OpenTelemetry SDK needs one that its caller does not block.
 fn block_on<T>(future: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-    tokio::runtime::Builder::new_multi_thread()
+    let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
-        .map_err(Failure::running)?
-        .block_on(future)
+        .map_err(Failure::running)?;
+    let result = runtime.block_on(future);
+    // A collector that hangs must not hold the end up: the SDK's last export may still wait for it.
+    runtime.shutdown_background();
+    result
 }
 
 /// A configuration with nothing asked for.

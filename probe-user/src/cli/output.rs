@@ -174,8 +174,9 @@ pub(super) fn start_logging(verbose: u8) -> Result<u8, Failure> {
             .map_err(|error| Failure::usage(format!("RUST_LOG={directives}: {error}; write e.g. RUST_LOG=debug")))?,
         _ => EnvFilter::new(match verbose {
             0 => "warn",
-            1 => "probe_user=debug,info",
-            _ => "trace",
+            // The programs' own logs have their object's name as target. aya tells every relocation at debug.
+            1 => "info,probe_user=debug,probe_ebpf=debug,tcp=debug,dns=debug,syscalls=debug",
+            _ => "trace,aya_obj=info,h2=info",
         }),
     };
     // aya-log counts levels from 1 (error) to 5 (trace).

@@ -24,7 +24,7 @@ pub fn heading(signal: &str) -> Option<String> {
     match signal {
         "tcp" => Some(format!(
             "{:<12} {:<15} {:>4} {:<43} {:<12} {:>8}  {}",
-            "TIME", "KIND", "SEGS", "LOCAL → PEER", "STATE", "SRTT", "OWNER"
+            "TIME", "KIND", "SEGS", "LOCAL → PEER", "STATE", "RTT", "OWNER"
         )),
         "dns" => Some(format!(
             "{:<12} {:>8} {:<10} {:<6} {:<34} {:<20} {:>3}  {}",
