@@ -16,4 +16,5 @@ pub mod loss;
 pub mod settings;
 pub mod syscalls;
 pub mod tcp;
+pub mod testdrop;
 pub mod wire;
