@@ -1,0 +1,199 @@
+//! A process that does exactly what it is told, line by line: tests know to the call what it asked the kernel for.
+//!
+//! A test runner's own process would not do: it makes calls of its own. Commands come on stdin; each is answered with
+//! one line on stdout. Reading and answering take read, write and little else.
+#![expect(unsafe_code, reason = "system calls are made raw, so that none is made twice or not at all")]
+
+use std::ffi::CString;
+use std::io::{BufRead as _, Write as _};
+use std::net::{SocketAddr, UdpSocket};
+use std::os::unix::ffi::OsStrExt as _;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use probe_tests::dns_server;
+
+fn main() -> Result<()> {
+    let mut arguments = std::env::args_os().skip(1);
+    if let Some(first) = arguments.next() {
+        // A child of `children`: so many calls, and out.
+        let count = first.to_str().and_then(|count| count.parse().ok()).context("how many calls?")?;
+        return call(libc::SYS_getppid, count);
+    }
+    let mut answers = std::io::stdout().lock();
+    for line in std::io::stdin().lock().lines() {
+        let line = line?;
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let answer = obey(&words).with_context(|| format!("cannot do {line:?}"))?;
+        writeln!(answers, "{answer}")?;
+        answers.flush()?;
+    }
+    Ok(())
+}
+
+fn obey(words: &[&str]) -> Result<String> {
+    match words {
+        // name HEX: what this process is called, any octets.
+        ["name", hex] => {
+            let octets = octets(hex)?;
+            let name = CString::new(octets)?;
+            // SAFETY: a NUL-terminated string.
+            let failed = unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr()) };
+            ensure!(failed == 0, "prctl failed");
+        }
+        ["getppid", count] => call(libc::SYS_getppid, count.parse()?)?,
+        ["yield", count] => call(libc::SYS_sched_yield, count.parse()?)?,
+        // openat PATH COUNT
+        ["openat", path, count] => {
+            let path = CString::new(*path)?;
+            for _ in 0..count.parse::<u32>()? {
+                if let Some(file) = open(libc::AT_FDCWD, path.as_ptr(), libc::O_RDONLY) {
+                    // SAFETY: just opened, ours alone.
+                    unsafe { libc::close(file) };
+                }
+            }
+        }
+        // errnos DIRECTORY COUNT: opens that fail in eight ways, each so often.
+        ["errnos", directory, count] => errnos(directory, count.parse()?)?,
+        // nanosleep MILLISECONDS COUNT
+        ["nanosleep", milliseconds, count] => {
+            let time =
+                libc::timespec { tv_sec: 0, tv_nsec: milliseconds.parse::<libc::c_long>()? * 1_000_000 };
+            for _ in 0..count.parse::<u32>()? {
+                let rest: *mut libc::timespec = std::ptr::null_mut();
+                // SAFETY: a timespec that outlives the call; nothing is written.
+                let failed = unsafe { libc::syscall(libc::SYS_nanosleep, &raw const time, rest) };
+                ensure!(failed == 0, "nanosleep was interrupted");
+            }
+        }
+        // threads THREADS COUNT: each so many calls that never sleep, and as many that may.
+        ["threads", threads, count] => {
+            let count = count.parse()?;
+            let threads: Vec<_> = (0..threads.parse::<u32>()?)
+                .map(|_| {
+                    std::thread::spawn(move || {
+                        call(libc::SYS_getppid, count)?;
+                        call(libc::SYS_sched_yield, count)
+                    })
+                })
+                .collect();
+            for thread in threads {
+                thread.join().ok().context("a thread panicked")??;
+            }
+        }
+        // children CHILDREN COUNT: one after the other, each a program of its own.
+        ["children", children, count] => {
+            for _ in 0..children.parse::<u32>()? {
+                let status =
+                    Command::new(std::env::current_exe()?).arg(count).stdin(Stdio::null()).status()?;
+                ensure!(status.success(), "a child failed");
+            }
+        }
+        // slow PATH: one open that takes its time. Answers with the thread and where the path lies.
+        ["slow", path] => {
+            let path = CString::new(*path)?;
+            let file = open(libc::AT_FDCWD, path.as_ptr(), libc::O_RDONLY).context("cannot open it")?;
+            // SAFETY: just opened, ours alone.
+            unsafe { libc::close(file) };
+            // SAFETY: no requirement.
+            let tid = unsafe { libc::syscall(libc::SYS_gettid) };
+            return Ok(format!("{tid} {:#x}", path.as_ptr().addr()));
+        }
+        // hang COUNT: a thread makes calls, then reads what never comes. Answers with the thread.
+        ["hang", count] => {
+            let count = count.parse()?;
+            let mut ends = [0; 2];
+            // SAFETY: room for two descriptors.
+            let failed = unsafe { libc::pipe(ends.as_mut_ptr()) };
+            ensure!(failed == 0, "no pipe");
+            let [read_end, _write_end] = ends;
+            let (say, hear) = std::sync::mpsc::sync_channel(1);
+            std::thread::spawn(move || {
+                if call(libc::SYS_getppid, count).is_err() {
+                    return;
+                }
+                // SAFETY: no requirement.
+                let tid = unsafe { libc::syscall(libc::SYS_gettid) };
+                if say.send(tid).is_err() {
+                    return;
+                }
+                let mut byte = 0u8;
+                // SAFETY: room for one byte.
+                unsafe { libc::read(read_end, (&raw mut byte).cast(), 1) };
+            });
+            return Ok(hear.recv()?.to_string());
+        }
+        // ask SERVER ID NAME: a lookup through a connected socket, without waiting for the answer for long.
+        ["ask", server, id, name] => {
+            let server: SocketAddr = server.parse()?;
+            let local: SocketAddr = if server.is_ipv4() { "0.0.0.0:0".parse()? } else { "[::]:0".parse()? };
+            let socket = UdpSocket::bind(local)?;
+            socket.connect(server)?;
+            socket.set_read_timeout(Some(Duration::from_secs(10)))?;
+            socket.send(&dns_server::query(id.parse()?, name, dns_server::A))?;
+            let len = socket.recv(&mut [0; 512])?;
+            return Ok(len.to_string());
+        }
+        // connect ADDRESS: a TCP connection that is made and closed.
+        ["connect", address] => drop(std::net::TcpStream::connect(address)?),
+        _ => bail!("no such command"),
+    }
+    Ok("done".to_owned())
+}
+
+/// Exactly so many calls without arguments.
+fn call(number: libc::c_long, count: u32) -> Result<()> {
+    for _ in 0..count {
+        // SAFETY: getppid and sched_yield have no requirement.
+        let result = unsafe { libc::syscall(number) };
+        ensure!(result >= 0, "system call {number} failed");
+    }
+    Ok(())
+}
+
+/// One openat, whatever comes of it.
+fn open(directory: libc::c_int, path: *const libc::c_char, flags: libc::c_int) -> Option<libc::c_int> {
+    // SAFETY: the kernel checks the pointer; an unreadable one is EFAULT.
+    let file = unsafe { libc::syscall(libc::SYS_openat, directory, path, flags, 0) };
+    libc::c_int::try_from(file).ok().filter(|file| *file >= 0)
+}
+
+/// Fails with ENOENT, ENOTDIR, EISDIR, ELOOP, ENAMETOOLONG, EFAULT, EBADF and EEXIST, in turn. `directory` is empty.
+fn errnos(directory: &str, count: u32) -> Result<()> {
+    let directory = std::path::Path::new(directory);
+    let file = directory.join("file");
+    std::fs::write(&file, "")?;
+    let link = directory.join("link");
+    std::os::unix::fs::symlink(&file, &link)?;
+    let text = |path: &std::path::Path| CString::new(path.as_os_str().as_bytes());
+    let missing = text(&directory.join("missing"))?;
+    let below_file = text(&file.join("x"))?;
+    let itself = text(directory)?;
+    let link = text(&link)?;
+    let long = CString::new(vec![b'x'; 300])?;
+    let relative = CString::new("x")?;
+    let existing = text(&file)?;
+    let cases = [
+        (libc::AT_FDCWD, missing.as_ptr(), libc::O_RDONLY),
+        (libc::AT_FDCWD, below_file.as_ptr(), libc::O_RDONLY),
+        (libc::AT_FDCWD, itself.as_ptr(), libc::O_WRONLY),
+        (libc::AT_FDCWD, link.as_ptr(), libc::O_RDONLY | libc::O_NOFOLLOW),
+        (libc::AT_FDCWD, long.as_ptr(), libc::O_RDONLY),
+        (libc::AT_FDCWD, std::ptr::null(), libc::O_RDONLY),
+        (-5, relative.as_ptr(), libc::O_RDONLY),
+        (libc::AT_FDCWD, existing.as_ptr(), libc::O_CREAT | libc::O_EXCL | libc::O_WRONLY),
+    ];
+    for (directory, path, flags) in cases {
+        for _ in 0..count {
+            ensure!(open(directory, path, flags).is_none(), "an open that must fail did not");
+        }
+    }
+    Ok(())
+}
+
+fn octets(hex: &str) -> Result<Vec<u8>> {
+    let pairs: Vec<char> = hex.chars().collect();
+    let parse = |pair: &[char]| u8::from_str_radix(&pair.iter().collect::<String>(), 16);
+    pairs.chunks(2).map(|pair| Ok(parse(pair)?)).collect()
+}

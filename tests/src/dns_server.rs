@@ -1,0 +1,364 @@
+//! A DNS server in the test's own process that answers as it is told, and writes down what it saw and when.
+//!
+//! Its sockets belong to the network namespace of the thread that starts it. Nothing here parses names the way probe
+//! does: the two must agree, not share code.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
+use std::io;
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use probe_user::kernel::clock::monotonic_ns;
+
+/// QTYPE of IPv4 addresses.
+pub const A: u16 = 1;
+/// QTYPE of IPv6 addresses.
+pub const AAAA: u16 = 28;
+/// RCODE of a name that does not exist.
+pub const NXDOMAIN: u8 = 3;
+/// RCODE of a server that failed.
+pub const SERVFAIL: u8 = 2;
+
+/// RFC 1035, 4.1.1.
+const HEADER: usize = 12;
+/// How often a thread without work looks whether it should end.
+const IDLE: Duration = Duration::from_millis(20);
+
+/// What becomes of a question.
+#[derive(Clone, Debug)]
+pub struct Script {
+    /// How long after the question the answer is sent.
+    pub delay: Duration,
+    /// How many times; 0: never.
+    pub times: usize,
+    /// RCODE.
+    pub rcode: u8,
+    /// TC.
+    pub truncated: bool,
+    /// Records in the answer section.
+    pub answers: u16,
+    /// The question comes back in capital letters.
+    pub shouts: bool,
+    /// Sent before the answer, with the id of the question: what no resolver should see.
+    pub first: Vec<Vec<u8>>,
+}
+
+impl Default for Script {
+    fn default() -> Self {
+        Self {
+            delay: Duration::ZERO,
+            times: 1,
+            rcode: 0,
+            truncated: false,
+            answers: 1,
+            shouts: false,
+            first: Vec::new(),
+        }
+    }
+}
+
+impl Script {
+    /// An answer after a while.
+    #[must_use]
+    pub fn after(delay: Duration) -> Self {
+        Self { delay, ..Self::default() }
+    }
+
+    /// No answer.
+    #[must_use]
+    pub fn never() -> Self {
+        Self { times: 0, ..Self::default() }
+    }
+
+    /// An answer with this code and nothing in it.
+    #[must_use]
+    pub fn rcode(rcode: u8) -> Self {
+        Self { rcode, answers: 0, ..Self::default() }
+    }
+}
+
+/// A question as it arrived, and when it was answered.
+#[derive(Clone, Debug)]
+pub struct Served {
+    /// Socket that it came to.
+    pub server: SocketAddr,
+    /// Who asked.
+    pub client: SocketAddr,
+    /// Transaction id.
+    pub id: u16,
+    /// Name in lower case.
+    pub name: String,
+    /// QTYPE.
+    pub qtype: u16,
+    /// CLOCK_MONOTONIC nanoseconds.
+    pub received_ns: u64,
+    /// Just before and just after each answer was sent, CLOCK_MONOTONIC nanoseconds.
+    pub answered_ns: Vec<(u64, u64)>,
+}
+
+/// The server; it ends when it is dropped.
+#[derive(Debug)]
+pub struct DnsServer {
+    log: Arc<Mutex<Vec<Served>>>,
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl DnsServer {
+    /// Listens on these addresses. Names without a script are answered at once.
+    ///
+    /// # Errors
+    ///
+    /// An address is not to be had.
+    pub fn start(addresses: &[SocketAddr], scripts: &[(&str, Script)]) -> Result<Self> {
+        let scripts: HashMap<String, Script> =
+            scripts.iter().map(|(name, script)| ((*name).to_owned(), script.clone())).collect();
+        let scripts = Arc::new(scripts);
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut threads = Vec::new();
+        for address in addresses {
+            let socket =
+                UdpSocket::bind(address).with_context(|| format!("cannot listen on {address}/udp"))?;
+            let mut serving = Serving {
+                socket,
+                address: *address,
+                scripts: Arc::clone(&scripts),
+                log: Arc::clone(&log),
+                due: BinaryHeap::new(),
+            };
+            let stop = Arc::clone(&stop);
+            threads.push(
+                std::thread::Builder::new()
+                    .name(format!("dns {address}"))
+                    .spawn(move || while !stop.load(Ordering::Relaxed) && serving.step().is_ok() {})?,
+            );
+        }
+        Ok(Self { log, stop, threads })
+    }
+
+    /// Every question so far, in order of arrival.
+    #[must_use]
+    pub fn served(&self) -> Vec<Served> {
+        lock(&self.log).clone()
+    }
+
+    /// The one question with this id that came to any of the sockets.
+    ///
+    /// # Errors
+    ///
+    /// There is none, or there are several.
+    pub fn one(&self, id: u16) -> Result<Served> {
+        let mut found: Vec<Served> = self.served().into_iter().filter(|served| served.id == id).collect();
+        ensure!(found.len() == 1, "{} questions have id {id}", found.len());
+        found.pop().context("just counted")
+    }
+
+    /// Waits until so many answers were sent.
+    ///
+    /// # Errors
+    ///
+    /// They were not within `deadline`.
+    pub fn wait_answers(&self, count: usize, deadline: Duration) -> Result<()> {
+        let end = Instant::now() + deadline;
+        loop {
+            let sent: usize = lock(&self.log).iter().map(|served| served.answered_ns.len()).sum();
+            if sent >= count {
+                return Ok(());
+            }
+            ensure!(Instant::now() < end, "{sent} of {count} answers were sent within {deadline:?}");
+            std::thread::park_timeout(Duration::from_millis(2));
+        }
+    }
+}
+
+impl Drop for DnsServer {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads.drain(..) {
+            drop(thread.join());
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// One socket's thread.
+struct Serving {
+    socket: UdpSocket,
+    address: SocketAddr,
+    scripts: Arc<HashMap<String, Script>>,
+    log: Arc<Mutex<Vec<Served>>>,
+    due: BinaryHeap<Reverse<Due>>,
+}
+
+/// An answer that waits for its time.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Due {
+    at: Instant,
+    /// Position in the log.
+    entry: usize,
+    to: SocketAddr,
+    packet: Vec<u8>,
+}
+
+impl Serving {
+    fn step(&mut self) -> io::Result<()> {
+        let now = Instant::now();
+        while let Some(Reverse(due)) = self.due.peek()
+            && due.at <= now
+        {
+            let Some(Reverse(due)) = self.due.pop() else { break };
+            let begun_ns = monotonic_ns();
+            // Nobody may be there any more: the client's business.
+            drop(self.socket.send_to(&due.packet, due.to));
+            let ended_ns = monotonic_ns();
+            if let Some(entry) = lock(&self.log).get_mut(due.entry) {
+                entry.answered_ns.push((begun_ns, ended_ns));
+            }
+        }
+        let wait = match self.due.peek() {
+            Some(Reverse(due)) => due.at.saturating_duration_since(Instant::now()).min(IDLE),
+            None => IDLE,
+        };
+        if wait.is_zero() {
+            return Ok(());
+        }
+        self.socket.set_read_timeout(Some(wait))?;
+        let mut packet = [0; 1500];
+        match self.socket.recv_from(&mut packet) {
+            Ok((len, from)) => {
+                let received = (Instant::now(), monotonic_ns());
+                self.take(packet.get(..len).unwrap_or_default(), from, received);
+                Ok(())
+            }
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::WouldBlock
+                        | io::ErrorKind::TimedOut
+                        | io::ErrorKind::Interrupted
+                        | io::ErrorKind::ConnectionRefused
+                ) =>
+            {
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn take(&mut self, packet: &[u8], from: SocketAddr, (received, received_ns): (Instant, u64)) {
+        let Some(question) = Question::parse(packet) else { return };
+        let script = self.scripts.get(&question.name).cloned().unwrap_or_default();
+        let entry = {
+            let mut log = lock(&self.log);
+            log.push(Served {
+                server: self.address,
+                client: from,
+                id: question.id,
+                name: question.name.clone(),
+                qtype: question.qtype,
+                received_ns,
+                answered_ns: Vec::new(),
+            });
+            log.len() - 1
+        };
+        for nonsense in &script.first {
+            let mut packet = nonsense.clone();
+            for (byte, id) in packet.iter_mut().zip(question.id.to_be_bytes()) {
+                *byte = id;
+            }
+            drop(self.socket.send_to(&packet, from));
+        }
+        let packet = question.answer(&script);
+        for _ in 0..script.times {
+            let due = Due { at: received + script.delay, entry, to: from, packet: packet.clone() };
+            self.due.push(Reverse(due));
+        }
+    }
+}
+
+/// The question of a message, as far as the server needs it.
+struct Question {
+    id: u16,
+    /// In lower case, labels joined by dots.
+    name: String,
+    qtype: u16,
+    /// Name, type and class as they came.
+    wire: Vec<u8>,
+}
+
+impl Question {
+    fn parse(packet: &[u8]) -> Option<Self> {
+        let word = |at: usize| Some(u16::from_be_bytes([*packet.get(at)?, *packet.get(at + 1)?]));
+        if word(2)? & 0x8000 != 0 || word(4)? != 1 {
+            return None;
+        }
+        let mut labels = Vec::new();
+        let mut at = HEADER;
+        loop {
+            let len = usize::from(*packet.get(at)?);
+            if len == 0 {
+                break;
+            }
+            labels.push(String::from_utf8_lossy(packet.get(at + 1..at + 1 + len)?).to_ascii_lowercase());
+            at += 1 + len;
+        }
+        let end = at + 5;
+        let wire = packet.get(HEADER..end)?.to_vec();
+        Some(Self { id: word(0)?, name: labels.join("."), qtype: word(at + 1)?, wire })
+    }
+
+    fn answer(&self, script: &Script) -> Vec<u8> {
+        // QR, RD, RA.
+        let flags = 0x8180 | if script.truncated { 0x0200 } else { 0 } | u16::from(script.rcode & 0xf);
+        let mut packet = Vec::new();
+        for word in [self.id, flags, 1, script.answers, 0, 0] {
+            packet.extend(word.to_be_bytes());
+        }
+        let wire = if script.shouts { self.wire.to_ascii_uppercase() } else { self.wire.clone() };
+        packet.extend(wire);
+        for _ in 0..script.answers {
+            // A pointer to the question's name; class IN; a minute.
+            packet.extend([0xc0, 12]);
+            packet.extend(self.qtype.to_be_bytes());
+            packet.extend([0, 1, 0, 0, 0, 60]);
+            let data: &[u8] = if self.qtype == AAAA { &[0x20; 16] } else { &[192, 0, 2, 1] };
+            packet.extend((data.len() as u16).to_be_bytes());
+            packet.extend(data);
+        }
+        packet
+    }
+}
+
+/// A query as a stub resolver sends it.
+#[must_use]
+pub fn query(id: u16, name: &str, qtype: u16) -> Vec<u8> {
+    let labels: Vec<&[u8]> = name.split('.').filter(|label| !label.is_empty()).map(str::as_bytes).collect();
+    query_of(id, &labels, qtype)
+}
+
+/// A query for a name of any octets.
+#[must_use]
+pub fn query_of(id: u16, labels: &[&[u8]], qtype: u16) -> Vec<u8> {
+    let mut packet = Vec::new();
+    // RD; one question.
+    for word in [id, 0x0100, 1, 0, 0, 0] {
+        packet.extend(word.to_be_bytes());
+    }
+    for label in labels {
+        packet.push(label.len() as u8);
+        packet.extend(*label);
+    }
+    packet.push(0);
+    packet.extend(qtype.to_be_bytes());
+    packet.extend([0, 1]);
+    packet
+}
