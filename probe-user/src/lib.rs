@@ -6,6 +6,7 @@
 pub mod cli;
 pub mod collect;
 pub mod config;
+pub mod doctor;
 pub mod entity;
 pub mod event;
 pub mod kernel;
