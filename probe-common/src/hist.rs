@@ -39,8 +39,7 @@ pub fn bucket(ns: u64) -> usize {
     // 17 significant bits: the leading one and 16 below it.
     let mantissa = if octave >= 16 { units >> (octave - 16) } else { units << (16 - octave) };
     let [first, second, third] = QUARTERS;
-    let quarter =
-        u32::from(mantissa >= first) + u32::from(mantissa >= second) + u32::from(mantissa >= third);
+    let quarter = u32::from(mantissa >= first) + u32::from(mantissa >= second) + u32::from(mantissa >= third);
     let index = ((octave - lowest) << SCALE) + quarter;
     if index < BUCKETS as u32 { index as usize } else { BUCKETS - 1 }
 }

@@ -66,9 +66,8 @@ pub fn read_at<T: Copy + Default>(address: KernelPointer) -> Result<T> {
     let mut value = T::default();
     // SAFETY: the helper checks the address itself and fails on a bad one; `value` is a `T` on our stack, and
     // `T` is one of the integers and byte arrays of the table, for which every bit pattern is valid.
-    let failed = unsafe {
-        bpf_probe_read_kernel((&raw mut value).cast(), size_of::<T>() as u32, address as *const _)
-    };
+    let failed =
+        unsafe { bpf_probe_read_kernel((&raw mut value).cast(), size_of::<T>() as u32, address as *const _) };
     if failed == 0 { Ok(value) } else { Err(Error::Read) }
 }
 

@@ -282,7 +282,14 @@ impl Pipeline {
                     self.stats.add(metrics::PROBE_EVENTS, &[attr(key::SIGNAL, *name)], taken);
                 }
                 if refused != 0 {
-                    lose(&mut self.report, &self.stats, name, "decode", refused, "report it: `probe doctor -o json`");
+                    lose(
+                        &mut self.report,
+                        &self.stats,
+                        name,
+                        "decode",
+                        refused,
+                        "report it: `probe doctor -o json`",
+                    );
                 }
                 if let Some(logger) = logger {
                     logger.flush();
@@ -353,7 +360,13 @@ impl Pipeline {
                 lose(report, stats, name, counter.place(), delta, remedy);
                 if let Some((time_unix_ns, events)) = &mut say {
                     let (time_unix_ns, place) = (*time_unix_ns, counter.place());
-                    events.push(Event::Loss(Loss { time_unix_ns, signal: name, place, count: delta, remedy }));
+                    events.push(Event::Loss(Loss {
+                        time_unix_ns,
+                        signal: name,
+                        place,
+                        count: delta,
+                        remedy,
+                    }));
                 }
             });
             if let Err(error) = read {
@@ -436,7 +449,9 @@ fn filter_settings(config: &Config, root: Option<&CgroupRoot>) -> Result<Setting
     }
     if let Some(filter) = &config.filter.cgroup {
         let root = root.ok_or_else(|| {
-            StartError::Filter("--cgroup and --container need the host's cgroup v2 mount, and there is none".to_owned())
+            StartError::Filter(
+                "--cgroup and --container need the host's cgroup v2 mount, and there is none".to_owned(),
+            )
         })?;
         let cgroup = match filter {
             CgroupFilter::Path(path) => root.locate(path)?,
@@ -461,8 +476,13 @@ fn find_container(root: &CgroupRoot, prefix: &str) -> Result<Cgroup, StartError>
     match (found.next(), found.next()) {
         (Some((_, path)), None) => Ok(root.locate(path)?),
         (None, _) => {
-            let known: Vec<&str> = containers.iter().map(|(id, _)| id.get(..12).unwrap_or(id)).take(20).collect();
-            let known = if known.is_empty() { "there is none".to_owned() } else { format!("there are {}", known.join(", ")) };
+            let known: Vec<&str> =
+                containers.keys().map(|id| id.get(..12).unwrap_or(id)).take(20).collect();
+            let known = if known.is_empty() {
+                "there is none".to_owned()
+            } else {
+                format!("there are {}", known.join(", "))
+            };
             Err(StartError::Filter(format!("--container {prefix}: no container's id begins so; {known}")))
         }
         (Some(_), Some(_)) => {

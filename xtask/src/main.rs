@@ -2,6 +2,7 @@
 //!
 //! This file parses and dispatches; each task is the file of its name.
 
+mod bench;
 mod check;
 mod ci;
 mod deny;
@@ -33,6 +34,8 @@ enum Task {
     Ebpf(ebpf::Args),
     /// Unit tests and, as root, the live tests on the running kernel
     Test(test::Args),
+    /// What probe costs, side by side with others: as root
+    Bench(bench::Args),
     /// Everything CI asks before the tests: format, clippy, licences, BPF objects
     Check,
     /// What CI runs, from the first step to the last
@@ -58,6 +61,7 @@ fn dispatch(task: Task) -> Result<ExitCode> {
         Task::Ebpf(args) => ebpf::run(&args)?,
         // Its sum is the last line, whatever the outcome, so it prints its own errors.
         Task::Test(args) => return test::run(&args),
+        Task::Bench(args) => bench::run(&args)?,
         Task::Check => check::run()?,
         Task::Ci => ci::run()?,
     }

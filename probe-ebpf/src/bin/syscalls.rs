@@ -282,8 +282,7 @@ fn note_process(tgid: u32) -> Result<()> {
     // SAFETY: the helper has no requirement.
     let cgroup_id = unsafe { bpf_get_current_cgroup_id() };
     let abi = if task::in_compat_call() { u32::from(ABI_COMPAT) } else { 0 };
-    let process =
-        Process { start_ns: owner.start_ns, cgroup_id, dead_ns: 0, comm: owner.comm, abi, _pad: 0 };
+    let process = Process { start_ns: owner.start_ns, cgroup_id, dead_ns: 0, comm: owner.comm, abi, _pad: 0 };
     if PROCESSES.insert(tgid, process, BPF_ANY).is_err() {
         emit::count(Counter::ProcessesFull, 1);
     }

@@ -15,9 +15,9 @@ use probe_common::hist::{self, BUCKETS};
 use probe_common::loss::Counter;
 use probe_common::settings::{FILTER_CGROUP, Settings};
 use probe_common::tcp::{
-    ABSENT, Cause, ConnectRecord, Durations, KIND_CONNECT, KIND_RESET, KIND_RETRANSMIT, ListenerKey, Listeners,
-    RESET_RECEIVED, RESET_SENT, ROLE_CLIENT, ROLE_SERVER, ResetRecord, RetransmitRecord, Socket, SocketState,
-    TOTAL_CONNECTIONS, TOTAL_RESETS, TOTAL_RETRANSMITS, TotalKey,
+    ABSENT, Cause, ConnectRecord, Durations, KIND_CONNECT, KIND_RESET, KIND_RETRANSMIT, ListenerKey,
+    Listeners, RESET_RECEIVED, RESET_SENT, ROLE_CLIENT, ROLE_SERVER, ResetRecord, RetransmitRecord, Socket,
+    SocketState, TOTAL_CONNECTIONS, TOTAL_RESETS, TOTAL_RETRANSMITS, TotalKey,
 };
 use probe_common::wire::{Owner, RecordHeader};
 use probe_ebpf::{Error, Result, emit, filter, kread, socket, task};
@@ -350,12 +350,8 @@ fn remember(sk: KernelPointer, state: &SocketState) {
 #[inline(always)]
 fn listener_key(sk: KernelPointer) -> Result<ListenerKey> {
     let family = kread!(sk, SKC_FAMILY)?;
-    let mut key = ListenerKey {
-        local: [0; 16],
-        netns: socket::netns(sk)?,
-        local_port: kread!(sk, SKC_NUM)?,
-        family,
-    };
+    let mut key =
+        ListenerKey { local: [0; 16], netns: socket::netns(sk)?, local_port: kread!(sk, SKC_NUM)?, family };
     match family {
         socket::AF_INET => socket::set_ipv4(&mut key.local, kread!(sk, SKC_RCV_SADDR)?),
         socket::AF_INET6 => kread::read_into(sk, fields::SKC_V6_RCV_SADDR, &mut key.local)?,

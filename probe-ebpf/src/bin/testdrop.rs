@@ -7,9 +7,7 @@ use aya_ebpf::helpers::bpf_get_prandom_u32;
 use aya_ebpf::macros::{cgroup_skb, map};
 use aya_ebpf::maps::{Array, PerCpuArray};
 use aya_ebpf::programs::SkBuffContext;
-use probe_common::testdrop::{
-    ALWAYS, BARE, Counts, DATA, EGRESS, INGRESS, RULE_COUNT, Rule, SYN, SYN_ACK,
-};
+use probe_common::testdrop::{ALWAYS, BARE, Counts, DATA, EGRESS, INGRESS, RULE_COUNT, Rule, SYN, SYN_ACK};
 use probe_ebpf as _;
 
 const PASS: i32 = 1;

@@ -136,7 +136,9 @@ fn comm(text: &str) -> Result<[u8; 16], String> {
 }
 
 fn container(text: &str) -> Result<String, String> {
-    if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_') {
+    if text.is_empty()
+        || !text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
+    {
         return Err("the beginning of a container's id: letters and digits".to_owned());
     }
     Ok(text.to_owned())

@@ -39,7 +39,10 @@ pub(super) struct Args {
 pub(super) fn main(args: Args) -> Result<ExitCode, Failure> {
     let most = probe_common::settings::DNS_PORTS;
     if args.port.len() > most {
-        return Err(Failure::usage(format!("--port: {} ports given, at most {most} are allowed", args.port.len())));
+        return Err(Failure::usage(format!(
+            "--port: {} ports given, at most {most} are allowed",
+            args.port.len()
+        )));
     }
     let mut config = args.shared.resolve(Duration::from_secs(1))?;
     config.dns.name = args.name.as_deref().map(Glob::new);

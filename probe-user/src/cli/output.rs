@@ -54,7 +54,9 @@ impl StdoutSink {
                 console::loss(&mut io::stderr().lock(), loss)?;
                 return Ok(false);
             }
-            (Output::Table, Style::Summaries, _) | (Output::Table, _, Event::SyscallSummary(_)) => return Ok(false),
+            (Output::Table, Style::Summaries, _) | (Output::Table, _, Event::SyscallSummary(_)) => {
+                return Ok(false);
+            }
             (Output::Table, Style::Live, event) => {
                 if let Some(heading) = self.heading.take() {
                     writeln!(self.out, "{heading}")?;
@@ -89,7 +91,11 @@ impl Sink for StdoutSink {
             return Ok(());
         }
         if self.style == Style::Summaries {
-            writeln!(self.out, "── {} UTC", rfc3339(now_unix_ns).get(..19).unwrap_or_default().replace('T', " "))?;
+            writeln!(
+                self.out,
+                "── {} UTC",
+                rfc3339(now_unix_ns).get(..19).unwrap_or_default().replace('T', " ")
+            )?;
         }
         for summary in summaries {
             if self.style == Style::Summaries || matches!(summary, Summary::Syscalls(_)) {
@@ -146,7 +152,8 @@ pub(super) fn ended(result: io::Result<Report>) -> Result<Option<Report>, Failur
 
 /// The last word: what was seen, and what was lost.
 pub(super) fn closing_lines(report: &Report) {
-    let records: Vec<String> = report.records.iter().map(|(signal, count)| format!("{signal} {count}")).collect();
+    let records: Vec<String> =
+        report.records.iter().map(|(signal, count)| format!("{signal} {count}")).collect();
     let records = if records.is_empty() { "none".to_owned() } else { records.join(", ") };
     if report.losses.is_empty() {
         stderr_line(format_args!("records: {records}; nothing was lost"));
@@ -170,8 +177,9 @@ pub(super) fn stderr_line(line: std::fmt::Arguments<'_>) {
 /// `RUST_LOG` does not parse.
 pub(super) fn start_logging(verbose: u8) -> Result<u8, Failure> {
     let filter = match std::env::var("RUST_LOG") {
-        Ok(directives) if !directives.is_empty() => EnvFilter::try_new(&directives)
-            .map_err(|error| Failure::usage(format!("RUST_LOG={directives}: {error}; write e.g. RUST_LOG=debug")))?,
+        Ok(directives) if !directives.is_empty() => EnvFilter::try_new(&directives).map_err(|error| {
+            Failure::usage(format!("RUST_LOG={directives}: {error}; write e.g. RUST_LOG=debug"))
+        })?,
         _ => EnvFilter::new(match verbose {
             0 => "warn",
             // The programs' own logs have their object's name as target. aya tells every relocation at debug.

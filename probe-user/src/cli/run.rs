@@ -12,7 +12,7 @@ use crate::entity::Entity;
 use crate::pipeline::{Flow, Pipeline, Sink};
 use crate::series::Store;
 use crate::signals::{self, Event, Summary};
-use crate::sink::otlp::{Exporter, OtlpConfig, OtlpFlags, Options, Resources, new_instance_id};
+use crate::sink::otlp::{Exporter, Options, OtlpConfig, OtlpFlags, Resources, new_instance_id};
 use crate::telemetry::{SelfStats, Telemetry};
 
 /// Export period and summary interval where neither flag nor environment says otherwise.
@@ -127,9 +127,9 @@ impl OtlpSink {
         let exporter = Exporter::start(config, Arc::clone(&resources), Arc::clone(stats), Options::default())
             .map_err(|error| usage(&error))?;
         let telemetry = match &config.metrics {
-            Some(target) => Some(
-                Telemetry::start(target, &resources, interval, stats).map_err(|error| usage(&error))?,
-            ),
+            Some(target) => {
+                Some(Telemetry::start(target, &resources, interval, stats).map_err(|error| usage(&error))?)
+            }
             None => None,
         };
         Ok(Self { exporter, telemetry })
@@ -183,4 +183,3 @@ impl Event {
         }
     }
 }
-

@@ -47,8 +47,13 @@ pub(super) fn main(args: Args) -> Result<ExitCode, Failure> {
 
 fn syscall(text: &str) -> Result<SyscallId, String> {
     names::by_name(text).ok_or_else(|| {
-        let alike: Vec<&str> = names::all().filter(|name| name.contains(text) || text.contains(name)).take(5).collect();
-        let hint = if alike.is_empty() { "see `man 2 syscalls`".to_owned() } else { format!("like it: {}", alike.join(", ")) };
+        let alike: Vec<&str> =
+            names::all().filter(|name| name.contains(text) || text.contains(name)).take(5).collect();
+        let hint = if alike.is_empty() {
+            "see `man 2 syscalls`".to_owned()
+        } else {
+            format!("like it: {}", alike.join(", "))
+        };
         format!("this machine has no such system call; {hint}")
     })
 }

@@ -41,7 +41,7 @@ pub(super) fn main(args: Args) -> Result<ExitCode, Failure> {
 }
 
 fn network(text: &str) -> Result<ipnet::IpNet, String> {
-    text.parse()
-        .or_else(|_no_network| text.parse().map(|address: std::net::IpAddr| address.into()))
-        .map_err(|_neither| "write an address (192.0.2.7) or a network (192.0.2.0/24, 2001:db8::/32)".to_owned())
+    text.parse().or_else(|_no_network| text.parse().map(|address: std::net::IpAddr| address.into())).map_err(
+        |_neither| "write an address (192.0.2.7) or a network (192.0.2.0/24, 2001:db8::/32)".to_owned(),
+    )
 }

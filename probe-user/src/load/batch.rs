@@ -61,8 +61,10 @@ pub fn lookup_batch_per_cpu<K: Pod, V: Pod>(
     let cpus = aya::util::nr_cpus().map_err(|(_, error)| error)?;
     let stride = size_of::<V>().next_multiple_of(8);
     lookup::<K>(map.map_fd(), stride * cpus, |key, values| {
-        let mut values =
-            values.chunks_exact(stride).filter_map(|value| value.get(..size_of::<V>())).map(bytemuck::pod_read_unaligned);
+        let mut values = values
+            .chunks_exact(stride)
+            .filter_map(|value| value.get(..size_of::<V>()))
+            .map(bytemuck::pod_read_unaligned);
         each(key, &mut values);
     })
 }
@@ -86,9 +88,9 @@ fn lookup<K: Pod>(fd: BorrowedFd<'_>, value_size: usize, mut each: impl FnMut(&K
         };
         // SAFETY: `attr` is the kernel's structure for this command; its pointers lead to live buffers that hold
         // `count` keys and values of the map's sizes (value sizes are rounded up to 8, as the kernel does).
-        let failed = unsafe {
-            libc::syscall(libc::SYS_bpf, BPF_MAP_LOOKUP_BATCH, &raw mut attr, size_of::<Attr>())
-        } != 0;
+        let failed =
+            unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_LOOKUP_BATCH, &raw mut attr, size_of::<Attr>()) }
+                != 0;
         let error = io::Error::last_os_error();
         if failed && error.raw_os_error() == Some(libc::ENOSPC) {
             room *= 2;

@@ -13,6 +13,9 @@ use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use super::Plain;
 
 const WORDS: usize = size_of::<Block>() / size_of::<u64>();
+/// Words of [`Block::key`] and [`Block::calls`].
+const KEY: usize = std::mem::offset_of!(Block, key) / size_of::<u64>();
+const CALLS: usize = std::mem::offset_of!(Block, calls) / size_of::<u64>();
 
 /// All blocks. The programs write blocks that have a key; only free ones, and those of processes that are gone, are ours.
 pub struct Blocks {
@@ -57,42 +60,44 @@ impl Blocks {
         self.len
     }
 
-    fn block(&self, index: u32) -> Option<NonNull<Block>> {
+    /// Address of a word of a block.
+    fn word(&self, index: u32, word: usize) -> Option<NonNull<u64>> {
+        if index >= self.len || word >= WORDS {
+            return None;
+        }
         // SAFETY: inside the mapping, by the check.
-        (index < self.len).then(|| unsafe { self.first.add(index as usize) })
+        Some(unsafe { self.first.cast::<u64>().add(index as usize * WORDS + word) })
+    }
+
+    /// A word of a block, 0 outside.
+    fn load(&self, index: u32, word: usize) -> u64 {
+        // SAFETY: inside the mapping and aligned; the programs write whole words.
+        self.word(index, word).map_or(0, |word| unsafe { word.read_volatile() })
     }
 
     /// The key of a block, 0 when it is free, and its number of calls: enough to tell whether it changed.
     #[must_use]
     pub fn head(&self, index: u32) -> (u64, u64) {
-        let Some(block) = self.block(index) else { return (0, 0) };
-        let block = block.as_ptr();
-        // SAFETY: inside the mapping; aligned words, which the programs write whole.
-        let key = unsafe { (&raw const (*block).key).read_volatile() };
-        // SAFETY: as above.
-        let calls = unsafe { (&raw const (*block).calls).read_volatile() };
-        (key, calls)
+        (self.load(index, KEY), self.load(index, CALLS))
     }
 
     /// A copy of a block. Each word is whole; words of a block in use may be one call apart.
     #[must_use]
-    pub fn read(&self, index: u32) -> Option<Block> {
-        let words = self.block(index)?.as_ptr().cast::<u64>();
+    pub fn read(&self, index: u32) -> Block {
         let mut copy = [0u64; WORDS];
         for (word, slot) in copy.iter_mut().enumerate() {
-            // SAFETY: inside the block.
-            *slot = unsafe { words.add(word).read_volatile() };
+            *slot = self.load(index, word);
         }
-        Some(bytemuck::cast(copy))
+        bytemuck::cast(copy)
     }
 
     /// Zeroes a block that no program writes any more, its key last.
     pub fn clear(&mut self, index: u32) {
-        let Some(block) = self.block(index) else { return };
-        let words = block.as_ptr().cast::<u64>();
         for word in (0..WORDS).rev() {
-            // SAFETY: inside the block.
-            unsafe { words.add(word).write_volatile(0) };
+            if let Some(word) = self.word(index, word) {
+                // SAFETY: inside the mapping and aligned; only we write it now.
+                unsafe { word.write_volatile(0) };
+            }
         }
     }
 }

@@ -10,7 +10,9 @@ use super::Hook;
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     /// The kernel has not what the programs read.
-    #[error("{signal}: this kernel's BTF has no {fields}, which the programs read; `probe doctor` shows what runs without it")]
+    #[error(
+        "{signal}: this kernel's BTF has no {fields}, which the programs read; `probe doctor` shows what runs without it"
+    )]
     MissingFields {
         /// Signal.
         signal: &'static str,
@@ -18,7 +20,7 @@ pub enum LoadError {
         fields: String,
     },
     /// The kernel refused a map, or the object does not parse.
-    #[error("{signal}: cannot create the maps: {}; `probe doctor` looks for the cause", chain(source))]
+    #[error("{signal}: cannot create the maps: {}; {}", chain(source), advice(source))]
     Object {
         /// Signal.
         signal: &'static str,
@@ -26,17 +28,17 @@ pub enum LoadError {
         source: Box<EbpfError>,
     },
     /// The kernel's verifier refused a program.
-    #[error("{signal}: the kernel refused program {program}: {}; `probe doctor` looks for the cause", chain(source))]
+    #[error("{signal}: the kernel refused program {program}: {}; {}", chain(source), advice(source))]
     Program {
         /// Signal.
         signal: &'static str,
         /// Program.
         program: &'static str,
         /// Cause.
-        source: ProgramError,
+        source: Box<ProgramError>,
     },
     /// A program does not attach.
-    #[error("{signal}: cannot attach {program} to {hook}: {}; `probe doctor` looks for the cause", chain(source))]
+    #[error("{signal}: cannot attach {program} to {hook}: {}; {}", chain(source), advice(source))]
     Attach {
         /// Signal.
         signal: &'static str,
@@ -45,10 +47,12 @@ pub enum LoadError {
         /// Where to.
         hook: Hook,
         /// Cause.
-        source: ProgramError,
+        source: Box<ProgramError>,
     },
     /// There is no cgroup to attach to.
-    #[error("{signal}: program {program} needs the root of cgroup v2: mount it (mount -t cgroup2 none /sys/fs/cgroup/unified)")]
+    #[error(
+        "{signal}: program {program} needs the root of cgroup v2: mount it (mount -t cgroup2 none /sys/fs/cgroup/unified)"
+    )]
     NoCgroup {
         /// Signal.
         signal: &'static str,
@@ -63,7 +67,7 @@ pub enum LoadError {
         /// Map.
         map: &'static str,
         /// Cause.
-        source: MapError,
+        source: Box<MapError>,
     },
     /// A map does not map into memory.
     #[error("{signal}: cannot map {map} into memory: {source}; is RLIMIT_AS or the memory cgroup too small?")]
@@ -76,7 +80,9 @@ pub enum LoadError {
         source: std::io::Error,
     },
     /// The object and this code disagree.
-    #[error("{signal}: the BPF object has no usable {part}: it was built from other sources (`cargo xtask ebpf --check`)")]
+    #[error(
+        "{signal}: the BPF object has no usable {part}: it was built from other sources (`cargo xtask ebpf --check`)"
+    )]
     Broken {
         /// Signal.
         signal: &'static str,
@@ -89,15 +95,33 @@ impl LoadError {
     /// Whether the kernel said that privileges are missing.
     #[must_use]
     pub fn is_permission_denied(&self) -> bool {
-        let mut cause: Option<&(dyn std::error::Error + 'static)> = std::error::Error::source(self);
-        while let Some(error) = cause {
-            if let Some(io) = error.downcast_ref::<std::io::Error>() {
-                return io.kind() == std::io::ErrorKind::PermissionDenied;
-            }
-            cause = error.source();
-        }
-        false
+        std::error::Error::source(self).is_some_and(is_denied)
     }
+
+    /// What the kernel or aya said, on one line.
+    #[must_use]
+    pub fn cause(&self) -> String {
+        std::error::Error::source(self).map(chain).unwrap_or_default()
+    }
+}
+
+fn is_denied(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(io) = error.downcast_ref::<std::io::Error>() {
+            return io.kind() == std::io::ErrorKind::PermissionDenied;
+        }
+        cause = error.source();
+    }
+    false
+}
+
+/// A bare EPERM says nothing: names the gates that may have been shut.
+fn advice(source: &(dyn std::error::Error + 'static)) -> String {
+    if is_denied(source) {
+        return format!("why: {}", crate::doctor::explain_refusal(&crate::doctor::Host::look()));
+    }
+    "`probe doctor` tells what this host lacks".to_owned()
 }
 
 /// An error with its causes, on one line; the verifier's log is cut to its last lines, which name the reason.

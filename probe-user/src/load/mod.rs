@@ -118,7 +118,11 @@ pub fn load(
         .load(spec.elf)
         .map_err(|source| LoadError::Object { signal: spec.name, source: Box::new(source) })?;
     for program in spec.programs {
-        let error = |source| LoadError::Program { signal: spec.name, program: program.name, source };
+        let error = |source| LoadError::Program {
+            signal: spec.name,
+            program: program.name,
+            source: Box::new(source),
+        };
         match ebpf.program_mut(program.name).ok_or_else(|| spec.broken(program.name))? {
             Program::RawTracePoint(raw) => raw.load().map_err(error)?,
             Program::CgroupSkb(skb) => skb.load().map_err(error)?,
@@ -150,8 +154,12 @@ impl Loaded {
 
     fn attach_one(&mut self, spec: &ProgramSpec, cgroup: Option<&CgroupRoot>) -> Result<(), LoadError> {
         let signal = self.spec.name;
-        let error =
-            |source| LoadError::Attach { signal, program: spec.name, hook: spec.hook, source };
+        let error = |source| LoadError::Attach {
+            signal,
+            program: spec.name,
+            hook: spec.hook,
+            source: Box::new(source),
+        };
         let no_cgroup = || LoadError::NoCgroup { signal, program: spec.name };
         let program =
             self.ebpf.program_mut(spec.name).ok_or(LoadError::Broken { signal, part: spec.name })?;
@@ -199,7 +207,8 @@ impl Loaded {
     ///
     /// As [`Self::take_ring`].
     pub fn take_settings(&mut self) -> Result<SettingsMap, LoadError> {
-        let map = Array::try_from(self.take("SETTINGS")?).map_err(|source| self.map_error("SETTINGS", source))?;
+        let map =
+            Array::try_from(self.take("SETTINGS")?).map_err(|source| self.map_error("SETTINGS", source))?;
         Ok(SettingsMap { map, signal: self.spec.name })
     }
 
@@ -271,7 +280,7 @@ impl Loaded {
     }
 
     fn map_error(&self, map: &'static str, source: aya::maps::MapError) -> LoadError {
-        LoadError::Map { signal: self.spec.name, map, source }
+        LoadError::Map { signal: self.spec.name, map, source: Box::new(source) }
     }
 }
 
@@ -294,9 +303,11 @@ impl SettingsMap {
     ///
     /// When the kernel refuses to write the map.
     pub fn set(&mut self, settings: &Settings) -> Result<(), LoadError> {
-        self.map
-            .set(0, Plain(*settings), 0)
-            .map_err(|source| LoadError::Map { signal: self.signal, map: "SETTINGS", source })
+        self.map.set(0, Plain(*settings), 0).map_err(|source| LoadError::Map {
+            signal: self.signal,
+            map: "SETTINGS",
+            source: Box::new(source),
+        })
     }
 }
 

@@ -39,7 +39,10 @@ pub struct Dns;
 static OBJECT: ObjectSpec = ObjectSpec {
     name: "dns",
     bit: fields::DNS,
-    elf: aya::include_bytes_aligned!(concat!(env!("CARGO_MANIFEST_DIR"), "/../probe-ebpf/prebuilt/dns.bpf.o")),
+    elf: aya::include_bytes_aligned!(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../probe-ebpf/prebuilt/dns.bpf.o"
+    )),
     // Answers first: a question must not be seen by a host that cannot see its answer.
     programs: &[
         ProgramSpec { name: "dns_ingress", hook: Hook::CgroupIngress },
@@ -235,7 +238,8 @@ impl DnsOptions {
     /// Whether an event passes the filters that only user space can apply.
     fn wants(&self, lookup: &Lookup) -> bool {
         self.name.as_ref().is_none_or(|glob| glob.matches(&lookup.name))
-            && (self.types.is_empty() || self.types.iter().any(|qtype| qtype.eq_ignore_ascii_case(&lookup.qtype)))
+            && (self.types.is_empty()
+                || self.types.iter().any(|qtype| qtype.eq_ignore_ascii_case(&lookup.qtype)))
             && (self.rcodes.is_empty()
                 || lookup
                     .rcode
@@ -309,14 +313,15 @@ pub struct Lookup {
 }
 
 impl Lookup {
-    fn decode(record: &LookupRecord, outcome: Outcome, context: &mut Context<'_>) -> Result<Self, DecodeError> {
+    fn decode(
+        record: &LookupRecord,
+        outcome: Outcome,
+        context: &mut Context<'_>,
+    ) -> Result<Self, DecodeError> {
         let LookupRecord { header, key, flags, answers, _pad, pending } = record;
         let answered = outcome != Outcome::Unanswered;
-        let server = if key.port == 0 {
-            None
-        } else {
-            Some((tcp::address(pending.family, &key.server)?, key.port))
-        };
+        let server =
+            if key.port == 0 { None } else { Some((tcp::address(pending.family, &key.server)?, key.port)) };
         Ok(Self {
             time_unix_ns: context.clock.wall(header.time_ns),
             who: context.owners.who(&pending.owner, pending.cgroup_id, pending.netns),

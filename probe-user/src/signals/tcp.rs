@@ -12,9 +12,9 @@ use probe_common::fields;
 use probe_common::hist::BUCKETS;
 use probe_common::settings::{FILTER_LOCAL_PORT, FILTER_PEER, FILTER_PEER_PORT, Settings};
 use probe_common::tcp::{
-    ABSENT, CAUSES, ConnectRecord, Durations, KIND_CONNECT, KIND_RESET, KIND_RETRANSMIT, RESET_RECEIVED, RESET_SENT,
-    ROLE_CLIENT, ROLE_SERVER, ResetRecord, RetransmitRecord, Socket, TOTAL_CONNECTIONS, TOTAL_RESETS,
-    TOTAL_RETRANSMITS, TotalKey,
+    ABSENT, CAUSES, ConnectRecord, Durations, KIND_CONNECT, KIND_RESET, KIND_RETRANSMIT, RESET_RECEIVED,
+    RESET_SENT, ROLE_CLIENT, ROLE_SERVER, ResetRecord, RetransmitRecord, Socket, TOTAL_CONNECTIONS,
+    TOTAL_RESETS, TOTAL_RETRANSMITS, TotalKey,
 };
 use probe_common::wire::{Address, FAMILY_IPV4, FAMILY_IPV6};
 
@@ -32,7 +32,10 @@ pub struct Tcp;
 static OBJECT: ObjectSpec = ObjectSpec {
     name: "tcp",
     bit: fields::TCP,
-    elf: aya::include_bytes_aligned!(concat!(env!("CARGO_MANIFEST_DIR"), "/../probe-ebpf/prebuilt/tcp.bpf.o")),
+    elf: aya::include_bytes_aligned!(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../probe-ebpf/prebuilt/tcp.bpf.o"
+    )),
     // The sockets' owners first, so that no event finds them missing for want of order.
     programs: &[
         ProgramSpec { name: "tcp_destroy_sock", hook: Hook::RawTracepoint("tcp_destroy_sock") },
@@ -176,28 +179,38 @@ impl Running {
 
     fn read_handshakes(&mut self, context: &mut Context<'_>, summary: &mut Summary) -> io::Result<()> {
         let last_handshakes = &mut self.last_handshakes;
-        lookup_batch_per_cpu(&self.handshakes, |cgroup_id: &u64, values: &mut dyn Iterator<Item = Durations>| {
-            let mut now = Sums::ZERO;
-            for value in values {
-                now.sum_ns += value.sum_ns;
-                for (sum, bucket) in now.buckets.iter_mut().zip(value.buckets) {
-                    *sum = sum.wrapping_add(bucket);
+        lookup_batch_per_cpu(
+            &self.handshakes,
+            |cgroup_id: &u64, values: &mut dyn Iterator<Item = Durations>| {
+                let mut now = Sums::ZERO;
+                for value in values {
+                    now.sum_ns += value.sum_ns;
+                    for (sum, bucket) in now.buckets.iter_mut().zip(value.buckets) {
+                        *sum = sum.wrapping_add(bucket);
+                    }
                 }
-            }
-            let last = last_handshakes.entry(*cgroup_id).or_insert_with(|| Box::new(Sums::ZERO));
-            let mut deltas = [0u64; BUCKETS];
-            for ((delta, now), last) in deltas.iter_mut().zip(now.buckets).zip(last.buckets) {
-                *delta = u64::from(now.wrapping_sub(last));
-            }
-            let sum_ns = now.sum_ns.saturating_sub(last.sum_ns);
-            **last = now;
-            if deltas.iter().any(|delta| *delta != 0) {
-                let entity = context.owners.entity(*cgroup_id, None);
-                let attrs = [attr(key::TCP_HANDSHAKE_ROLE, "client")];
-                context.store.merge_counts(&entity, metrics::TCP_HANDSHAKE_DURATION, &attrs, &deltas, sum_ns, None);
-                summary.handshakes.merge_counts(&deltas, sum_ns, None);
-            }
-        })
+                let last = last_handshakes.entry(*cgroup_id).or_insert_with(|| Box::new(Sums::ZERO));
+                let mut deltas = [0u64; BUCKETS];
+                for ((delta, now), last) in deltas.iter_mut().zip(now.buckets).zip(last.buckets) {
+                    *delta = u64::from(now.wrapping_sub(last));
+                }
+                let sum_ns = now.sum_ns.saturating_sub(last.sum_ns);
+                **last = now;
+                if deltas.iter().any(|delta| *delta != 0) {
+                    let entity = context.owners.entity(*cgroup_id, None);
+                    let attrs = [attr(key::TCP_HANDSHAKE_ROLE, "client")];
+                    context.store.merge_counts(
+                        &entity,
+                        metrics::TCP_HANDSHAKE_DURATION,
+                        &attrs,
+                        &deltas,
+                        sum_ns,
+                        None,
+                    );
+                    summary.handshakes.merge_counts(&deltas, sum_ns, None);
+                }
+            },
+        )
     }
 }
 

@@ -85,7 +85,7 @@ impl Harvest {
             if last.as_ref().is_some_and(|last| last.key == key && last.calls == calls) {
                 continue;
             }
-            let Some(now) = self.blocks.read(at) else { continue };
+            let now = self.blocks.read(at);
             let before = last.take().filter(|last| last.key == key);
             let delta = Delta::between(before.as_deref(), &now, interval);
             let process = self.known.get(&key_tgid(key));
@@ -109,9 +109,8 @@ impl Harvest {
     /// Gives the blocks of processes back that have been dead for a while. Call it after [`Self::read`].
     pub(super) fn recycle(&mut self) -> io::Result<()> {
         let now_ns = clock::monotonic_ns();
-        let gone = |process: &Process| {
-            process.dead_ns != 0 && now_ns.saturating_sub(process.dead_ns) > MOURNING_NS
-        };
+        let gone =
+            |process: &Process| process.dead_ns != 0 && now_ns.saturating_sub(process.dead_ns) > MOURNING_NS;
         if !self.known.values().any(gone) {
             return Ok(());
         }
@@ -218,7 +217,9 @@ impl Delta {
     }
 
     fn to_series(&self, id: SyscallId, process: Option<&Process>, tgid: u32, context: &mut Context<'_>) {
-        let entity = context.owners.entity(process.map_or(0, |process| process.cgroup_id), (tgid != 0).then_some(tgid));
+        let entity = context
+            .owners
+            .entity(process.map_or(0, |process| process.cgroup_id), (tgid != 0).then_some(tgid));
         let syscall = names::name(id);
         let name = attr(key::SYSCALL_NAME, syscall);
         if self.calls != 0 {
@@ -237,4 +238,3 @@ impl Delta {
         }
     }
 }
-

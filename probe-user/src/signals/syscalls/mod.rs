@@ -87,15 +87,13 @@ impl SignalKind for Syscalls {
     }
 
     fn start(&self, config: &Config, loaded: &mut Loaded) -> Result<Box<dyn Signal>, LoadError> {
-        let error = |map, source| LoadError::Map { signal: OBJECT.name, map, source };
+        let error = |map, source| LoadError::Map { signal: OBJECT.name, map, source: Box::new(source) };
         let mut thresholds = loaded.take_array::<u64>("THRESHOLDS")?;
         let slow_ns = nanoseconds(config.syscalls.slower_than);
         for number in 0..THRESHOLD_COUNT {
             let waits = names::waits(names::native(number));
             let threshold = if waits { THRESHOLD_NEVER } else { slow_ns };
-            thresholds
-                .set(number, Plain(threshold), 0)
-                .map_err(|source| error("THRESHOLDS", source))?;
+            thresholds.set(number, Plain(threshold), 0).map_err(|source| error("THRESHOLDS", source))?;
         }
         let mut free = loaded.take_queue("FREE")?;
         for index in 0..config.sizes.syscall_blocks {
@@ -144,7 +142,8 @@ impl Signal for Running {
         let record: SlowRecord = collect::record(bytes)?;
         if let Some(events) = &mut context.events {
             let owner = Owner { start_ns: record.start_ns, tgid: record.tgid, _pad: 0, comm: record.comm };
-            let id = SyscallId::try_from(record.id).map_err(|_too_large| DecodeError::Value("system call"))?;
+            let id =
+                SyscallId::try_from(record.id).map_err(|_too_large| DecodeError::Value("system call"))?;
             let errno = (-4095..0).contains(&record.ret).then(|| record.ret.unsigned_abs());
             events(Event::SyscallSlow(Slow {
                 time_unix_ns: context.clock.wall(record.header.time_ns),

@@ -50,7 +50,11 @@ pub fn event(out: &mut dyn Write, event: &Event) -> io::Result<()> {
             connection(out, event.time_unix_ns, kind, None, &event.connection, None)
         }
         Event::Connect(event) => {
-            let kind = event.error.as_deref().unwrap_or(if event.role == "server" { "accepted" } else { "connected" });
+            let kind = event.error.as_deref().unwrap_or(if event.role == "server" {
+                "accepted"
+            } else {
+                "connected"
+            });
             connection(out, event.time_unix_ns, kind, None, &event.connection, event.duration.map(seconds))
         }
         Event::Lookup(lookup) => lookup_line(out, lookup),
@@ -146,7 +150,12 @@ pub fn loss(out: &mut dyn Write, loss: &Loss) -> io::Result<()> {
 /// # Errors
 ///
 /// What `out` returns.
-pub fn summary(out: &mut dyn Write, summary: &Summary, top: Option<usize>, among_others: bool) -> io::Result<()> {
+pub fn summary(
+    out: &mut dyn Write,
+    summary: &Summary,
+    top: Option<usize>,
+    among_others: bool,
+) -> io::Result<()> {
     match summary {
         Summary::Tcp(summary) => tcp_summary(out, summary),
         Summary::Dns(summary) => dns_summary(out, summary),
@@ -158,7 +167,8 @@ pub fn summary(out: &mut dyn Write, summary: &Summary, top: Option<usize>, among
 }
 
 fn tcp_summary(out: &mut dyn Write, summary: &tcp::Summary) -> io::Result<()> {
-    let tcp::Summary { retransmits, resets_sent, resets_received, connected, accepted, failed, handshakes } = summary;
+    let tcp::Summary { retransmits, resets_sent, resets_received, connected, accepted, failed, handshakes } =
+        summary;
     let total: u64 = retransmits.iter().sum();
     write!(out, "tcp       {total} segments retransmitted")?;
     if total != 0 {
@@ -213,7 +223,8 @@ fn syscall_table(out: &mut dyn Write, summary: &syscalls::Summary, top: usize) -
         }
     }
     for row in rows.iter().take(top) {
-        let errors: Vec<String> = row.errors.iter().map(|(errno, count)| format!("{errno} {count}")).collect();
+        let errors: Vec<String> =
+            row.errors.iter().map(|(errno, count)| format!("{errno} {count}")).collect();
         let text = |duration: Option<Duration>| duration.map(seconds).unwrap_or_default();
         table.add_row([
             if row.waits { "wait".to_owned() } else { String::new() },

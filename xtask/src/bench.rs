@@ -1,0 +1,87 @@
+//! `cargo xtask bench`: what probe costs, side by side with others in one run. Medians and ratios; nothing here is a test.
+
+mod agent;
+mod syscalls;
+mod tracer;
+
+use std::process::Command;
+
+use anyhow::{Result, ensure};
+
+use crate::process::{self, is_root, repo_root, say};
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Rounds; each round measures every variant once
+    #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+    /// Only this part
+    #[arg(value_enum)]
+    part: Option<Part>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Part {
+    /// A getppid loop: nothing, empty programs, probe, and where installed syscount and bpftrace
+    Syscalls,
+    /// `probe run`: time to the first event, memory of the agent and of its maps
+    Agent,
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    ensure!(is_root(), "bench attaches BPF programs: run it as root");
+    let root = repo_root()?;
+    process::run(process::cargo().current_dir(&root).args([
+        "build",
+        "--release",
+        "--locked",
+        "--package",
+        "probe-user",
+    ]))?;
+    let probe = root.join("target/release/probe");
+    let wanted = |part| args.part.is_none_or(|only| only == part);
+    if wanted(Part::Syscalls) {
+        syscalls::run(&root, &probe, args.rounds)?;
+    }
+    if wanted(Part::Agent) {
+        agent::run(&probe, args.rounds)?;
+    }
+    Ok(())
+}
+
+/// The middle of some figures; of an even number, the lower of the two.
+fn median(figures: &mut [f64]) -> f64 {
+    figures.sort_by(f64::total_cmp);
+    figures.get(figures.len().saturating_sub(1) / 2).copied().unwrap_or(f64::NAN)
+}
+
+/// Smallest, middle, largest.
+fn spread(figures: &mut [f64]) -> (f64, f64, f64) {
+    let middle = median(figures);
+    (figures.first().copied().unwrap_or(f64::NAN), middle, figures.last().copied().unwrap_or(f64::NAN))
+}
+
+/// Whether a program is installed.
+fn installed(program: &str) -> bool {
+    let found = Command::new("sh").args(["-c", &format!("command -v {program}")]).output();
+    let found = found.is_ok_and(|output| output.status.success());
+    if !found {
+        say(format_args!(
+            "({program} is not installed: left out; Debian: apt-get install libbpf-tools bpftrace)"
+        ));
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn medians() {
+        assert_eq!(median(&mut [3.0, 1.0, 2.0]), 2.0);
+        assert_eq!(median(&mut [4.0, 1.0, 3.0, 2.0]), 2.0);
+        assert!(median(&mut []).is_nan());
+        assert_eq!(spread(&mut [3.0, 1.0, 2.0]), (1.0, 2.0, 3.0));
+    }
+}
