@@ -1,0 +1,202 @@
+//! `probe doctor` on the running kernel: what it says, how it ends, and that it leaves nothing behind.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
+use std::process::Output;
+
+use anyhow::{Context as _, Result, ensure};
+use probe_tests::probe::{DEADLINE, binary, command, poll, require_root, run};
+use probe_user::signals;
+use serde_json::Value;
+
+/// A user of no privileges, `nobody` nearly everywhere.
+const NOBODY: u32 = 65_534;
+/// What a line of the table must fit into.
+const COLUMNS: usize = 120;
+
+/// A file or directory of this test alone, gone at its end.
+struct Temporary(PathBuf);
+
+impl Temporary {
+    fn new(name: &str) -> Result<Self> {
+        let path = std::env::temp_dir().join(format!("probe-doctor-{}-{name}", std::process::id()));
+        std::fs::create_dir(&path)?;
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755))?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        // What is left in /tmp does no harm.
+        let _left = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// The lines of `-o json` by their `check`.
+fn checks(output: &Output) -> Result<BTreeMap<String, Value>> {
+    let text = std::str::from_utf8(&output.stdout)?;
+    let mut checks = BTreeMap::new();
+    for line in text.lines() {
+        let value: Value = serde_json::from_str(line).with_context(|| format!("no JSON: {line}"))?;
+        let of = |key: &str| value.get(key).and_then(Value::as_str).map(str::to_owned);
+        let status = of("status").context("a check without status")?;
+        ensure!(["ok", "degraded", "unavailable"].contains(&status.as_str()), "{line}");
+        ensure!(of("detail").is_some_and(|detail| !detail.is_empty()), "{line}");
+        ensure!(of("remedy") != Some(String::new()), "{line}");
+        let name = of("check").context("a check without name")?;
+        ensure!(checks.insert(name, value).is_none(), "twice: {line}");
+    }
+    Ok(checks)
+}
+
+fn status<'a>(checks: &'a BTreeMap<String, Value>, name: &str) -> &'a str {
+    checks.get(name).and_then(|check| check.get("status")).and_then(Value::as_str).unwrap_or("absent")
+}
+
+/// Names of the rows of every signal and program.
+fn rows() -> Vec<String> {
+    let mut rows = Vec::new();
+    for object in signals::ALL.iter().map(|kind| kind.object()) {
+        rows.push(format!("signal {}", object.name));
+        rows.extend(
+            object.programs.iter().map(|program| format!("program {}/{}", object.name, program.name)),
+        );
+    }
+    rows
+}
+
+#[test]
+fn everything_works_here_and_nothing_stays() -> Result<()> {
+    require_root()?;
+    let programs =
+        || aya::programs::loaded_programs().flatten().map(|program| program.id()).collect::<BTreeSet<_>>();
+    let maps = || aya::maps::loaded_maps().flatten().map(|map| map.id()).collect::<BTreeSet<_>>();
+    let before = (programs(), maps());
+
+    let output = run(["doctor", "-o", "json"])?;
+    ensure!(output.status.code() == Some(0), "{output:?}");
+    ensure!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+    let checks = checks(&output)?;
+    for name in rows() {
+        ensure!(status(&checks, &name) == "ok", "{name}: {:?}", checks.get(&name));
+    }
+    for name in [
+        "kernel",
+        "btf",
+        "cgroup v2",
+        "tracefs",
+        "jit",
+        "lockdown",
+        "unprivileged_bpf_disabled",
+        "seccomp",
+        "security modules",
+        "memlock",
+        "pid namespace",
+        "user namespace",
+        "cpus",
+        "memory",
+        "kernel fields",
+        "CAP_BPF",
+        "CAP_PERFMON",
+        "CAP_NET_ADMIN",
+        "CAP_SYS_PTRACE",
+        "CAP_SYS_ADMIN",
+    ] {
+        ensure!(status(&checks, name) != "absent", "no check {name}");
+        ensure!(status(&checks, name) != "unavailable", "{name}: {:?}", checks.get(name));
+    }
+
+    // The kernel takes programs and maps back after a grace period.
+    poll("programs and maps are gone", DEADLINE, || {
+        let (programs, maps) = (programs(), maps());
+        Ok((programs.is_subset(&before.0) && maps.is_subset(&before.1)).then_some(()))
+    })
+}
+
+#[test]
+fn the_table_says_the_same_and_fits() -> Result<()> {
+    require_root()?;
+    let output = run(["doctor"])?;
+    ensure!(output.status.code() == Some(0), "{output:?}");
+    let text = String::from_utf8(output.stdout)?;
+    for name in rows() {
+        let line = text.lines().find(|line| line.starts_with(&format!("{name} "))).context(name)?;
+        ensure!(line.contains(" ok "), "{line}");
+    }
+    for line in text.lines() {
+        ensure!(line.chars().count() <= COLUMNS, "too wide: {line}");
+    }
+    ensure!(text.ends_with("tcp, dns, syscalls can run\n"), "{text}");
+    Ok(())
+}
+
+#[test]
+fn without_privileges_the_capabilities_are_named() -> Result<()> {
+    require_root()?;
+    // The build may lie where others may not look.
+    let directory = Temporary::new("nobody")?;
+    let copy = directory.0.join("probe");
+    std::fs::copy(binary()?, &copy)?;
+    std::fs::set_permissions(&copy, PermissionsExt::from_mode(0o755))?;
+    let output = std::process::Command::new(&copy)
+        .args(["doctor", "-o", "json"])
+        .env_clear()
+        .current_dir("/")
+        .uid(NOBODY)
+        .gid(NOBODY)
+        .output()?;
+    ensure!(output.status.code() == Some(4), "{output:?}");
+    let checks = checks(&output)?;
+    for name in rows().iter().map(String::as_str).chain(["CAP_BPF", "CAP_PERFMON", "CAP_NET_ADMIN"]) {
+        ensure!(status(&checks, name) == "unavailable", "{name}: {:?}", checks.get(name));
+        let check = checks.get(name).map(Value::to_string).unwrap_or_default();
+        ensure!(check.contains("grant CAP_"), "no remedy: {check}");
+    }
+    let dns = checks.get("signal dns").map(Value::to_string).unwrap_or_default();
+    ensure!(dns.contains("CAP_BPF and CAP_PERFMON and CAP_NET_ADMIN"), "{dns}");
+    Ok(())
+}
+
+#[test]
+fn without_kernel_types_nothing_runs() -> Result<()> {
+    require_root()?;
+    let directory = Temporary::new("btf")?;
+    let garbage = directory.0.join("garbage");
+    std::fs::write(&garbage, "no BTF at all, but more than a header's worth of bytes")?;
+    for file in [garbage, directory.0.join("absent")] {
+        let output = command(["doctor", "-o", "json", "--btf"])?.arg(&file).output()?;
+        ensure!(output.status.code() == Some(3), "{file:?}: {output:?}");
+        let checks = checks(&output)?;
+        for name in rows().iter().map(String::as_str).chain(["btf"]) {
+            ensure!(status(&checks, name) == "unavailable", "{file:?}: {name}: {:?}", checks.get(name));
+        }
+        let btf = checks.get("btf").map(Value::to_string).unwrap_or_default();
+        ensure!(btf.contains("--btf FILE"), "no way out: {btf}");
+    }
+    Ok(())
+}
+
+#[test]
+fn the_hosts_own_types_from_a_file_do() -> Result<()> {
+    require_root()?;
+    let directory = Temporary::new("own")?;
+    let copy = directory.0.join("vmlinux");
+    std::fs::copy("/sys/kernel/btf/vmlinux", &copy)?;
+    let output = command(["doctor", "-o", "json", "--btf"])?.arg(&copy).output()?;
+    ensure!(output.status.code() == Some(0), "{output:?}");
+    ensure!(status(&checks(&output)?, "btf") == "ok");
+    Ok(())
+}
+
+#[test]
+fn a_closed_pipe_ends_it_quietly() -> Result<()> {
+    require_root()?;
+    let (reader, writer) = std::io::pipe()?;
+    drop(reader);
+    let output = command(["doctor"])?.stdout(writer).output()?;
+    ensure!(output.status.code() == Some(0) && output.stderr.is_empty(), "{output:?}");
+    Ok(())
+}
