@@ -58,13 +58,9 @@ fn obey(words: &[&str]) -> Result<String> {
         ["errnos", directory, count] => errnos(directory, count.parse()?)?,
         // nanosleep MILLISECONDS COUNT
         ["nanosleep", milliseconds, count] => {
-            let time =
-                libc::timespec { tv_sec: 0, tv_nsec: milliseconds.parse::<libc::c_long>()? * 1_000_000 };
+            let milliseconds = milliseconds.parse()?;
             for _ in 0..count.parse::<u32>()? {
-                let rest: *mut libc::timespec = std::ptr::null_mut();
-                // SAFETY: a timespec that outlives the call; nothing is written.
-                let failed = unsafe { libc::syscall(libc::SYS_nanosleep, &raw const time, rest) };
-                ensure!(failed == 0, "nanosleep was interrupted");
+                nanosleep(milliseconds)?;
             }
         }
         // threads THREADS COUNT: each so many calls that never sleep, and as many that may.
@@ -100,14 +96,9 @@ fn obey(words: &[&str]) -> Result<String> {
             let tid = unsafe { libc::syscall(libc::SYS_gettid) };
             return Ok(format!("{tid} {:#x}", path.as_ptr().addr()));
         }
-        // hang COUNT: a thread makes calls, then reads what never comes. Answers with the thread.
+        // hang COUNT: a thread makes calls, then waits for a signal that never comes. Answers with the thread.
         ["hang", count] => {
             let count = count.parse()?;
-            let mut ends = [0; 2];
-            // SAFETY: room for two descriptors.
-            let failed = unsafe { libc::pipe(ends.as_mut_ptr()) };
-            ensure!(failed == 0, "no pipe");
-            let [read_end, _write_end] = ends;
             let (say, hear) = std::sync::mpsc::sync_channel(1);
             std::thread::spawn(move || {
                 if call(libc::SYS_getppid, count).is_err() {
@@ -118,11 +109,21 @@ fn obey(words: &[&str]) -> Result<String> {
                 if say.send(tid).is_err() {
                     return;
                 }
-                let mut byte = 0u8;
-                // SAFETY: room for one byte.
-                unsafe { libc::read(read_end, (&raw mut byte).cast(), 1) };
+                let nothing_blocked = 0u64;
+                // SAFETY: a signal mask of the kernel's size that outlives the call.
+                unsafe { libc::syscall(libc::SYS_rt_sigsuspend, &raw const nothing_blocked, 8) };
             });
             return Ok(hear.recv()?.to_string());
+        }
+        // sleepers THREADS MILLISECONDS: all sleep at the same time, once each.
+        ["sleepers", threads, milliseconds] => {
+            let milliseconds = milliseconds.parse()?;
+            let threads: Vec<_> = (0..threads.parse::<u32>()?)
+                .map(|_| std::thread::spawn(move || nanosleep(milliseconds)))
+                .collect();
+            for thread in threads {
+                thread.join().ok().context("a thread panicked")??;
+            }
         }
         // ask SERVER ID NAME: a lookup through a connected socket, without waiting for the answer for long.
         ["ask", server, id, name] => {
@@ -149,6 +150,16 @@ fn call(number: libc::c_long, count: u32) -> Result<()> {
         let result = unsafe { libc::syscall(number) };
         ensure!(result >= 0, "system call {number} failed");
     }
+    Ok(())
+}
+
+/// One nanosleep.
+fn nanosleep(milliseconds: libc::c_long) -> Result<()> {
+    let time = libc::timespec { tv_sec: 0, tv_nsec: milliseconds * 1_000_000 };
+    let rest: *mut libc::timespec = std::ptr::null_mut();
+    // SAFETY: a timespec that outlives the call; nothing is written.
+    let failed = unsafe { libc::syscall(libc::SYS_nanosleep, &raw const time, rest) };
+    ensure!(failed == 0, "nanosleep was interrupted");
     Ok(())
 }
 
