@@ -29,7 +29,7 @@ pub(super) struct Args {
     /// Order of the rows, largest first
     #[arg(long, value_name = "ORDER", default_value = "time")]
     sort: SyscallSort,
-    /// Rows of a table
+    /// Only so many rows an interval [default: 20 in a table, else all]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     top: Option<u16>,
 }

@@ -171,7 +171,8 @@ impl Signal for Running {
         rows.retain(|row| !self.options.errors_only || row.errors_total() != 0);
         self.options.sort.order(&mut rows);
         if let Some(events) = &mut context.events {
-            for row in &rows {
+            // A table is cut where it is drawn, and says by how much.
+            for row in rows.iter().take(self.options.top.unwrap_or(usize::MAX)) {
                 events(Event::SyscallSummary(row.clone()));
             }
         }
