@@ -18,10 +18,10 @@ pub(super) struct Args {
     #[arg(long, value_name = "GLOB")]
     name: Option<String>,
     /// Only these types, e.g. A,AAAA
-    #[arg(long = "type", value_name = "TYPE", value_delimiter = ',')]
+    #[arg(long = "type", value_name = "TYPE", value_delimiter = ',', value_parser = qtype)]
     types: Vec<String>,
     /// Only these response codes, e.g. NXDOMAIN,SERVFAIL
-    #[arg(long, value_name = "CODE", value_delimiter = ',')]
+    #[arg(long, value_name = "CODE", value_delimiter = ',', value_parser = rcode)]
     rcode: Vec<String>,
     /// Only lookups that took at least this time
     #[arg(long, value_name = "TIME", value_parser = positive)]
@@ -52,4 +52,17 @@ pub(super) fn main(args: Args) -> Result<ExitCode, Failure> {
     config.dns.ports = args.port;
     config.dns.timeout = args.timeout;
     live::show(&config, &signals::dns::Dns)
+}
+
+fn qtype(text: &str) -> Result<String, String> {
+    signals::dns::type_named(text)
+        .map(String::from)
+        .ok_or_else(|| "write a type such as AAAA, or its number as TYPE28".to_owned())
+}
+
+fn rcode(text: &str) -> Result<String, String> {
+    let known = || signals::dns::rcodes().map(String::from);
+    known()
+        .find(|code| code.eq_ignore_ascii_case(text))
+        .ok_or_else(|| format!("it is one of {}", known().collect::<Vec<_>>().join(", ")))
 }

@@ -400,6 +400,17 @@ pub fn rcode_text(rcode: u16) -> Cow<'static, str> {
         .map_or_else(|| format!("RCODE{rcode}").into(), Cow::Borrowed)
 }
 
+/// A type by its mnemonic or as `TYPE65`, as events name it.
+#[must_use]
+pub fn type_named(text: &str) -> Option<Cow<'static, str>> {
+    text.parse::<Rtype>().ok().map(|rtype| type_text(rtype.to_int()))
+}
+
+/// The response codes that an answer can carry, as events name them.
+pub fn rcodes() -> impl Iterator<Item = Cow<'static, str>> {
+    (0..=RCODE_MASK).map(rcode_text)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -427,6 +438,13 @@ mod tests {
         assert_eq!(rcode_text(3), "NXDOMAIN");
         assert_eq!(rcode_text(0), "NOERROR");
         assert_eq!(rcode_text(13), "RCODE13");
+        assert_eq!(type_named("aaaa").as_deref(), Some("AAAA"));
+        assert_eq!(type_named("TYPE28").as_deref(), Some("AAAA"));
+        assert_eq!(type_named("TYPE61234").as_deref(), Some("TYPE61234"));
+        for nonsense in ["", "FOO", "TYPE", "TYPE65536", "28"] {
+            assert_eq!(type_named(nonsense), None, "{nonsense}");
+        }
+        assert_eq!(rcodes().count(), 16);
     }
 
     #[test]
