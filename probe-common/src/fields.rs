@@ -184,7 +184,7 @@ kernel_fields! {
     PACKETS_OUT: u32 = Member "tcp_sock.packets_out", 0;
 
     /// Control block of a segment: TCP keeps its own there.
-    SKB_CB: [u8; 1] = Member "sk_buff.cb", 0;
+    SKB_CB: [u8; 1] = Member "sk_buff.cb", TCP;
     /// Segments that an skb stands for, inside the control block.
     TCP_SKB_CB_GSO_SEGS: u16 = Member "tcp_skb_cb.tcp_gso_segs", TCP;
 

@@ -148,7 +148,7 @@ impl Pipeline {
         for kind in kinds {
             privileges::check(kind.object().bit)?;
         }
-        raise_memlock();
+        load::raise_memlock();
         let fields = resolve_fields(config)?;
         let wants_cgroup = kinds.iter().any(|kind| kind.object().needs_cgroup());
         let cgroup = match CgroupRoot::find() {
@@ -489,14 +489,5 @@ fn find_container(root: &CgroupRoot, prefix: &str) -> Result<Cgroup, StartError>
             let ids: Vec<&str> = matching.keys().map(|id| id.get(..16).unwrap_or(id)).collect();
             Err(StartError::Filter(format!("--container {prefix}: several begin so: {}", ids.join(", "))))
         }
-    }
-}
-
-/// Before 5.11 maps are charged to RLIMIT_MEMLOCK, whose default is far too small. Later kernels do not look at it.
-fn raise_memlock() {
-    use rustix::process::{Resource, Rlimit, setrlimit};
-    let unlimited = Rlimit { current: None, maximum: None };
-    if let Err(error) = setrlimit(Resource::Memlock, unlimited) {
-        tracing::debug!(%error, "RLIMIT_MEMLOCK stays as it is");
     }
 }

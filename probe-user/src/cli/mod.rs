@@ -14,6 +14,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::config::Config;
+use crate::kernel::cgroup::CgroupError;
 use crate::load::LoadError;
 use crate::pipeline::StartError;
 
@@ -73,6 +74,11 @@ impl From<StartError> for Failure {
         match &error {
             StartError::Privileges(_) => Self::privileges(error),
             StartError::Load(load) if load.is_permission_denied() => Self::privileges(error),
+            StartError::Cgroup(cgroup) if cgroup.is_permission_denied() => Self::privileges(error),
+            // A filter that names no cgroup.
+            StartError::Cgroup(CgroupError::NoCgroup { .. } | CgroupError::NotACgroup { .. }) => {
+                Self::usage(error.to_string())
+            }
             StartError::Btf(_) | StartError::Cgroup(_) => Self::kernel(error),
             StartError::Load(
                 LoadError::MissingFields { .. }

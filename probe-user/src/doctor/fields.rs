@@ -75,11 +75,6 @@ const DETAILS: &[Detail] = &[
         effect: Effect::Lost("tcp.unacked of retransmits"),
     },
     Detail {
-        paths: &["sk_buff.cb"],
-        signals: TCP,
-        effect: Effect::Lost("retransmits: their segments cannot be counted"),
-    },
-    Detail {
         paths: &["tcp_retransmit_skb:err"],
         signals: TCP,
         effect: Effect::Harmless("this kernel reports only segments that were sent"),

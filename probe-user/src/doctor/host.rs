@@ -44,13 +44,6 @@ impl Host {
     }
 }
 
-/// Raises RLIMIT_MEMLOCK as every command does before it loads, so that the limit found is the one that counts.
-pub(super) fn raise_memlock() {
-    use rustix::process::{Resource, Rlimit, setrlimit};
-    // Refused without CAP_SYS_RESOURCE; the check of memlock tells.
-    let _refused = setrlimit(Resource::Memlock, Rlimit { current: None, maximum: None });
-}
-
 /// Whether this kernel charges maps to RLIMIT_MEMLOCK.
 pub(super) fn charges_memlock(features: &Features) -> bool {
     features.version().is_some_and(|version| version < MEMCG)

@@ -124,7 +124,8 @@ impl Findings {
 /// Looks at this host as a run with `config` would find it. Total: what fails is a finding.
 #[must_use]
 pub fn examine(config: &Config) -> Findings {
-    host::raise_memlock();
+    // As every command does, so that the limit found is the one that counts.
+    crate::load::raise_memlock();
     let host = Host::look();
     let btf = match &config.btf {
         Some(path) => KernelBtf::from_file(path),

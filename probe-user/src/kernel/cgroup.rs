@@ -70,6 +70,19 @@ pub enum CgroupError {
     },
 }
 
+impl CgroupError {
+    /// Whether the system said that privileges are missing.
+    #[must_use]
+    pub fn is_permission_denied(&self) -> bool {
+        match self {
+            Self::NotMounted(source) | Self::Mounts(source) | Self::Open { source, .. } => {
+                source.kind() == io::ErrorKind::PermissionDenied
+            }
+            Self::Namespaced { .. } | Self::NoCgroup { .. } | Self::NotACgroup { .. } => false,
+        }
+    }
+}
+
 /// One cgroup, as found by its path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cgroup {

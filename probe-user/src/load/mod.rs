@@ -284,6 +284,15 @@ impl Loaded {
     }
 }
 
+/// Before 5.11 maps are charged to RLIMIT_MEMLOCK, whose default is far too small. Later kernels do not look at it.
+pub fn raise_memlock() {
+    use rustix::process::{Resource, Rlimit, setrlimit};
+    let unlimited = Rlimit { current: None, maximum: None };
+    if let Err(error) = setrlimit(Resource::Memlock, unlimited) {
+        tracing::debug!(%error, "RLIMIT_MEMLOCK stays as it is");
+    }
+}
+
 /// The settings of an object's programs.
 pub struct SettingsMap {
     map: Array<MapData, Plain<Settings>>,
