@@ -145,9 +145,8 @@ impl Pipeline {
         degrade: bool,
         stats: Arc<SelfStats>,
     ) -> Result<Self, StartError> {
-        for kind in kinds {
-            privileges::check(kind.object().bit)?;
-        }
+        // All at once: who grants one capability should not have to come back for the next.
+        privileges::check(kinds.iter().fold(0, |signals, kind| signals | kind.object().bit))?;
         load::raise_memlock();
         let fields = resolve_fields(config)?;
         let wants_cgroup = kinds.iter().any(|kind| kind.object().needs_cgroup());
