@@ -1,5 +1,6 @@
 //! The ring to user space, the counters, and the settings: the maps that every object has.
 
+use core::arch::asm;
 use core::ffi::c_void;
 
 use aya_ebpf::EbpfContext;
@@ -37,20 +38,32 @@ pub fn settings() -> Option<&'static Settings> {
 #[inline(always)]
 pub fn count(counter: Counter, n: u64) {
     if let Some(cell) = COUNTERS.get_ptr_mut(counter as u32) {
-        // SAFETY: a per-CPU cell; programs do not migrate while they run.
-        unsafe { *cell += n };
+        add(cell, n);
     }
+}
+
+/// Adds to a cell of a map, atomically: even on one CPU a softirq may come in between. `BPF_XADD`, in every kernel that has
+/// BPF; in assembly, because rustc's BPF target calls itself single-threaded and would make it a plain addition.
+#[inline(always)]
+pub fn add(cell: *mut u64, n: u64) {
+    // SAFETY: the caller's cell is an aligned word of a map value.
+    unsafe { asm!("lock *(u64 *)({cell} + 0) += {n}", cell = in(reg) cell, n = in(reg) n) };
+}
+
+/// [`add`] for half words.
+#[inline(always)]
+pub fn add32(cell: *mut u32, n: u32) {
+    // SAFETY: the caller's cell is an aligned half word of a map value.
+    unsafe { asm!("lock *(u32 *)({cell} + 0) += {n}", cell = in(reg) cell, n = in(reg) u64::from(n)) };
 }
 
 /// Adds one to a counter, and says whether that was this CPU's first: what is worth a line in the log, once.
 #[inline(always)]
 pub fn count_first(counter: Counter) -> bool {
     let Some(cell) = COUNTERS.get_ptr_mut(counter as u32) else { return false };
-    // SAFETY: as in `count`.
-    unsafe {
-        *cell += 1;
-        *cell == 1
-    }
+    add(cell, 1);
+    // SAFETY: a word of a map value. Two at the same moment make two lines, or none; no count depends on it.
+    unsafe { cell.read_volatile() == 1 }
 }
 
 /// Counts what made a program give up.

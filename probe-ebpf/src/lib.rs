@@ -1,5 +1,6 @@
 //! What the BPF programs share: the door to kernel memory, the ring, the filter, names of owners.
 #![no_std]
+#![feature(asm_experimental_arch)]
 
 pub mod emit;
 pub mod filter;

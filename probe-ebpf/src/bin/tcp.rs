@@ -228,9 +228,8 @@ fn try_set_state(ctx: &RawTracePointContext) -> Result<()> {
             Ok(())
         }
         (TCP_LISTEN, TCP_CLOSE) => remove_listener(&listener_key(sk)?),
-        // A socket is cloned from its listener: at this moment it still has the listener's address.
         (TCP_LISTEN, TCP_SYN_RECV) => {
-            if let Some(listeners) = LISTENERS.get_ptr(listener_key(sk)?) {
+            if let Some(listeners) = find_listeners(sk)? {
                 // SAFETY: a value of the map; at worst it is being replaced by another of the same address.
                 let owner = unsafe { (*listeners).owner };
                 remember(sk, &SocketState { owner, syn_ns: 0 });
@@ -360,15 +359,28 @@ fn listener_key(sk: KernelPointer) -> Result<ListenerKey> {
     Ok(key)
 }
 
+/// The listeners that a newborn socket can come from. It is cloned from its listener; older kernels (6.1) call the hook
+/// before they give it its own address, newer ones (6.18) after. Where somebody listens at that very address, the kernel
+/// prefers him to one who listens at any.
+#[inline(always)]
+fn find_listeners(sk: KernelPointer) -> Result<Option<*const Listeners>> {
+    let mut key = listener_key(sk)?;
+    let listeners = LISTENERS.get_ptr(key);
+    if listeners.is_some() {
+        return Ok(listeners);
+    }
+    key.local = [0; 16];
+    Ok(LISTENERS.get_ptr(key))
+}
+
 /// With SO_REUSEPORT several processes listen at one address, and nothing at the birth of an accepted socket tells whose
 /// it is: then nobody's.
 #[inline(always)]
 fn add_listener(key: &ListenerKey, owner: &Owner) {
     if let Some(listeners) = LISTENERS.get_ptr_mut(key) {
-        // SAFETY: a value of the map. Two processes that begin to listen at the very same moment may race for
-        // `count`; the entry then goes with the first to close, and the owner is absent, not wrong.
+        // SAFETY: a value of the map.
         let listeners = unsafe { &mut *listeners };
-        listeners.count += 1;
+        emit::add32(&raw mut listeners.count, 1);
         if listeners.owner.tgid != owner.tgid {
             listeners.owner = Owner::UNKNOWN;
         }
@@ -385,7 +397,7 @@ fn remove_listener(key: &ListenerKey) -> Result<()> {
     // SAFETY: as in `add_listener`.
     let listeners = unsafe { &mut *listeners };
     if listeners.count > 1 {
-        listeners.count -= 1;
+        emit::add32(&raw mut listeners.count, u32::MAX);
         return Ok(());
     }
     // It fails when somebody else has removed it, which is as good.
@@ -398,13 +410,11 @@ fn remove_listener(key: &ListenerKey) -> Result<()> {
 fn total(socket: &Socket, what: u8, detail: u8, errno: u32, n: u64) {
     let key = TotalKey { cgroup_id: socket.cgroup_id, what, detail, family: socket.family, _pad: 0, errno };
     if let Some(cell) = TOTALS.get_ptr_mut(key) {
-        // SAFETY: a per-CPU cell. (A timer may interrupt process context here, but not a softirq another softirq.)
-        unsafe { *cell += n };
+        emit::add(cell, n);
     } else if TOTALS.insert(key, n, BPF_NOEXIST).is_err() {
         // Another CPU may have made the entry between the two.
         match TOTALS.get_ptr_mut(key) {
-            // SAFETY: as above.
-            Some(cell) => unsafe { *cell += n },
+            Some(cell) => emit::add(cell, n),
             None => emit::count(Counter::TotalsFull, n),
         }
     }
@@ -427,11 +437,10 @@ fn handshake(cgroup_id: u64, duration_ns: u64) {
     };
     let bucket = hist::bucket(duration_ns);
     if bucket < BUCKETS {
-        // SAFETY: a per-CPU value, the index checked.
-        unsafe {
-            (*durations).sum_ns += duration_ns;
-            (*durations).buckets[bucket] += 1;
-        }
+        // SAFETY: a value of the map, the index checked.
+        let (sum, bucket) = unsafe { (&raw mut (*durations).sum_ns, &raw mut (*durations).buckets[bucket]) };
+        emit::add(sum, duration_ns);
+        emit::add32(bucket, 1);
     }
 }
 
