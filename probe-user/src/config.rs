@@ -49,6 +49,17 @@ pub enum Output {
     Json,
 }
 
+/// Which events go to the collector as log records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum OtlpEvents {
+    /// None: metrics only.
+    None,
+    /// All but lookups that went well, which a busy host makes by the thousand.
+    Notable,
+    /// Every one.
+    All,
+}
+
 /// Whose events are wanted; all conditions together. The programs apply it.
 #[derive(Clone, Debug, Default)]
 pub struct Filter {

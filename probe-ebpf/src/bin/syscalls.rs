@@ -146,11 +146,16 @@ pub fn sys_exit(ctx: RawTracePointContext) -> i32 {
 
 #[inline(always)]
 fn try_exit(ctx: &RawTracePointContext) -> Result<()> {
-    // First, so that what the programs take is not measured.
-    let end_ns = now();
     // SAFETY: the helper has no requirement.
     let pid_tgid = unsafe { bpf_get_current_pid_tgid() };
     let (tgid, tid) = ((pid_tgid >> 32) as u32, pid_tgid as u32);
+    let settings = emit::settings().ok_or(Error::NotOurs)?;
+    if settings.filters & FILTER_TGID != 0 && tgid != settings.tgid {
+        // It has no beginning either: spares the others the search for one.
+        return Err(Error::NotOurs);
+    }
+    // As early as can be, so that what the programs take is hardly measured.
+    let end_ns = now();
     let cpu = cpu_state().ok_or(Error::NotOurs)?;
     let (start_ns, id) = if cpu.tid == tid {
         cpu.tid = 0;
@@ -164,7 +169,6 @@ fn try_exit(ctx: &RawTracePointContext) -> Result<()> {
         begun
     };
     let duration_ns = end_ns.saturating_sub(start_ns);
-    let settings = emit::settings().ok_or(Error::NotOurs)?;
     let ret: i64 = ctx.arg(1);
 
     let key = block_key(tgid, id, cpu_number());

@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::args::{Shared, positive};
 use super::output::{StdoutSink, Style, Tee, closing_lines, ended, on_terminal};
 use super::{Failure, block_on};
+use crate::config::OtlpEvents;
 use crate::entity::Entity;
 use crate::pipeline::{Flow, Pipeline, Sink};
 use crate::series::Store;
@@ -45,6 +46,9 @@ struct OtlpArgs {
     /// How long one request may take
     #[arg(long, value_name = "TIME", value_parser = positive)]
     otlp_timeout: Option<Duration>,
+    /// Which events become log records; lookups that went well are not notable
+    #[arg(long, value_name = "WHICH", default_value = "notable")]
+    otlp_events: OtlpEvents,
 }
 
 /// Runs it.
@@ -66,7 +70,9 @@ pub(super) fn main(args: Args) -> Result<ExitCode, Failure> {
     block_on(async {
         let stats = Arc::new(SelfStats::new());
         let otlp = match &config.otlp {
-            Some(otlp) => Some(OtlpSink::start(otlp, resources, &stats, config.interval)?),
+            Some(otlp) => {
+                Some(OtlpSink::start(otlp, resources, &stats, config.interval, args.otlp.otlp_events)?)
+            }
             None => None,
         };
         let mut pipeline = Pipeline::start(&config, signals::ALL, true, Arc::clone(&stats))?;
@@ -111,6 +117,7 @@ fn default_interval(lookup: &dyn Fn(&str) -> Option<String>) -> Result<Duration,
 
 /// The collector as a sink.
 struct OtlpSink {
+    events: OtlpEvents,
     exporter: Exporter,
     telemetry: Option<Telemetry>,
 }
@@ -121,6 +128,7 @@ impl OtlpSink {
         resources: Resources,
         stats: &Arc<SelfStats>,
         interval: Duration,
+        events: OtlpEvents,
     ) -> Result<Self, Failure> {
         let resources = Arc::new(resources);
         let usage = |error: &dyn std::fmt::Display| Failure::usage(error.to_string());
@@ -132,11 +140,11 @@ impl OtlpSink {
             }
             None => None,
         };
-        Ok(Self { exporter, telemetry })
+        Ok(Self { events, exporter, telemetry })
     }
 
     async fn shutdown(self) {
-        let Self { exporter, telemetry } = self;
+        let Self { events: _, exporter, telemetry } = self;
         if let Some(telemetry) = telemetry
             && !telemetry.shutdown(SHUTDOWN).await
         {
@@ -148,12 +156,21 @@ impl OtlpSink {
 
 impl Sink for OtlpSink {
     fn wants_events(&self) -> bool {
-        self.exporter.wants_events()
+        self.events != OtlpEvents::None && self.exporter.wants_events()
     }
 
     fn event(&mut self, event: &Event) -> io::Result<Flow> {
-        // Summaries of system calls are the metrics.
-        if !matches!(event, Event::SyscallSummary(_)) {
+        let wanted = match event {
+            // These are the metrics.
+            Event::SyscallSummary(_) => false,
+            Event::Lookup(lookup) => self.events == OtlpEvents::All || lookup.is_notable(),
+            Event::Retransmit(_)
+            | Event::Reset(_)
+            | Event::Connect(_)
+            | Event::SyscallSlow(_)
+            | Event::Loss(_) => true,
+        };
+        if wanted {
             self.exporter.event(&event.entity(), event);
         }
         Ok(Flow::More)

@@ -338,6 +338,13 @@ impl Lookup {
         })
     }
 
+    /// Whether somebody who reads logs wants to know: no answer, a late one, or one that says that the server failed. That
+    /// a name does not exist is everyday (search lists).
+    #[must_use]
+    pub fn is_notable(&self) -> bool {
+        self.outcome != Outcome::Answered || !matches!(self.rcode.as_deref(), Some("NOERROR" | "NXDOMAIN"))
+    }
+
     fn server_text(&self) -> Arc<str> {
         self.server.map_or_else(|| "".into(), |(address, _)| address.to_string().into())
     }
