@@ -6,6 +6,7 @@ mod bench;
 mod check;
 mod ci;
 mod deny;
+mod docs;
 mod ebpf;
 mod process;
 mod setup;
@@ -38,6 +39,8 @@ enum Task {
     Bench(bench::Args),
     /// Everything CI asks before the tests: format, clippy, licences, BPF objects
     Check,
+    /// Write the pages under docs/ that are made from the code
+    Docs,
     /// What CI runs, from the first step to the last
     Ci,
 }
@@ -63,6 +66,7 @@ fn dispatch(task: Task) -> Result<ExitCode> {
         Task::Test(args) => return test::run(&args),
         Task::Bench(args) => bench::run(&args)?,
         Task::Check => check::run()?,
+        Task::Docs => docs::run()?,
         Task::Ci => ci::run()?,
     }
     Ok(ExitCode::SUCCESS)
