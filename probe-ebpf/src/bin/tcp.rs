@@ -224,7 +224,11 @@ fn try_set_state(ctx: &RawTracePointContext) -> Result<()> {
             let state = SocketState { owner: task::owner()?, syn_ns: 0 };
             debug!(ctx, "process {} listens", state.owner.tgid);
             remember(sk, &state);
-            add_listener(&listener_key(sk)?, &state.owner);
+            let key = listener_key(sk)?;
+            // Whoever listens without having bound is given a port after this hook; its connections find no owner.
+            if key.local_port != 0 {
+                add_listener(&key, &state.owner);
+            }
             Ok(())
         }
         (TCP_LISTEN, TCP_CLOSE) => remove_listener(&listener_key(sk)?),
@@ -346,11 +350,13 @@ fn remember(sk: KernelPointer, state: &SocketState) {
     }
 }
 
+/// The port is that of `inet_sport`: as a listener closes, the kernel takes a port that it chose itself out of `skc_num`
+/// before it calls the hook.
 #[inline(always)]
 fn listener_key(sk: KernelPointer) -> Result<ListenerKey> {
     let family = kread!(sk, SKC_FAMILY)?;
-    let mut key =
-        ListenerKey { local: [0; 16], netns: socket::netns(sk)?, local_port: kread!(sk, SKC_NUM)?, family };
+    let local_port = u16::from_be_bytes(kread!(sk, INET_SPORT)?);
+    let mut key = ListenerKey { local: [0; 16], netns: socket::netns(sk)?, local_port, family };
     match family {
         socket::AF_INET => socket::set_ipv4(&mut key.local, kread!(sk, SKC_RCV_SADDR)?),
         socket::AF_INET6 => kread::read_into(sk, fields::SKC_V6_RCV_SADDR, &mut key.local)?,
