@@ -1,6 +1,8 @@
 //! What the live tests share.
 
+pub mod counters;
 pub mod dns_server;
+pub mod drop;
 pub mod netns;
 pub mod otlp_receiver;
 pub mod probe;

@@ -320,7 +320,7 @@ impl Probe {
             let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() || lines.closed {
                 let last: Vec<String> =
-                    lines.lines.iter().rev().take(10).map(|line| line.0.to_string()).collect();
+                    lines.lines.iter().rev().take(30).map(|line| line.0.to_string()).collect();
                 let why = if lines.closed { "stdout was closed" } else { "the time is up" };
                 bail!(
                     "{what}: not among {} lines within {deadline:?}: {why}. The last lines, newest first:\n{}",

@@ -1,0 +1,210 @@
+//! One end of TCP connections: a process that connects, listens, sends and receives as it is told, line by line.
+//!
+//! Orders come on stdin; each is answered with one line on stdout. Connections have numbers, in the order in which they
+//! came about.
+
+use std::ffi::CString;
+use std::io::{BufRead as _, Read as _, Write as _};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use socket2::{Domain, SockAddr, Socket, Type};
+
+/// No order takes longer: a test that hangs tells nothing.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn main() -> Result<()> {
+    let mut peer = Peer::default();
+    let mut answers = std::io::stdout().lock();
+    for line in std::io::stdin().lock().lines() {
+        let line = line?;
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let answer = peer.obey(&words).with_context(|| format!("cannot do {line:?}"))?;
+        writeln!(answers, "{answer}")?;
+        answers.flush()?;
+    }
+    Ok(())
+}
+
+#[derive(Default)]
+struct Peer {
+    listeners: Vec<Socket>,
+    connections: Vec<Option<Socket>>,
+}
+
+impl Peer {
+    fn obey(&mut self, words: &[&str]) -> Result<String> {
+        match words {
+            // name NAME: what this process is called.
+            ["name", name] => rustix::thread::set_name(&CString::new(*name)?)?,
+            // listen ADDRESS [OPTION…]: answers with the port.
+            ["listen", address, options @ ..] => {
+                let address: SocketAddr = address.parse()?;
+                let socket = socket(address, options)?;
+                socket.bind(&address.into())?;
+                socket.listen(1024)?;
+                let port = port(&socket.local_addr()?)?;
+                self.listeners.push(socket);
+                return Ok(port.to_string());
+            }
+            // accept: from the newest listener. Answers with the number and the peer's port.
+            ["accept"] => {
+                let (connection, peer) = self.listeners.last().context("nobody listens")?.accept()?;
+                limit(&connection)?;
+                return Ok(format!("{} {}", self.keep(connection), port(&peer)?));
+            }
+            // drain: from the newest listener what waits to be accepted. Answers with the peers' ports.
+            ["drain"] => {
+                let listener = self.listeners.last().context("nobody listens")?;
+                listener.set_nonblocking(true)?;
+                let mut ports = Vec::new();
+                while let Ok((_closed, peer)) = listener.accept() {
+                    ports.push(port(&peer)?.to_string());
+                }
+                listener.set_nonblocking(false)?;
+                return Ok(ports.join(" "));
+            }
+            // connect ADDRESS [OPTION…]: answers with the number and the local port, or with what went wrong.
+            ["connect", address, options @ ..] => {
+                let address: SocketAddr = address.parse()?;
+                let socket = socket(address, options)?;
+                if let Err(error) = socket.connect(&address.into()) {
+                    return Ok(format!("error {:?}", error.kind()));
+                }
+                let local = port(&socket.local_addr()?)?;
+                return Ok(format!("{} {local}", self.keep(socket)));
+            }
+            // begin ADDRESS: a connect that nobody waits for. Answers with the number.
+            ["begin", address] => {
+                let address: SocketAddr = address.parse()?;
+                let socket = socket(address, &[])?;
+                socket.set_nonblocking(true)?;
+                // It is in progress.
+                drop(socket.connect(&address.into()));
+                return Ok(self.keep(socket).to_string());
+            }
+            // send NUMBER OCTETS TIMES: each write becomes a segment of its own, as far as the window allows.
+            ["send", number, octets, times] => {
+                let octets = vec![b'x'; octets.parse()?];
+                let mut connection = self.connection(number)?;
+                for _ in 0..times.parse::<u32>()? {
+                    connection.write_all(&octets)?;
+                }
+            }
+            // receive NUMBER OCTETS
+            ["receive", number, octets] => {
+                self.connection(number)?.read_exact(&mut vec![0; octets.parse()?])?
+            }
+            // close NUMBER
+            ["close", number] => drop(self.take(number)?),
+            // reset NUMBER: closes it so that the kernel sends a reset.
+            ["reset", number] => self.take(number)?.set_linger(Some(Duration::ZERO))?,
+            // unlisten: closes the newest listener.
+            ["unlisten"] => drop(self.listeners.pop()),
+            // serve LISTENERS CONNECTIONS OCTETS: of each of the newest listeners so many connections, at once; takes so
+            // many octets of each and gives as many back.
+            ["serve", listeners, connections, octets] => {
+                let (listeners, connections, octets) =
+                    (listeners.parse()?, connections.parse()?, octets.parse()?);
+                ensure!(listeners <= self.listeners.len(), "there are fewer listeners");
+                let newest = self.listeners.iter().rev().take(listeners);
+                return all(
+                    newest.flat_map(|listener| std::iter::repeat_n(listener, connections)),
+                    |listener| {
+                        let (connection, _) = listener.accept()?;
+                        limit(&connection)?;
+                        take(&connection, octets)?;
+                        give(&connection, octets)?;
+                        // The other end closes first.
+                        ensure!((&connection).read(&mut [0])? == 0, "more came than was to come");
+                        Ok(())
+                    },
+                );
+            }
+            // load CONNECTIONS OCTETS ADDRESS,ADDRESS… [OPTION…]: so many connections to each, at once; gives so many
+            // octets to each and takes as many.
+            ["load", connections, octets, addresses, options @ ..] => {
+                let (connections, octets) = (connections.parse()?, octets.parse()?);
+                let addresses =
+                    addresses.split(',').map(str::parse).collect::<Result<Vec<SocketAddr>, _>>()?;
+                return all(
+                    addresses.iter().flat_map(|address| std::iter::repeat_n(address, connections)),
+                    |address| {
+                        let connection = socket(*address, options)?;
+                        connection.connect(&(*address).into())?;
+                        give(&connection, octets)?;
+                        take(&connection, octets)
+                    },
+                );
+            }
+            _ => bail!("no such order"),
+        }
+        Ok("done".to_owned())
+    }
+
+    fn keep(&mut self, connection: Socket) -> usize {
+        self.connections.push(Some(connection));
+        self.connections.len() - 1
+    }
+
+    fn connection(&self, number: &str) -> Result<&Socket> {
+        self.connections.get(number.parse::<usize>()?).and_then(Option::as_ref).context("no such connection")
+    }
+
+    fn take(&mut self, number: &str) -> Result<Socket> {
+        self.connections
+            .get_mut(number.parse::<usize>()?)
+            .and_then(Option::take)
+            .context("no such connection")
+    }
+}
+
+/// A TCP socket without delay. Options: `reuse_port`; `mss=OCTETS`; `cc=NAME`; `from=ADDRESS`, to bind to.
+fn socket(address: SocketAddr, options: &[&str]) -> Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    socket.set_tcp_nodelay(true)?;
+    limit(&socket)?;
+    for option in options {
+        match option.split_once('=').unwrap_or((option, "")) {
+            ("reuse_port", "") => socket.set_reuse_port(true)?,
+            ("mss", octets) => socket.set_tcp_mss(octets.parse()?)?,
+            ("cc", name) => socket.set_tcp_congestion(name.as_bytes())?,
+            ("from", address) => socket.bind(&address.parse::<SocketAddr>()?.into())?,
+            _ => bail!("no such option: {option}"),
+        }
+    }
+    Ok(socket)
+}
+
+fn limit(socket: &Socket) -> Result<()> {
+    socket.set_read_timeout(Some(PATIENCE))?;
+    Ok(socket.set_write_timeout(Some(PATIENCE))?)
+}
+
+fn port(address: &SockAddr) -> Result<u16> {
+    Ok(address.as_socket().context("no IP address")?.port())
+}
+
+fn give(connection: &Socket, octets: usize) -> Result<()> {
+    let mut connection = connection;
+    Ok(connection.write_all(&vec![b'x'; octets])?)
+}
+
+fn take(connection: &Socket, octets: usize) -> Result<()> {
+    let mut connection = connection;
+    Ok(connection.read_exact(&mut vec![0; octets])?)
+}
+
+/// Does it with all at once, and answers with how many there were.
+fn all<T: Send>(items: impl Iterator<Item = T>, job: impl Fn(T) -> Result<()> + Sync) -> Result<String> {
+    let job = &job;
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = items.map(|item| scope.spawn(move || job(item))).collect();
+        let count = threads.len();
+        for thread in threads {
+            thread.join().ok().context("a thread panicked")??;
+        }
+        Ok(count.to_string())
+    })
+}

@@ -1,0 +1,808 @@
+//! `probe tcp` against what the kernel counts and what the processes at both ends did.
+//!
+//! Every test has a network namespace of its own, so that the kernel's counters are the test's alone, and a cgroup of its
+//! own, on which `testdrop` loses what the test says. `probe` runs outside of both.
+#![expect(clippy::print_stdout, reason = "the sums beside the kernel's are what a reader wants to see")]
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use probe_common::tcp::CAUSES;
+use probe_common::testdrop::{BARE, DATA, EGRESS, INGRESS, SYN, SYN_ACK};
+use probe_tests::counters::Counters;
+use probe_tests::drop::{Cgroup, Loss, RuleExt as _, lose};
+use probe_tests::netns::Netns;
+use probe_tests::probe::{DEADLINE, Line, Probe, poll};
+use probe_tests::workload::Workload;
+
+const PEER: &str = env!("CARGO_BIN_EXE_tcp_peer");
+const CLIENT: &str = "test-client";
+const SERVER: &str = "test-server";
+const LOOPBACKS: [&str; 2] = ["127.0.0.1", "::1"];
+/// Octets of a write that fills a segment: another than full ones would be merged when they are sent again.
+const SEGMENT: &str = "500";
+/// So that [`SEGMENT`] does: 12 octets are for timestamps.
+const FULL: &str = "cc=cubic mss=512";
+
+/// A process at one end.
+struct Peer {
+    workload: Workload,
+    name: &'static str,
+}
+
+impl Peer {
+    fn start(name: &'static str, netns: &Netns, cgroup: &Cgroup) -> Result<Self> {
+        let mut workload = netns.run(|| Workload::start(PEER))??;
+        cgroup.add(workload.pid())?;
+        workload.tell(&format!("name {name}"))?;
+        Ok(Self { workload, name })
+    }
+
+    fn tell(&mut self, order: &str) -> Result<String> {
+        self.workload.tell(order)
+    }
+
+    /// Listens at a free port of an address, which it returns.
+    fn listen(&mut self, address: &str, options: &str) -> Result<u16> {
+        Ok(self.tell(&format!("listen {} {options}", at(address, 0)))?.parse()?)
+    }
+
+    fn pid(&self) -> u32 {
+        self.workload.pid()
+    }
+}
+
+/// An address and a port as one.
+fn at(address: &str, port: u16) -> String {
+    if address.contains(':') { format!("[{address}]:{port}") } else { format!("{address}:{port}") }
+}
+
+/// Everything that a test needs. In the order in which it must go.
+struct Scene {
+    client: Peer,
+    server: Peer,
+    loss: Loss,
+    probe: Probe,
+    cgroup: Cgroup,
+    netns: Netns,
+}
+
+/// A connection, as both ends know it.
+struct Connection {
+    /// Number at the client, and the port there.
+    client: String,
+    client_port: u16,
+    /// Number at the server, and its port.
+    server: String,
+}
+
+/// What is left after a test: the events of its namespace, and the kernel's counters.
+struct Outcome {
+    events: Vec<Line>,
+    counters: Counters,
+}
+
+impl Scene {
+    /// With `probe tcp --kind KINDS`.
+    fn new(kinds: &str) -> Result<Self> {
+        let netns = Netns::new()?;
+        netns.run(|| -> Result<()> {
+            // Writes are to be segments, and no connection is to learn from another.
+            std::fs::write("/proc/sys/net/ipv4/tcp_autocorking", "0")?;
+            Ok(std::fs::write("/proc/sys/net/ipv4/tcp_no_metrics_save", "1")?)
+        })??;
+        let cgroup = Cgroup::new()?;
+        let loss = Loss::attach(&cgroup)?;
+        let probe = Probe::start(&["tcp", "--kind", kinds])?;
+        let client = Peer::start(CLIENT, &netns, &cgroup)?;
+        let server = Peer::start(SERVER, &netns, &cgroup)?;
+        Ok(Self { client, server, loss, probe, cgroup, netns })
+    }
+
+    /// Connects the client to the newest listener of the server.
+    fn connect(&mut self, address: &str, server_port: u16, options: &str) -> Result<Connection> {
+        self.client.workload.order(&format!("connect {} {options}", at(address, server_port)))?;
+        let accepted = self.server.tell("accept")?;
+        let connected = self.client.workload.hear()?;
+        let (server, _) = accepted.split_once(' ').context(accepted.clone())?;
+        let (client, client_port) = connected.split_once(' ').context(connected.clone())?;
+        let (client, server) = (client.to_owned(), server.to_owned());
+        Ok(Connection { client, client_port: client_port.parse()?, server })
+    }
+
+    /// The client sends so many segments of [`SEGMENT`].
+    fn send(&mut self, connection: &Connection, segments: u32) -> Result<String> {
+        self.client.tell(&format!("send {} {SEGMENT} {segments}", connection.client))
+    }
+
+    /// The server has received so many segments of [`SEGMENT`].
+    fn receive(&mut self, connection: &Connection, segments: u32) -> Result<String> {
+        let octets = SEGMENT.parse::<u32>()? * segments;
+        self.server.tell(&format!("receive {} {octets}", connection.server))
+    }
+
+    fn is_ours(&self, line: &Line) -> bool {
+        line.int("linux.netns") == Some(self.netns.inode().into())
+    }
+
+    /// The first retransmit of a kind from a local port.
+    fn retransmit(&self, kind: &str, local_port: u16) -> Result<Line> {
+        self.probe.line(&format!("a retransmit of kind {kind} from port {local_port}"), |line| {
+            self.is_ours(line)
+                && line.text("network.tcp.retransmit.type") == Some(kind)
+                && line.int("network.local.port") == Some(local_port.into())
+        })
+    }
+
+    /// Checks everything that an event says about its connection, seen from `local`.
+    fn check(&self, event: &Line, local: (&str, u16), peer: (&str, u16), owner: &Peer) -> Result<()> {
+        let expected = [
+            ("network.type", if local.0.contains(':') { "ipv6" } else { "ipv4" }),
+            ("network.local.address", local.0),
+            ("network.peer.address", peer.0),
+            ("process.comm", owner.name),
+            ("process.executable.name", "tcp_peer"),
+            ("linux.cgroup.path", self.cgroup.path()),
+        ];
+        for (key, value) in expected {
+            ensure!(event.text(key) == Some(value), "{key} is not {value}: {}", event.0);
+        }
+        let expected = [
+            ("network.local.port", u32::from(local.1)),
+            ("network.peer.port", u32::from(peer.1)),
+            ("process.pid", owner.pid()),
+            ("linux.netns", self.netns.inode()),
+        ];
+        for (key, value) in expected {
+            ensure!(event.int(key) == Some(value.into()), "{key} is not {value}: {}", event.0);
+        }
+        Ok(())
+    }
+
+    /// Ends the processes, waits until no connection of theirs is left, and compares what `probe` saw with what the kernel
+    /// counted.
+    fn finish(mut self) -> Result<Outcome> {
+        self.loss.heal()?;
+        let Self { client, server, loss: _loss, probe, cgroup: _cgroup, netns } = self;
+        client.workload.end()?;
+        server.workload.end()?;
+        poll("the end of all connections", Duration::from_secs(20), || {
+            Ok((open_connections(&netns)? == 0).then_some(()))
+        })?;
+        let counters = Counters::read(&netns)?;
+        let finished = probe.stop()?;
+        finished.require_complete()?;
+        let ours = |line: &Line| line.int("linux.netns") == Some(netns.inode().into());
+        let events = finished.lines.into_iter().filter(ours).collect();
+        Ok(Outcome { events, counters })
+    }
+}
+
+/// Connections of a namespace that may still send data: all but those in TIME_WAIT.
+fn open_connections(netns: &Netns) -> Result<usize> {
+    const TIME_WAIT: &str = "06";
+    let mut open = 0;
+    for file in ["tcp", "tcp6"] {
+        let table = netns.proc_net(file)?;
+        open +=
+            table.lines().skip(1).filter(|line| line.split_whitespace().nth(3) != Some(TIME_WAIT)).count();
+    }
+    Ok(open)
+}
+
+impl Outcome {
+    /// Segments by kind, as `probe` saw them.
+    fn segments(&self) -> BTreeMap<&str, i64> {
+        let mut segments: BTreeMap<&str, i64> = CAUSES.iter().map(|kind| (*kind, 0)).collect();
+        for line in &self.events {
+            if let Some(kind) = line.text("network.tcp.retransmit.type") {
+                *segments.entry(kind).or_default() += line.int("segments").unwrap_or(0);
+            }
+        }
+        segments
+    }
+
+    /// Segment by segment the same as in the kernel's counters.
+    fn require_kernels_sums(&self, test: &str) -> Result<()> {
+        let segments = self.segments();
+        let kind = |name: &str| segments.get(name).copied().unwrap_or(0);
+        let counter = |name: &str| self.counters.get(name);
+        let sums = [
+            (
+                "all = TcpRetransSegs - TCPRetransFail",
+                segments.values().sum(),
+                counter("TcpRetransSegs")? - counter("TcpExtTCPRetransFail")?,
+            ),
+            ("fast = TCPFastRetrans", kind("fast"), counter("TcpExtTCPFastRetrans")?),
+            ("slow_start = TCPSlowStartRetrans", kind("slow_start"), counter("TcpExtTCPSlowStartRetrans")?),
+            ("syn + syn_ack = TCPSynRetrans", kind("syn") + kind("syn_ack"), counter("TcpExtTCPSynRetrans")?),
+        ];
+        println!("{test}: {segments:?}");
+        for (what, probe, kernel) in sums {
+            println!("{test}: {what}: {probe} = {kernel}");
+        }
+        for (what, probe, kernel) in sums {
+            ensure!(probe == kernel, "{test}: {what}: probe has {probe}, the kernel {kernel}");
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn syn() -> Result<()> {
+    let mut scene = Scene::new("retransmit")?;
+    for address in LOOPBACKS {
+        let port = scene.server.listen(address, "")?;
+        scene.loss.set(&[lose(SYN).sent_to(port).after(0, 1)])?;
+        let connection = scene.connect(address, port, "")?;
+        let event = scene.retransmit("syn", connection.client_port)?;
+        scene.check(&event, (address, connection.client_port), (address, port), &scene.client)?;
+        assert_eq!(event.text("network.connection.state"), Some("syn_sent"));
+        assert_eq!(event.int("segments"), Some(1));
+        assert_eq!(event.get("tcp.srtt"), None, "nothing was measured yet");
+    }
+    let outcome = scene.finish()?;
+    outcome.require_kernels_sums("syn")?;
+    assert_eq!(outcome.segments()["syn"], 2);
+    Ok(())
+}
+
+#[test]
+fn syn_ack() -> Result<()> {
+    let mut scene = Scene::new("retransmit")?;
+    for address in LOOPBACKS {
+        let port = scene.server.listen(address, "")?;
+        scene.loss.set(&[lose(SYN_ACK).sent_from(port).after(0, 1)])?;
+        let connection = scene.connect(address, port, "")?;
+        let event = scene.retransmit("syn_ack", port)?;
+        scene.check(&event, (address, port), (address, connection.client_port), &scene.server)?;
+        assert_eq!(event.text("network.connection.state"), Some("syn_received"));
+        assert_eq!(event.int("segments"), Some(1));
+    }
+    scene.finish()?.require_kernels_sums("syn_ack")
+}
+
+#[test]
+fn timeout_and_slow_start() -> Result<()> {
+    let mut scene = Scene::new("retransmit")?;
+    for address in LOOPBACKS {
+        let port = scene.server.listen(address, "")?;
+        let connection = scene.connect(address, port, FULL)?;
+        scene.loss.set(&[lose(DATA).sent_to(port)])?;
+        scene.send(&connection, 8)?;
+        let timeout = scene.retransmit("timeout", connection.client_port)?;
+        scene.loss.heal()?;
+        scene.receive(&connection, 8)?;
+        let slow_start = scene.retransmit("slow_start", connection.client_port)?;
+        for event in [&timeout, &slow_start] {
+            scene.check(event, (address, connection.client_port), (address, port), &scene.client)?;
+            assert_eq!(event.text("network.connection.state"), Some("established"));
+            assert!(event.float("tcp.srtt").is_some_and(|srtt| srtt > 0.0), "{event:?}");
+            assert!(event.int("tcp.cwnd").is_some_and(|cwnd| cwnd > 0), "{event:?}");
+        }
+        assert_eq!(timeout.int("segments"), Some(1));
+        assert_eq!(timeout.int("tcp.unacked"), Some(8));
+    }
+    let outcome = scene.finish()?;
+    outcome.require_kernels_sums("timeout_and_slow_start")?;
+    assert!(outcome.segments()["timeout"] >= 2);
+    assert!(outcome.segments()["slow_start"] >= 2);
+    Ok(())
+}
+
+#[test]
+fn fast() -> Result<()> {
+    let mut scene = Scene::new("retransmit")?;
+    for address in LOOPBACKS {
+        let port = scene.server.listen(address, "")?;
+        let connection = scene.connect(address, port, FULL)?;
+        scene.loss.set(&[lose(DATA).sent_to(port).after(2, 1)])?;
+        scene.send(&connection, 10)?;
+        scene.receive(&connection, 10)?;
+        let event = scene.retransmit("fast", connection.client_port)?;
+        scene.check(&event, (address, connection.client_port), (address, port), &scene.client)?;
+        assert_eq!(event.text("network.connection.state"), Some("established"));
+        assert_eq!(event.int("segments"), Some(1));
+    }
+    let outcome = scene.finish()?;
+    outcome.require_kernels_sums("fast")?;
+    assert_eq!(outcome.segments()["fast"], 2);
+    Ok(())
+}
+
+#[test]
+fn tail_loss_probe() -> Result<()> {
+    let mut scene = Scene::new("retransmit")?;
+    for address in LOOPBACKS {
+        let port = scene.server.listen(address, "")?;
+        let connection = scene.connect(address, port, FULL)?;
+        scene.loss.set(&[lose(DATA).sent_to(port).after(3, 1)])?;
+        scene.send(&connection, 4)?;
+        scene.receive(&connection, 4)?;
+        let event = scene.retransmit("tail_loss_probe", connection.client_port)?;
+        scene.check(&event, (address, connection.client_port), (address, port), &scene.client)?;
+        assert_eq!(event.int("segments"), Some(1));
+        assert_eq!(event.int("tcp.unacked"), Some(1));
+
+        // The other direction: an accepted socket is its listener's.
+        scene.loss.set(&[lose(DATA).sent_from(port).after(3, 1)])?;
+        scene.server.tell(&format!("send {} {SEGMENT} 4", connection.server))?;
+        scene.client.tell(&format!("receive {} {}", connection.client, 4 * SEGMENT.parse::<u32>()?))?;
+        let event = scene.retransmit("tail_loss_probe", port)?;
+        scene.check(&event, (address, port), (address, connection.client_port), &scene.server)?;
+    }
+    let outcome = scene.finish()?;
+    outcome.require_kernels_sums("tail_loss_probe")?;
+    // One probe is one event.
+    assert_eq!(outcome.segments()["tail_loss_probe"], 4);
+    assert_eq!(outcome.events.len(), 4);
+    Ok(())
+}
+
+/// One skb can stand for many segments; the kernel counts segments.
+#[test]
+fn segments_of_one_skb() -> Result<()> {
+    let mut scene = Scene::new("retransmit")?;
+    for address in LOOPBACKS {
+        let port = scene.server.listen(address, "")?;
+        let connection = scene.connect(address, port, "cc=cubic mss=1000")?;
+        scene.loss.set(&[lose(DATA).sent_to(port)])?;
+        // One write, one skb.
+        scene.client.tell(&format!("send {} 8000 1", connection.client))?;
+        scene.loss.wait_for_drops(0, 1)?;
+        let lost = scene.loss.counts(0)?;
+        assert!(lost.dropped_segments > lost.dropped, "the test's own loss: {lost:?}");
+        scene.retransmit("timeout", connection.client_port)?;
+        scene.loss.heal()?;
+        scene.server.tell(&format!("receive {} 8000", connection.server))?;
+    }
+    let outcome = scene.finish()?;
+    outcome.require_kernels_sums("segments_of_one_skb")?;
+    assert!(outcome.events.iter().any(|event| event.int("segments") > Some(1)), "{:?}", outcome.events);
+    Ok(())
+}
+
+/// Segments that could not be sent again were not sent again.
+#[test]
+fn failed_retransmits_do_not_count() -> Result<()> {
+    let mut scene = Scene::new("retransmit")?;
+    for address in LOOPBACKS {
+        let port = scene.server.listen(address, "")?;
+        let connection = scene.connect(address, port, FULL)?;
+        scene.loss.set(&[lose(DATA).sent_to(port)])?;
+        scene.send(&connection, 4)?;
+        scene.retransmit("timeout", connection.client_port)?;
+        let before = Counters::read(&scene.netns)?.get("TcpExtTCPRetransFail")?;
+        let mut refuse = lose(DATA).sent_to(port);
+        refuse.what ^= INGRESS | EGRESS;
+        scene.loss.set(&[refuse])?;
+        poll("a retransmit that fails", DEADLINE, || {
+            let failed = Counters::read(&scene.netns)?.get("TcpExtTCPRetransFail")? - before;
+            Ok((failed > 0).then_some(()))
+        })?;
+        scene.loss.heal()?;
+        scene.receive(&connection, 4)?;
+    }
+    let outcome = scene.finish()?;
+    outcome.require_kernels_sums("failed_retransmits_do_not_count")?;
+    assert!(outcome.counters.get("TcpExtTCPRetransFail")? >= 2);
+    Ok(())
+}
+
+/// A hundred connections that lose 3 % of everything, all kinds at once.
+fn mix(congestion_control: &str) -> Result<()> {
+    const CONNECTIONS: u32 = 50;
+    const OCTETS: u32 = 100_000;
+    let mut scene = Scene::new("retransmit")?;
+    let options = format!("mss=1000 cc={congestion_control}");
+    let ports = LOOPBACKS.map(|address| scene.server.listen(address, &options));
+    let [v4, v6] = ports;
+    let addresses = format!("127.0.0.1:{},[::1]:{}", v4?, v6?);
+    scene.loss.set(&[lose(SYN | SYN_ACK | DATA | BARE).percent(3)])?;
+    scene.server.workload.order(&format!("serve 2 {CONNECTIONS} {OCTETS}"))?;
+    scene.client.tell(&format!("load {CONNECTIONS} {OCTETS} {addresses} {options}"))?;
+    scene.server.workload.hear()?;
+    let lost = scene.loss.counts(0)?;
+    let pids = [scene.client.pid(), scene.server.pid()];
+    let path = scene.cgroup.path().to_owned();
+
+    let outcome = scene.finish()?;
+    println!("mix, {congestion_control}: {lost:?}, {} events", outcome.events.len());
+    outcome.require_kernels_sums(&format!("mix, {congestion_control}"))?;
+    assert!(outcome.segments().values().sum::<i64>() >= 100, "too little was lost to tell anything");
+    for kind in ["ipv4", "ipv6"] {
+        assert!(outcome.events.iter().any(|event| event.text("network.type") == Some(kind)), "{kind}");
+    }
+    for event in &outcome.events {
+        assert!(pids.iter().any(|pid| event.int("process.pid") == Some((*pid).into())), "{event:?}");
+        assert_eq!(event.text("linux.cgroup.path"), Some(&*path), "{event:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn mix_under_cubic() -> Result<()> {
+    mix("cubic")
+}
+
+#[test]
+fn mix_under_bbr() -> Result<()> {
+    let available = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_available_congestion_control")?;
+    if available.split_whitespace().any(|name| name == "bbr") {
+        return mix("bbr");
+    }
+    println!("this kernel has no bbr ({}): reno instead", available.trim());
+    mix("reno")
+}
+
+#[test]
+fn listeners_of_several_processes_own_nothing() -> Result<()> {
+    let mut scene = Scene::new("retransmit,connect")?;
+    let mut second = Peer::start("test-second", &scene.netns, &scene.cgroup)?;
+    // Shared by two processes, and, to compare, by two sockets of one.
+    let own = scene.server.listen("127.0.0.1", "reuse_port")?;
+    scene.server.tell(&format!("listen 127.0.0.1:{own} reuse_port"))?;
+    let shared = scene.server.listen("127.0.0.1", "reuse_port")?;
+    second.tell(&format!("listen 127.0.0.1:{shared} reuse_port"))?;
+    for port in [shared, own] {
+        scene.loss.set(&[lose(SYN_ACK).sent_from(port).after(0, 1)])?;
+        for _ in 0..4 {
+            scene.client.tell(&format!("connect 127.0.0.1:{port}"))?;
+        }
+    }
+    let accepted =
+        |line: &Line, port: u16| scene.is_ours(line) && line.int("network.local.port") == Some(port.into());
+    let events = scene.probe.wait_for("four connections and a retransmit of each", DEADLINE, |lines| {
+        let of = |port| lines.iter().filter(|line| accepted(line, port)).cloned().collect::<Vec<_>>();
+        let events = [of(shared), of(own)];
+        events
+            .iter()
+            .all(|events| {
+                events.iter().filter(|event| event.event() == "tcp.connect").count() == 4
+                    && events.iter().any(|event| event.event() == "tcp.retransmit")
+            })
+            .then_some(events)
+    })?;
+    let [of_two, of_one] = events;
+    for event in of_one {
+        assert_eq!(event.int("process.pid"), Some(scene.server.pid().into()), "{event:?}");
+        assert_eq!(event.text("process.comm"), Some(SERVER), "{event:?}");
+    }
+    let of_second = second.tell("drain")?;
+    for event in of_two {
+        assert_eq!(event.text("linux.cgroup.path"), Some(scene.cgroup.path()));
+        let peer_port = event.int("network.peer.port").context("no peer port")?.to_string();
+        let owner = if of_second.split(' ').any(|port| port == peer_port) { &second } else { &scene.server };
+        if event.event() == "tcp.retransmit" {
+            // A SYN-ACK is sent for one listener, and that is known.
+            assert_eq!(event.int("process.pid"), Some(owner.pid().into()), "{event:?}");
+            continue;
+        }
+        for key in ["process.pid", "process.comm", "process.executable.name"] {
+            assert_eq!(event.get(key), None, "it may be either's: {event:?}");
+        }
+    }
+    second.workload.end()?;
+    scene.finish()?.require_kernels_sums("listeners_of_several_processes_own_nothing")
+}
+
+/// Who listens at an address now owns what is accepted there, not who did before.
+#[test]
+fn a_port_that_changes_hands() -> Result<()> {
+    let mut scene = Scene::new("connect")?;
+    for address in LOOPBACKS {
+        // The kernel chooses the first one's port, and takes it back as the listener closes.
+        let mut first = Peer::start("test-first", &scene.netns, &scene.cgroup)?;
+        let port = first.listen(address, "")?;
+        first.tell("unlisten")?;
+        for _ in 0..2 {
+            scene.server.tell(&format!("listen {}", at(address, port)))?;
+            let connection = scene.connect(address, port, "")?;
+            let event = scene.probe.line("an accepted connection", |line| {
+                scene.is_ours(line)
+                    && line.int("network.local.port") == Some(port.into())
+                    && line.int("network.peer.port") == Some(connection.client_port.into())
+            })?;
+            scene.check(&event, (address, port), (address, connection.client_port), &scene.server)?;
+            // So that nothing of the address is left.
+            scene.client.tell(&format!("reset {}", connection.client))?;
+            scene.server.tell(&format!("close {}", connection.server))?;
+            scene.server.tell("unlisten")?;
+        }
+        first.workload.end()?;
+    }
+    scene.finish()?.require_kernels_sums("a_port_that_changes_hands")
+}
+
+/// IPv4 in IPv6 sockets is IPv4 on the wire, and reported as that.
+#[test]
+fn ipv4_in_ipv6_sockets() -> Result<()> {
+    let mut scene = Scene::new("retransmit,connect,reset")?;
+    let port = scene.server.listen("::", "")?;
+    // An IPv4 socket of the client, and an IPv6 socket of it; the server's are IPv6 in both cases.
+    for address in ["127.0.0.1", "::ffff:127.0.0.1"] {
+        let connection = scene.connect(address, port, FULL)?;
+        scene.loss.set(&[
+            lose(DATA).sent_to(port).after(3, 1),
+            lose(DATA).sent_from(port).sent_to(connection.client_port).after(3, 1),
+        ])?;
+        scene.send(&connection, 4)?;
+        scene.receive(&connection, 4)?;
+        scene.server.tell(&format!("send {} {SEGMENT} 4", connection.server))?;
+        scene.client.tell(&format!("receive {} {}", connection.client, 4 * SEGMENT.parse::<u32>()?))?;
+        scene.client.tell(&format!("reset {}", connection.client))?;
+        let (here, there) = (("127.0.0.1", connection.client_port), ("127.0.0.1", port));
+        for name in ["tcp.connect", "tcp.retransmit", "tcp.reset"] {
+            for (local, peer, owner) in [(here, there, &scene.client), (there, here, &scene.server)] {
+                let event = scene.probe.line(&format!("{name} at {address}"), |line| {
+                    scene.is_ours(line)
+                        && line.event() == name
+                        && line.int("network.local.port") == Some(local.1.into())
+                        && line.int("network.peer.port") == Some(peer.1.into())
+                })?;
+                scene.check(&event, local, peer, owner)?;
+            }
+        }
+    }
+    scene.finish()?.require_kernels_sums("ipv4_in_ipv6_sockets")
+}
+
+#[test]
+fn connections_that_are_made() -> Result<()> {
+    let mut scene = Scene::new("connect")?;
+    for (bound, address) in [
+        ("127.0.0.1", "127.0.0.1"),
+        ("0.0.0.0", "127.0.0.1"),
+        ("::1", "::1"),
+        ("::", "::1"),
+        ("::", "127.0.0.1"),
+    ] {
+        let port = scene.server.listen(bound, "")?;
+        let connection = scene.connect(address, port, "")?;
+        let (here, there) = ((address, connection.client_port), (address, port));
+        for (local, peer, owner, role) in
+            [(here, there, &scene.client, "client"), (there, here, &scene.server, "server")]
+        {
+            let event = scene.probe.line(role, |line| {
+                scene.is_ours(line) && line.int("network.local.port") == Some(local.1.into())
+            })?;
+            scene.check(&event, local, peer, owner)?;
+            assert_eq!(event.event(), "tcp.connect");
+            assert_eq!(event.text("outcome"), Some("established"));
+            assert_eq!(event.text("network.tcp.handshake.role"), Some(role));
+            assert_eq!(event.text("network.connection.state"), Some("established"));
+            assert_eq!(event.get("error.type"), None);
+            let duration = event.float("duration");
+            if role == "client" {
+                assert!(duration.is_some_and(|seconds| seconds > 0.0 && seconds < 1.0), "{event:?}");
+            } else {
+                assert_eq!(duration, None, "nobody measures it there");
+            }
+        }
+    }
+    let outcome = scene.finish()?;
+    assert_eq!(outcome.events.len(), 10, "{:?}", outcome.events);
+    assert_eq!(outcome.counters.get("TcpPassiveOpens")?, 5);
+    Ok(())
+}
+
+#[test]
+fn connections_that_fail() -> Result<()> {
+    let mut scene = Scene::new("failed,connect")?;
+    scene.netns.run(|| std::fs::write("/proc/sys/net/ipv4/tcp_syn_retries", "1"))??;
+    for address in LOOPBACKS {
+        // A port that was somebody's a moment ago is nobody's now.
+        let closed = scene.server.listen(address, "")?;
+        scene.server.tell("unlisten")?;
+        // The kernel's choice of local port is over when the connection has failed; a port of the test's is not.
+        let local = scene.server.listen(address, "")?;
+        scene.server.tell("unlisten")?;
+        assert_eq!(
+            scene.client.tell(&format!("connect {} from={}", at(address, closed), at(address, local)))?,
+            "error ConnectionRefused"
+        );
+        let answer = scene.client.tell(&format!("connect {}", at(address, closed)))?;
+        assert_eq!(answer, "error ConnectionRefused");
+        let refused = scene.probe.wait_for("two refused connections", DEADLINE, |lines| {
+            let refused =
+                |line: &&Line| scene.is_ours(line) && line.int("network.peer.port") == Some(closed.into());
+            let lines: Vec<Line> = lines.iter().filter(refused).cloned().collect();
+            (lines.len() == 2).then_some(lines)
+        })?;
+        scene.check(&refused[0], (address, local), (address, closed), &scene.client)?;
+        let chosen = refused[1].int("network.local.port").context("no local port")?;
+        scene.check(&refused[1], (address, u16::try_from(chosen)?), (address, closed), &scene.client)?;
+        assert_ne!(chosen, 0, "0 is no port");
+        for event in refused {
+            assert_eq!(event.event(), "tcp.connect");
+            assert_eq!(event.text("outcome"), Some("failed"));
+            assert_eq!(event.text("error.type"), Some("ECONNREFUSED"));
+            assert_eq!(event.text("network.tcp.handshake.role"), Some("client"));
+            assert!(event.float("duration").is_some_and(|seconds| seconds > 0.0), "{event:?}");
+        }
+    }
+
+    // Nobody answers: one connection is given up by its process, one by the kernel.
+    let silent = LOOPBACKS.map(|address| scene.server.listen(address, ""));
+    let [v4, v6] = silent;
+    let (v4, v6) = (v4?, v6?);
+    scene.loss.set(&[lose(SYN).sent_to(v4), lose(SYN).sent_to(v6)])?;
+    for (address, port) in [("127.0.0.1", v4), ("::1", v6)] {
+        scene.client.tell(&format!("begin {}", at(address, port)))?;
+        let given_up = scene.client.tell(&format!("begin {}", at(address, port)))?;
+        scene.client.tell(&format!("close {given_up}"))?;
+    }
+    for (address, port) in [("127.0.0.1", v4), ("::1", v6)] {
+        let event = scene.probe.line("a connection that nobody answered", |line| {
+            scene.is_ours(line) && line.int("network.peer.port") == Some(port.into())
+        })?;
+        let chosen = event.int("network.local.port").context("no local port")?;
+        scene.check(&event, (address, u16::try_from(chosen)?), (address, port), &scene.client)?;
+        assert_eq!(event.text("error.type"), Some("ETIMEDOUT"));
+        // A SYN, another after a second, and two more seconds of waiting.
+        assert!(event.float("duration").is_some_and(|seconds| seconds > 2.5), "{event:?}");
+    }
+    let outcome = scene.finish()?;
+    assert_eq!(outcome.events.len(), 6, "closing a half-open connection is no failure: {:?}", outcome.events);
+    Ok(())
+}
+
+#[test]
+fn resets() -> Result<()> {
+    let mut scene = Scene::new("reset")?;
+    for address in LOOPBACKS {
+        let port = scene.server.listen(address, "")?;
+        for client_resets in [true, false] {
+            let connection = scene.connect(address, port, "")?;
+            let here = ((address, connection.client_port), &scene.client);
+            let there = ((address, port), &scene.server);
+            let (from, to) = if client_resets { (here, there) } else { (there, here) };
+            let events: [(_, _, _, _); 2] =
+                [(from.0, to.0, from.1.pid(), "transmit"), (to.0, from.0, to.1.pid(), "receive")];
+            if client_resets {
+                scene.client.tell(&format!("reset {}", connection.client))?;
+            } else {
+                scene.server.tell(&format!("reset {}", connection.server))?;
+            }
+            for (local, peer, pid, direction) in events {
+                let event = scene.probe.line(direction, |line| {
+                    scene.is_ours(line)
+                        && line.int("network.local.port") == Some(local.1.into())
+                        && line.int("network.peer.port") == Some(peer.1.into())
+                })?;
+                let owner = if pid == scene.client.pid() { &scene.client } else { &scene.server };
+                scene.check(&event, local, peer, owner)?;
+                assert_eq!(event.event(), "tcp.reset");
+                assert_eq!(event.text("network.io.direction"), Some(direction), "{event:?}");
+            }
+        }
+    }
+    // A refused connection is a reset received; the one who refuses has no socket to speak of.
+    let closed = scene.server.listen("127.0.0.1", "")?;
+    scene.server.tell("unlisten")?;
+    scene.client.tell(&format!("connect 127.0.0.1:{closed}"))?;
+    let refused = scene.probe.line("a reset instead of a connection", |line| {
+        scene.is_ours(line) && line.int("network.peer.port") == Some(closed.into())
+    })?;
+    assert_eq!(refused.text("network.io.direction"), Some("receive"));
+    assert_eq!(refused.int("process.pid"), Some(scene.client.pid().into()));
+    let outcome = scene.finish()?;
+    assert_eq!(outcome.events.len(), 9, "{:?}", outcome.events);
+    Ok(())
+}
+
+/// What identifies an event, whichever `probe` saw it.
+fn identity(line: &Line) -> Vec<String> {
+    let keys = [
+        "event",
+        "network.tcp.retransmit.type",
+        "network.io.direction",
+        "outcome",
+        "network.tcp.handshake.role",
+        "network.local.address",
+        "network.local.port",
+        "network.peer.address",
+        "network.peer.port",
+        "process.pid",
+    ];
+    keys.iter().map(|key| line.get(key).map(ToString::to_string).unwrap_or_default()).collect()
+}
+
+#[test]
+fn filters() -> Result<()> {
+    const KINDS: &str = "retransmit,reset,connect";
+    let mut scene = Scene::new(KINDS)?;
+    let inner = scene.cgroup.below("inner")?;
+    let mut second = Peer::start("test-second", &scene.netns, &inner)?;
+    // In a namespace of its own every port is free.
+    let (v4, wide, v6) = (7001_u16, 7002_u16, 7003_u16);
+
+    let pid = scene.client.pid().to_string();
+    let (v4_text, v6_text) = (v4.to_string(), v6.to_string());
+    type Wanted = Box<dyn Fn(&Line) -> bool>;
+    let text = |key: &'static str, value: &str| -> Wanted {
+        let value = value.to_owned();
+        Box::new(move |line| line.text(key) == Some(&value))
+    };
+    let int =
+        |key: &'static str, value: i64| -> Wanted { Box::new(move |line| line.int(key) == Some(value)) };
+    let cgroup = scene.cgroup.path().to_owned();
+    let cases: Vec<(Vec<&str>, Wanted)> = vec![
+        (vec!["--pid", &pid], int("process.pid", scene.client.pid().into())),
+        (vec!["--comm", "test-second"], text("process.comm", "test-second")),
+        (vec!["--local-port", &v4_text], int("network.local.port", v4.into())),
+        (vec!["--peer-port", &v6_text], int("network.peer.port", v6.into())),
+        (vec!["--peer", "127.0.0.2"], text("network.peer.address", "127.0.0.2")),
+        (
+            vec!["--peer", "127.0.0.0/30"],
+            Box::new(|line| {
+                matches!(line.text("network.peer.address"), Some("127.0.0.1" | "127.0.0.2" | "127.0.0.3"))
+            }),
+        ),
+        (vec!["--peer", "::/64"], text("network.type", "ipv6")),
+        (vec!["--cgroup", inner.path()], text("linux.cgroup.path", inner.path())),
+        (
+            vec!["--cgroup", &cgroup],
+            Box::new({
+                let cgroup = cgroup.clone();
+                move |line| line.text("linux.cgroup.path").is_some_and(|path| path.starts_with(&cgroup))
+            }),
+        ),
+        (
+            vec!["--comm", "test-second", "--peer-port", &v6_text],
+            Box::new(move |line| {
+                line.text("process.comm") == Some("test-second")
+                    && line.int("network.peer.port") == Some(v6.into())
+            }),
+        ),
+        (vec!["--kind", "reset"], text("event", "tcp.reset")),
+    ];
+    let probes = cases
+        .iter()
+        .map(|(filter, _)| {
+            let kinds = if filter.contains(&"--kind") { &[][..] } else { &["--kind", KINDS] };
+            Probe::start(&[&["tcp"], &filter[..], kinds].concat())
+        })
+        .collect::<Result<Vec<_>>>()?;
+
+    // A listener's owner is known to those who saw it begin.
+    for (address, port) in [("127.0.0.1", v4), ("0.0.0.0", wide), ("::1", v6)] {
+        scene.server.tell(&format!("listen {}", at(address, port)))?;
+    }
+    // Every one connects everywhere, and loses the first SYN of all; then each connection is reset.
+    for (address, port) in [("127.0.0.1", v4), ("127.0.0.2", wide), ("127.0.0.5", wide), ("::1", v6)] {
+        scene.loss.set(&[lose(SYN).sent_to(port).after(0, 1)])?;
+        // The other's program does not see what is received in a cgroup beside it; here the server receives.
+        for peer in [&mut scene.client, &mut second] {
+            let answer = peer.tell(&format!("connect {}", at(address, port)))?;
+            let (number, _) = answer.split_once(' ').context(answer.clone())?;
+            peer.tell(&format!("reset {number}"))?;
+        }
+    }
+    // Per address: one retransmit; per connection: two ends, two resets.
+    let all = scene.probe.wait_for("all events", DEADLINE, |lines| {
+        let ours: Vec<Line> = lines.iter().filter(|line| scene.is_ours(line)).cloned().collect();
+        (ours.len() >= 4 + 4 * 2 * 4).then_some(ours)
+    })?;
+    assert_eq!(all.len(), 4 + 4 * 2 * 4);
+    for ((filter, wanted), probe) in cases.iter().zip(probes) {
+        let mut expected: Vec<_> = all.iter().filter(|line| wanted(line)).map(identity).collect();
+        let finished = probe.stop()?;
+        finished.require_complete()?;
+        let seen = finished.lines.iter().filter(|line| scene.is_ours(line));
+        let mut seen: Vec<_> = seen.map(identity).collect();
+        expected.sort();
+        seen.sort();
+        assert!(
+            !expected.is_empty() && expected.len() < all.len() || filter.contains(&&*cgroup),
+            "{filter:?}"
+        );
+        assert_eq!(seen, expected, "{filter:?}");
+        // What the filter keeps out costs no record: neither does anything of the rest of the host.
+        assert!(finished.lines.iter().all(wanted), "{filter:?}");
+    }
+    second.workload.end()?;
+    drop(inner);
+    scene.finish()?.require_kernels_sums("filters")
+}
