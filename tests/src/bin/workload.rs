@@ -125,22 +125,29 @@ fn obey(words: &[&str]) -> Result<String> {
                 thread.join().ok().context("a thread panicked")??;
             }
         }
-        // ask SERVER ID NAME: a lookup through a connected socket, without waiting for the answer for long.
+        // ask SERVER ID NAME: a lookup through a connected socket.
         ["ask", server, id, name] => {
-            let server: SocketAddr = server.parse()?;
-            let local: SocketAddr = if server.is_ipv4() { "0.0.0.0:0".parse()? } else { "[::]:0".parse()? };
-            let socket = UdpSocket::bind(local)?;
-            socket.connect(server)?;
-            socket.set_read_timeout(Some(Duration::from_secs(10)))?;
-            socket.send(&dns_server::query(id.parse()?, name, dns_server::A))?;
-            let len = socket.recv(&mut [0; 512])?;
-            return Ok(len.to_string());
+            let socket = send(server, id, name)?;
+            socket.recv(&mut [0; 512])?;
         }
+        // send SERVER ID NAME: the same without waiting for the answer.
+        ["send", server, id, name] => drop(send(server, id, name)?),
         // connect ADDRESS: a TCP connection that is made and closed.
         ["connect", address] => drop(std::net::TcpStream::connect(address)?),
         _ => bail!("no such command"),
     }
     Ok("done".to_owned())
+}
+
+/// Asks for an address, through a socket of its own.
+fn send(server: &str, id: &str, name: &str) -> Result<UdpSocket> {
+    let server: SocketAddr = server.parse()?;
+    let local: SocketAddr = if server.is_ipv4() { "0.0.0.0:0".parse()? } else { "[::]:0".parse()? };
+    let socket = UdpSocket::bind(local)?;
+    socket.connect(server)?;
+    socket.set_read_timeout(Some(Duration::from_secs(10)))?;
+    socket.send(&dns_server::query(id.parse()?, name, dns_server::A))?;
+    Ok(socket)
 }
 
 /// Exactly so many calls without arguments.
