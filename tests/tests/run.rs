@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{SocketAddr, TcpListener};
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use probe_tests::dns_server::{DnsServer, NXDOMAIN, SERVFAIL, Script};
@@ -338,7 +338,11 @@ fn a_hanging_collector_holds_nothing_up() -> Result<()> {
     let probe = Probe::start(&["run", "--interval", "300ms", "--otlp-endpoint", &endpoint])?;
     receiver.wait_for("a request", DEADLINE, |receiver| (receiver.calls() > 0).then_some(()))?;
     intervals(&probe, 5)?;
-    probe.stop()?.require_complete()
+    let ending = Instant::now();
+    probe.stop()?.require_complete()?;
+    // Five seconds for the last export, and some for a busy host.
+    ensure!(ending.elapsed() < Duration::from_secs(9), "{:?}", ending.elapsed());
+    Ok(())
 }
 
 /// Without any configuration: a summary of all three signals, to read.
