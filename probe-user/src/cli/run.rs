@@ -145,12 +145,15 @@ impl OtlpSink {
 
     async fn shutdown(self) {
         let Self { events: _, exporter, telemetry } = self;
-        if let Some(telemetry) = telemetry
-            && !telemetry.shutdown(SHUTDOWN).await
-        {
-            tracing::debug!("the agent's own metrics were not delivered at the end");
-        }
-        exporter.shutdown(SHUTDOWN).await;
+        let own = async {
+            if let Some(telemetry) = telemetry
+                && !telemetry.shutdown(SHUTDOWN).await
+            {
+                tracing::debug!("the agent's own metrics were not delivered at the end");
+            }
+        };
+        // Side by side: a collector that hangs holds up the end once, not twice.
+        tokio::join!(own, exporter.shutdown(SHUTDOWN));
     }
 }
 
