@@ -406,6 +406,36 @@ fn totals_stay_exact_when_processes_do_not_fit() -> Result<()> {
     workload.end()
 }
 
+/// What processes that are gone held is there for others: more come and go than there is room for at a time.
+#[test]
+fn room_comes_back_when_processes_go() -> Result<()> {
+    const BATCHES: usize = 8;
+    const CHILDREN: usize = 6;
+    let mut workload = Workload::start(WORKLOAD)?;
+    let calls = ["--syscall", "getppid,execve,openat,mmap", "--comm", "workload"];
+    let probe =
+        Probe::start(&[&["syscalls", "--syscall-blocks", "64", "--interval", "300ms"], &calls[..]].concat())?;
+    for batch in 1..=BATCHES {
+        workload.tell(&format!("children {CHILDREN} 10"))?;
+        // Room is given back at the latest in the interval after the one that a process died in.
+        for _ in 0..2 {
+            let before = probe.lines().len();
+            workload.tell("getppid 1")?;
+            let of_workload = of_process(workload.pid());
+            probe.wait_for("an interval", DEADLINE, |lines| {
+                lines.get(before..)?.iter().any(|line| is_row(line) && of_workload(line)).then_some(())
+            })?;
+        }
+        let blocks = 4 * batch * CHILDREN;
+        ensure!(batch < BATCHES || blocks > 2 * 64, "{blocks} would have fitted");
+    }
+    let finished = probe.stop()?;
+    finished.require_complete()?;
+    let want = (BATCHES * (CHILDREN * 10 + 2)) as i64;
+    assert_eq!(count(&finished.lines, "getppid"), want);
+    workload.end()
+}
+
 /// Calls whose beginning could not be kept are counted as lost.
 #[test]
 fn sleepers_without_room_are_counted() -> Result<()> {
