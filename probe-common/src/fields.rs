@@ -112,6 +112,10 @@ kernel_fields! {
     TASK_SIGNAL: KernelPointer = Member "task_struct.signal", SYSCALLS;
     /// Threads of the process that have not exited yet; 0 in the exit of the last.
     SIGNAL_LIVE: i32 = Member "signal_struct.live.counter", SYSCALLS;
+    /// Cgroups of the task.
+    TASK_CGROUPS: KernelPointer = Member "task_struct.cgroups", 0;
+    /// The one in the v2 hierarchy.
+    CSS_SET_DFL_CGRP: KernelPointer = Member "css_set.dfl_cgrp", 0;
     /// x86: bit 1 (TS_COMPAT) is set inside a 32-bit system call. Absent elsewhere.
     TASK_THREAD_STATUS: u32 = Member "task_struct.thread_info.status", 0;
 
@@ -155,6 +159,8 @@ kernel_fields! {
 
     /// Protocol of a socket: raw tracepoints of sockets also fire for others than TCP (DCCP, MPTCP, SCTP).
     SK_PROTOCOL: u16 = Member "sock.sk_protocol", TCP;
+    /// SO_REUSEPORT is set; a bit-field.
+    SKC_REUSEPORT: u8 = Member "sock_common.skc_reuseport", TCP;
     /// Pending error of a socket, a positive errno.
     SK_ERR: i32 = Member "sock.sk_err", TCP;
     /// cgroup v2 of the socket: kernels from 5.15 on, and 5.10 stable of late.

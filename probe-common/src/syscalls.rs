@@ -18,6 +18,10 @@ pub const ABI_COMPAT: u16 = 1 << 14;
 /// x32 on x86-64.
 pub const ABI_X32: u16 = 1 << 15;
 
+/// In place of a process id: calls counted without their process. No process has it, and no [`block_key`] with it is 0, which
+/// means a free block.
+pub const TGID_FOLDED: u32 = u32::MAX;
+
 /// Key of a block: who, which call, on which CPU. A block has one writer, so plain increments are exact.
 #[must_use]
 #[inline(always)]

@@ -122,7 +122,9 @@ fn wake_flags(len: u64) -> u64 {
     let wake_bytes = settings().map_or(0, |settings| u64::from(settings.wake_bytes));
     // SAFETY: RING is a ring buffer map.
     let waiting = unsafe { bpf_ringbuf_query(ring(), u64::from(BPF_RB_AVAIL_DATA)) };
-    if waiting <= wake_bytes && waiting + len > wake_bytes {
+    // What waits includes this record, whose room is its length and a header of 8 bytes, rounded up to 8.
+    let before = waiting.saturating_sub((len + 15) & !7);
+    if before <= wake_bytes && waiting > wake_bytes {
         u64::from(BPF_RB_FORCE_WAKEUP)
     } else {
         u64::from(BPF_RB_NO_WAKEUP)

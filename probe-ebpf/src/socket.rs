@@ -85,9 +85,10 @@ pub fn cgroup(sk: KernelPointer) -> Result<KernelPointer> {
     if kread::present(fields::SK_CGROUP) {
         return kread!(sk, SK_CGROUP);
     }
-    // Before 5.15 the word is a pointer unless bit 0 says that it holds v1 class data.
+    // Before 5.15 the word is a pointer unless its lowest bits say that it holds v1 class data, or nothing
+    // (include/linux/cgroup-defs.h, `sock_cgroup_data`).
     let value = kread!(sk, SK_CGROUP_VAL)?;
-    if value & 1 == 0 && value != 0 { Ok(value) } else { Err(Error::Read) }
+    if value & 3 == 0 && value != 0 { Ok(value) } else { Err(Error::Read) }
 }
 
 /// cgroup id of a `struct cgroup`.

@@ -25,6 +25,14 @@ pub fn owner_of(task: KernelPointer) -> Result<Owner> {
     })
 }
 
+/// The `struct cgroup` of the current task in the v2 hierarchy. (5.10 has no helper for its ancestors in tracepoints.)
+#[inline(always)]
+pub fn cgroup() -> Result<KernelPointer> {
+    // SAFETY: the helper has no requirement.
+    let task = unsafe { bpf_get_current_task() };
+    kread!(kread!(task, TASK_CGROUPS)?, CSS_SET_DFL_CGRP)
+}
+
 /// Whether the current task is inside a 32-bit system call (x86: TS_COMPAT in thread_info.status,
 /// arch/x86/include/asm/thread_info.h).
 #[inline(always)]

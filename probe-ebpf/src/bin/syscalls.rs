@@ -9,10 +9,10 @@
 #![no_main]
 
 use aya_ebpf::bindings::BPF_F_MMAPABLE;
+use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::helpers::generated::{
     bpf_get_current_cgroup_id, bpf_get_current_pid_tgid, bpf_get_current_task, bpf_get_smp_processor_id,
 };
-use aya_ebpf::helpers::{bpf_get_current_ancestor_cgroup_id, bpf_ktime_get_ns};
 use aya_ebpf::macros::{map, raw_tracepoint};
 use aya_ebpf::maps::{Array, HashMap, Queue};
 use aya_ebpf::programs::RawTracePointContext;
@@ -25,7 +25,7 @@ use probe_common::settings::{
 };
 use probe_common::syscalls::{
     ABI_COMPAT, ABI_X32, Block, CACHE_LINES, CpuState, ERRNO_SLOTS, KIND_SLOW, NUMBER_MASK, NUMBER_UNKNOWN,
-    Process, Sleeper, SlowRecord, SyscallId, THRESHOLD_COUNT, block_key,
+    Process, Sleeper, SlowRecord, SyscallId, TGID_FOLDED, THRESHOLD_COUNT, block_key,
 };
 use probe_common::wire::RecordHeader;
 use probe_ebpf::{Error, Result, emit, filter, kread, task};
@@ -124,12 +124,8 @@ fn passes(settings: &Settings, tgid: u32, number: u64) -> Result<bool> {
             return Ok(false);
         }
     }
-    if filters & FILTER_CGROUP != 0 {
-        // SAFETY: the helper has no requirement; it returns 0 where the level does not exist.
-        let ancestor = unsafe { bpf_get_current_ancestor_cgroup_id(settings.cgroup_level as i32) };
-        if ancestor != settings.cgroup_id {
-            return Ok(false);
-        }
+    if filters & FILTER_CGROUP != 0 && !filter::cgroup(settings, task::cgroup()?)? {
+        return Ok(false);
     }
     Ok(filters & FILTER_COMM == 0 || filter::owner(settings, &task::owner()?))
 }
@@ -245,14 +241,13 @@ fn find_block(tgid: u32, id: SyscallId, key: u64) -> u32 {
         // SAFETY: a value of the map, read once.
         return unsafe { *index };
     }
-    if let Ok(Some(index)) = FREE.pop() {
-        if note_process(tgid).is_err() {
-            emit::count(Counter::KernelRead, 1);
-        }
+    if note_process(tgid)
+        && let Ok(Some(index)) = FREE.pop()
+    {
         return take_block(key, index);
     }
     emit::count(Counter::CallsFolded, 1);
-    let folded = block_key(0, id, cpu_number());
+    let folded = block_key(TGID_FOLDED, id, cpu_number());
     if let Some(index) = INDEX.get_ptr(folded) {
         // SAFETY: as above.
         return unsafe { *index };
@@ -276,21 +271,32 @@ fn take_block(key: u64, index: u32) -> u32 {
     index
 }
 
-/// Notes who a process is, once.
+/// Notes who a process is, once. Blocks of a process that is not noted would never be given back.
 #[inline(always)]
-fn note_process(tgid: u32) -> Result<()> {
+fn note_process(tgid: u32) -> bool {
     if PROCESSES.get_ptr(tgid).is_some() {
-        return Ok(());
+        return true;
     }
-    let owner = task::owner()?;
+    let Ok(owner) = task::owner() else {
+        emit::count(Counter::KernelRead, 1);
+        return false;
+    };
     // SAFETY: the helper has no requirement.
     let cgroup_id = unsafe { bpf_get_current_cgroup_id() };
-    let abi = if task::in_compat_call() { u32::from(ABI_COMPAT) } else { 0 };
-    let process = Process { start_ns: owner.start_ns, cgroup_id, dead_ns: 0, comm: owner.comm, abi, _pad: 0 };
+    let process =
+        Process { start_ns: owner.start_ns, cgroup_id, dead_ns: 0, comm: owner.comm, abi: abi(), _pad: 0 };
     if PROCESSES.insert(tgid, process, BPF_ANY).is_err() {
         emit::count(Counter::ProcessesFull, 1);
+        return false;
     }
-    Ok(())
+    true
+}
+
+/// The table of system calls that the current process uses. In an exec the new program's is in force already
+/// (`SET_PERSONALITY`); the few calls between fork and exec are then named by it too.
+#[inline(always)]
+fn abi() -> u32 {
+    if task::in_compat_call() { u32::from(ABI_COMPAT) } else { 0 }
 }
 
 /// A call above the least threshold: is it above its own, and is it one that may take long?
@@ -424,7 +430,12 @@ fn try_process_exec(ctx: &RawTracePointContext) -> Result<()> {
     if let Some(process) = PROCESSES.get_ptr_mut(tgid) {
         let owner = task::owner()?;
         // SAFETY: a value of the map; user space may read half a name, once.
-        unsafe { (*process).comm = owner.comm };
+        let process = unsafe { &mut *process };
+        process.comm = owner.comm;
+        process.abi = abi();
+        // It may have been moved since its first call: container runtimes do just that before they run the program.
+        // SAFETY: the helper has no requirement.
+        process.cgroup_id = unsafe { bpf_get_current_cgroup_id() };
     }
     Ok(())
 }

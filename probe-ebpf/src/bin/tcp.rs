@@ -227,7 +227,8 @@ fn try_set_state(ctx: &RawTracePointContext) -> Result<()> {
             let key = listener_key(sk)?;
             // Whoever listens without having bound is given a port after this hook; its connections find no owner.
             if key.local_port != 0 {
-                add_listener(&key, &state.owner);
+                let shared = kread::read_bits(sk, fields::SKC_REUSEPORT)? != 0;
+                add_listener(&key, &state.owner, shared);
             }
             Ok(())
         }
@@ -281,7 +282,8 @@ fn connected(sk: KernelPointer, role: u8) -> Result<()> {
     Ok(())
 }
 
-/// A connect that ends without an error was closed by its own process: not a failure.
+/// A connect that ends without an error on the socket was closed by its own process: not a failure. (Or it failed before a
+/// segment was sent, for want of a port or a route: connect(2) alone says so, and nothing is seen of it here.)
 fn failed(sk: KernelPointer) -> Result<()> {
     let errno = kread!(sk, SK_ERR)?;
     if errno == 0 {
@@ -329,7 +331,8 @@ fn passes(settings: &Settings, socket: &Socket, sk: KernelPointer) -> Result<boo
     if settings.filters & FILTER_CGROUP == 0 {
         return Ok(true);
     }
-    filter::cgroup(settings, socket::cgroup(sk)?)
+    // A socket without a readable cgroup is in none that anybody asked for.
+    Ok(socket::cgroup(sk).and_then(|cgroup| filter::cgroup(settings, cgroup)).unwrap_or(false))
 }
 
 /// Names the owner, where one is known, and returns when the SYN was sent (0: unknown).
@@ -379,10 +382,11 @@ fn find_listeners(sk: KernelPointer) -> Result<Option<*const Listeners>> {
     Ok(LISTENERS.get_ptr(key))
 }
 
-/// With SO_REUSEPORT several processes listen at one address, and nothing at the birth of an accepted socket tells whose
-/// it is: then nobody's.
+/// With SO_REUSEPORT several processes may listen at one address, some of them since before this program ran, and nothing at
+/// the birth of an accepted socket tells whose it is: then nobody's.
 #[inline(always)]
-fn add_listener(key: &ListenerKey, owner: &Owner) {
+fn add_listener(key: &ListenerKey, owner: &Owner, shared: bool) {
+    let owner = if shared { &Owner::UNKNOWN } else { owner };
     if let Some(listeners) = LISTENERS.get_ptr_mut(key) {
         // SAFETY: a value of the map.
         let listeners = unsafe { &mut *listeners };
