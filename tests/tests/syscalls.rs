@@ -136,14 +136,15 @@ fn threads_are_added_up_exactly() -> Result<()> {
     workload.end()
 }
 
-/// Processes that come and go within an interval have rows of their own, with the name of the program they ran.
+/// Processes that come and go within an interval have rows of their own, with the name of the program they ran: not with
+/// their parent's, which they had for their first calls.
 #[test]
 fn short_lived_processes_are_counted_under_their_own_names() -> Result<()> {
     const CHILDREN: usize = 40;
     let mut workload = Workload::start(WORKLOAD)?;
     // "parent" in hexadecimal.
     workload.tell("name 706172656e74")?;
-    let probe = Probe::start(&["syscalls", "--syscall", "getppid,execve", "--interval", "1h"])?;
+    let probe = Probe::start(&["syscalls", "--interval", "1h"])?;
     workload.tell(&format!("children {CHILDREN} 123"))?;
     workload.tell("getppid 77")?;
     let finished = probe.stop()?;
@@ -168,31 +169,46 @@ fn call_of(pid: u32, tid: u32) -> Result<Option<i64>> {
     Ok(text.split_whitespace().next().and_then(|number| number.parse().ok()))
 }
 
-/// A thread that is killed inside a call leaves nothing behind for the next one that gets its id.
+/// A process with this id.
+fn reborn(id: u32) -> Result<Workload> {
+    poll("a process with the id of a dead thread", LONG, || {
+        std::fs::write("/proc/sys/kernel/ns_last_pid", (id - 1).to_string())?;
+        Ok(Some(Workload::start(WORKLOAD)?).filter(|workload| workload.pid() == id))
+    })
+}
+
+/// A thread that dies inside a call leaves nothing behind for the next one that gets its id: whoever is killed, and
+/// whoever ends, which is a call that nobody returns from.
 #[test]
 fn a_call_that_is_never_returned_from_is_not_counted_elsewhere() -> Result<()> {
-    let mut doomed = Workload::start(WORKLOAD)?;
-    let pid = doomed.pid();
+    let mut killed = Workload::start(WORKLOAD)?;
+    let mut ended = Workload::start(WORKLOAD)?;
+    let pids = [killed.pid(), ended.pid()];
     let probe = Probe::start(&["syscalls", "--comm", "workload", "--interval", "300ms"])?;
-    let tid: u32 = doomed.tell("hang 500")?.parse()?;
+    let tid: u32 = killed.tell("hang 500")?.parse()?;
     let suspended = |call: &i64| *call == libc::SYS_rt_sigsuspend;
-    poll("the thread is suspended", DEADLINE, || Ok(call_of(pid, tid)?.filter(suspended)))?;
-    doomed.kill()?;
-    // The next process with the thread's id.
-    let mut reborn = poll("a process with the id of the dead thread", LONG, || {
-        std::fs::write("/proc/sys/kernel/ns_last_pid", (tid - 1).to_string())?;
-        Ok(Some(Workload::start(WORKLOAD)?).filter(|workload| workload.pid() == tid))
-    })?;
-    reborn.tell("getppid 100")?;
-    let finished = stop_after(probe, "getppid", 600)?;
+    poll("the thread is suspended", DEADLINE, || Ok(call_of(pids[0], tid)?.filter(suspended)))?;
+    ended.tell("getppid 500")?;
+    killed.kill()?;
+    ended.end()?;
+    for id in [tid, pids[1]] {
+        let mut workload = reborn(id)?;
+        workload.tell("getppid 100")?;
+        workload.end()?;
+    }
+    let finished = stop_after(probe, "getppid", 1_200)?;
     finished.require_complete()?;
-    assert_eq!(sums(&finished.lines, of_process(pid))?["getppid"].count, 500);
-    let later = sums(&finished.lines, of_process(tid))?;
-    assert_eq!(later["getppid"].count, 100);
-    assert!(!later.contains_key("rt_sigsuspend"), "it never made that call: {later:?}");
-    // On its way to its death the thread still leaves the call, as the kernel sees it; never twice.
-    assert!(count(&finished.lines, "rt_sigsuspend") <= 1);
-    reborn.end()
+    assert_eq!(sums(&finished.lines, of_process(pids[0]))?["getppid"].count, 500);
+    assert_eq!(sums(&finished.lines, of_process(tid))?["getppid"].count, 100);
+    assert_eq!(sums(&finished.lines, of_process(pids[1]))?["getppid"].count, 600, "one after the other");
+    // On its way to its death a thread still leaves the call that it slept in, as the kernel sees it.
+    let all = sums(&finished.lines, |_| true)?;
+    let suspended = sums(&finished.lines, of_process(tid))?.contains_key("rt_sigsuspend");
+    assert!(!suspended && count(&finished.lines, "rt_sigsuspend") <= 1, "{all:?}");
+    for never_returns in ["exit", "exit_group"] {
+        assert_eq!(all.get(never_returns), None);
+    }
+    Ok(())
 }
 
 #[test]
