@@ -30,6 +30,8 @@ const DRAIN_PERIOD: Duration = Duration::from_millis(100);
 const TICK_PERIOD: Duration = Duration::from_millis(250);
 /// Records taken from one ring before the others have their turn.
 const BATCH: usize = 4096;
+/// Turns of all rings before everything else has its own: the clock, the end, ticks and exports.
+const TURNS: usize = 4;
 /// How much of a ring fills before the programs wake us.
 const WAKE_SHARE: u32 = 4;
 
@@ -213,17 +215,23 @@ impl Pipeline {
         let mut next_tick = begun + TICK_PERIOD;
         let mut next_interval = begun + self.interval;
         let mut stop = false;
+        let mut more = false;
         while !stop {
             let rings: Vec<&Ring> = self.signals.iter().map(|running| &running.ring).collect();
             tokio::select! {
-                _ = drain.tick() => {}
-                ready = woken(&rings) => ready?,
+                // The end first, and no waiting at all while the rings hold more.
+                biased;
                 _ = interrupt.recv() => stop = true,
                 _ = terminate.recv() => stop = true,
+                () = tokio::task::yield_now(), if more => {}
+                ready = woken(&rings) => ready?,
+                _ = drain.tick() => {}
             }
             let now = Instant::now();
             stop |= end.is_some_and(|end| now >= end);
-            if self.drain(sink)? == Flow::Enough {
+            let flow;
+            (flow, more) = self.drain(sink)?;
+            if flow == Flow::Enough {
                 break;
             }
             if now >= next_tick && self.tick(sink)? == Flow::Enough {
@@ -253,9 +261,9 @@ impl Pipeline {
         Ok(self.report.clone())
     }
 
-    /// Empties the rings, a batch of each at a time.
-    fn drain(&mut self, sink: &mut dyn Sink) -> io::Result<Flow> {
-        loop {
+    /// Empties the rings, a batch of each at a time, for a few turns. True: there is more.
+    fn drain(&mut self, sink: &mut dyn Sink) -> io::Result<(Flow, bool)> {
+        for _turn in 0..TURNS {
             let mut full = false;
             let mut events = Vec::new();
             for running in &mut self.signals {
@@ -295,12 +303,13 @@ impl Pipeline {
                 }
             }
             if hand_over(sink, &events)? == Flow::Enough {
-                return Ok(Flow::Enough);
+                return Ok((Flow::Enough, false));
             }
             if !full {
-                return Ok(Flow::More);
+                return Ok((Flow::More, false));
             }
         }
+        Ok((Flow::More, true))
     }
 
     /// Looks after the maps, and says what was lost.
@@ -475,8 +484,7 @@ fn find_container(root: &CgroupRoot, prefix: &str) -> Result<Cgroup, StartError>
     match (found.next(), found.next()) {
         (Some((_, path)), None) => Ok(root.locate(path)?),
         (None, _) => {
-            let known: Vec<&str> =
-                containers.keys().map(|id| id.get(..12).unwrap_or(id)).take(20).collect();
+            let known: Vec<&str> = containers.keys().map(|id| id.get(..12).unwrap_or(id)).take(20).collect();
             let known = if known.is_empty() {
                 "there is none".to_owned()
             } else {
