@@ -21,7 +21,7 @@ use crate::kernel::fields::{Resolved, resolve};
 use crate::kernel::privileges::{self, PrivilegeError};
 use crate::load::{self, Counters, LoadError, Loaded, SettingsMap};
 use crate::series::{Limits, Store, attr, metrics};
-use crate::signals::{Context, Event, Loss, Owners, Signal, SignalKind, Summary};
+use crate::signals::{Context, Event, Loss, Owners, Signal, SignalKind, Summary, next_interval};
 use crate::telemetry::SelfStats;
 
 /// How often rings are looked into without a wake-up: how old a live line can get.
@@ -334,7 +334,7 @@ impl Pipeline {
         let mut events = Vec::new();
         let mut summaries = Vec::new();
         for running in &mut self.signals {
-            let next = running.settings.interval.wrapping_add(1).max(1);
+            let next = next_interval(running.settings.interval);
             running.settings.interval = next;
             running.settings_map.set(&running.settings).map_err(io::Error::other)?;
             let mut keep = |event| events.push(event);

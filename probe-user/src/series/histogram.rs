@@ -16,7 +16,7 @@ pub struct Histogram {
     count: u64,
     /// Nanoseconds. A thousand waiting threads add 1,000 s a second, which is 213 days of a `u64`.
     sum_ns: u128,
-    /// Nanoseconds; known only while every value came with it.
+    /// Nanoseconds: the longest value that came as such. Not the maximum while a bucket above it has counted.
     max_ns: Option<u64>,
 }
 
@@ -30,11 +30,10 @@ impl Histogram {
     /// Counts one duration.
     pub fn record(&mut self, duration: Duration) {
         let ns = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
-        let max_known = self.count == 0 || self.max_ns.is_some();
         self.bump(hist::bucket(ns), 1);
         self.count = self.count.saturating_add(1);
         self.sum_ns = self.sum_ns.saturating_add(u128::from(ns));
-        self.max_ns = max_known.then(|| self.max_ns.unwrap_or(0).max(ns));
+        self.max_ns = self.max_ns.max(Some(ns));
     }
 
     /// Adds what the kernel counted since the last time: `deltas` by bucket, and their sum in nanoseconds.
@@ -45,7 +44,6 @@ impl Histogram {
         else {
             return;
         };
-        let max_known = max_ns.filter(|_| self.count == 0 || self.max_ns.is_some());
         self.reach(first);
         self.reach(last);
         let from = self.first;
@@ -54,23 +52,7 @@ impl Histogram {
             self.count = self.count.saturating_add(*delta);
         }
         self.sum_ns = self.sum_ns.saturating_add(u128::from(sum_ns));
-        self.max_ns = max_known.map(|ns| self.max_ns.unwrap_or(0).max(ns));
-    }
-
-    /// Adds another histogram's counts.
-    pub fn merge(&mut self, other: &Self) {
-        if other.count == 0 {
-            return;
-        }
-        let max_known = other.max_ns.filter(|_| self.count == 0 || self.max_ns.is_some());
-        for (offset, &n) in other.counts.iter().enumerate() {
-            if n > 0 {
-                self.bump(other.first + offset, n);
-            }
-        }
-        self.count = self.count.saturating_add(other.count);
-        self.sum_ns = self.sum_ns.saturating_add(other.sum_ns);
-        self.max_ns = max_known.map(|ns| self.max_ns.unwrap_or(0).max(ns));
+        self.max_ns = self.max_ns.max(max_ns);
     }
 
     /// Values counted.
@@ -91,10 +73,11 @@ impl Histogram {
         self.sum_ns as f64 / 1e9
     }
 
-    /// The longest value, if every one was seen as such and not as a bucket's count.
+    /// The longest value, unless all that is known of it is its bucket.
     #[must_use]
     pub fn max(&self) -> Option<Duration> {
-        self.max_ns.map(Duration::from_nanos)
+        let highest = self.counts.iter().rposition(|&n| n > 0).map_or(0, |offset| self.first + offset);
+        self.max_ns.filter(|ns| hist::bucket(*ns) >= highest).map(Duration::from_nanos)
     }
 
     /// The array index of the first bucket that is kept, and the counts from there on, both ends trimmed of
@@ -175,28 +158,30 @@ mod tests {
     fn merging_gives_what_recording_gives() {
         let durations: Vec<_> = (0..2_000u64).map(|i| Duration::from_nanos(i * i * 31 + 40)).collect();
         let mut whole = Histogram::new();
-        let (mut left, mut right) = (Histogram::new(), Histogram::new());
         let mut counts = [0u64; BUCKETS];
         let (mut sum, mut max) = (0, 0);
-        for (i, duration) in durations.iter().enumerate() {
+        for duration in &durations {
             whole.record(*duration);
-            if i % 3 == 0 { &mut left } else { &mut right }.record(*duration);
             let ns = duration.as_nanos() as u64;
             counts[hist::bucket(ns)] += 1;
             sum += ns;
             max = max.max(ns);
         }
-        left.merge(&right);
-        assert_eq!(left, whole);
         let mut from_kernel = Histogram::new();
         from_kernel.merge_counts(&counts, sum, Some(max));
         assert_eq!(from_kernel, whole);
         from_kernel.merge_counts(&counts, sum, None);
         assert_eq!(
             (from_kernel.count(), from_kernel.max()),
-            (4_000, None),
-            "a maximum not known for all is none"
+            (4_000, whole.max()),
+            "no longer bucket, no longer value"
         );
+        let mut longer = [0u64; BUCKETS];
+        longer[hist::bucket(max) + 1] = 1;
+        from_kernel.merge_counts(&longer, max * 2, None);
+        assert_eq!(from_kernel.max(), None, "the longest came without its length");
+        from_kernel.merge_counts(&longer, max * 2, Some(max * 2));
+        assert_eq!(from_kernel.max(), Some(Duration::from_nanos(max * 2)));
         let before = from_kernel.clone();
         from_kernel.merge_counts(&[0; BUCKETS], 0, None);
         assert_eq!(from_kernel, before);

@@ -150,16 +150,6 @@ impl Store {
         }
     }
 
-    /// Adds durations that were counted elsewhere.
-    pub fn merge(&mut self, entity: &Entity, metric: Timer, attrs: &[Attr], deltas: &Histogram) {
-        if deltas.count() == 0 {
-            return;
-        }
-        if let Some(Data::Times(histogram)) = self.data(entity, metric.0, attrs) {
-            histogram.merge(deltas);
-        }
-    }
-
     /// Adds what the kernel counted since the last time: see [`Histogram::merge_counts`].
     pub fn merge_counts(
         &mut self,
@@ -403,7 +393,6 @@ mod tests {
     fn nothing_merged_makes_no_series() {
         let mut store = Store::new(Limits::default(), 0);
         store.merge_counts(&Entity::Host, metrics::SYSCALL_DURATION, &[], &[0; BUCKETS], 0, None);
-        store.merge(&Entity::Host, metrics::SYSCALL_DURATION, &[], &Histogram::new());
         assert!(store.snapshot(1).is_empty());
         let mut counts = [0; BUCKETS];
         counts[40] = 3;

@@ -177,6 +177,12 @@ pub enum Summary {
     Syscalls(syscalls::Summary),
 }
 
+/// Number of the interval after another. None is 0, which fresh peaks have.
+#[must_use]
+pub fn next_interval(interval: u32) -> u32 {
+    interval.wrapping_add(1).max(1)
+}
+
 /// The name of an errno (`ECONNREFUSED`), its number where it has none.
 #[must_use]
 pub fn errno_name(errno: u32) -> Cow<'static, str> {

@@ -6,22 +6,26 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::io;
+use std::path::Path;
 
 use aya::maps::{HashMap as BpfHashMap, MapData, Queue};
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 use probe_common::hist::BUCKETS;
-use probe_common::syscalls::{Block, Process, SyscallId, key_id, key_tgid};
+use probe_common::syscalls::{Block, Process, SyscallId, TGID_FOLDED, key_id, key_tgid};
 use probe_common::wire::Owner;
 
 use super::{Row, names};
+use crate::entity::sees_host_pids;
 use crate::event::key;
 use crate::kernel::clock;
 use crate::load::{Blocks, Plain, lookup_batch};
 use crate::series::{Histogram, attr, metrics};
-use crate::signals::{Context, Who, errno_name};
+use crate::signals::{Context, Who, errno_name, next_interval};
 
 /// How long a process must be dead before its blocks are taken: its last thread's programs are long done.
 const MOURNING_NS: u64 = 50_000_000;
+/// Errors beyond those that a block tells apart; the semantic conventions' word.
+const OTHER: &str = "_OTHER";
 
 pub(super) struct Harvest {
     blocks: Blocks,
@@ -29,12 +33,25 @@ pub(super) struct Harvest {
     processes: BpfHashMap<MapData, Plain<u32>, Plain<Process>>,
     free: Queue<MapData, u32>,
     /// What every block in use said last.
-    last: Vec<Option<Box<Block>>>,
+    last: Vec<Option<Box<Seen>>>,
     /// Processes that have blocks, as of the last look.
     known: HashMap<u32, Process>,
+    /// Processes that have blocks and are not among [`Self::known`]: since when, CLOCK_MONOTONIC nanoseconds.
+    unknown: HashMap<u32, u64>,
+    /// Whether /proc tells of the processes that the kernel means.
+    sees_host_pids: bool,
     /// What rose since the interval began.
     rows: HashMap<(u32, SyscallId), Tally>,
     used: u64,
+}
+
+/// A block as it was read last.
+struct Seen {
+    block: Block,
+    /// Errors under an errno so far. A block's own counts wrap around.
+    named: u64,
+    /// Errors under no errno so far.
+    other: u64,
 }
 
 /// What one (process, call) rose by.
@@ -44,7 +61,8 @@ struct Tally {
     process: Process,
     durations: Histogram,
     errors: BTreeMap<u32, u64>,
-    errors_total: u64,
+    /// Errors under no errno.
+    other: u64,
 }
 
 impl Harvest {
@@ -62,6 +80,8 @@ impl Harvest {
             free,
             last,
             known: HashMap::default(),
+            unknown: HashMap::default(),
+            sees_host_pids: sees_host_pids(),
             rows: HashMap::default(),
             used: 0,
         }
@@ -81,26 +101,38 @@ impl Harvest {
                 continue;
             }
             self.used += 1;
+            let tgid = key_tgid(key);
+            if tgid != TGID_FOLDED && !self.known.contains_key(&tgid) {
+                // Begun since the processes were read: a process is noted before its first block is.
+                match self.processes.get(&Plain(tgid), 0) {
+                    Ok(Plain(process)) => {
+                        self.known.insert(tgid, process);
+                    }
+                    Err(_) => {
+                        self.unknown.entry(tgid).or_insert_with(clock::monotonic_ns);
+                    }
+                }
+            }
             let Some(last) = self.last.get_mut(at as usize) else { continue };
-            if last.as_ref().is_some_and(|last| last.key == key && last.calls == calls) {
+            if last.as_ref().is_some_and(|last| last.block.key == key && last.block.calls == calls) {
                 continue;
             }
             let now = self.blocks.read(at);
-            let before = last.take().filter(|last| last.key == key);
-            let delta = Delta::between(before.as_deref(), &now, interval);
-            let process = self.known.get(&key_tgid(key));
+            let before = last.take().filter(|last| last.block.key == key);
+            let (delta, seen) = Delta::between(before.as_deref(), &now, interval);
+            let process = self.known.get(&tgid);
             let id = key_id(key) | process.map_or(0, |process| process.abi as SyscallId);
-            delta.to_series(id, process, key_tgid(key), context);
-            let tally = self.rows.entry((key_tgid(key), id)).or_default();
+            delta.to_series(id, process, tgid, context);
+            let tally = self.rows.entry((tgid, id)).or_default();
             delta.to_tally(tally);
             tally.process = process.copied().unwrap_or(tally.process);
             // The box of the block before is used again.
             *last = Some(match before {
                 Some(mut room) => {
-                    *room = now;
+                    *room = seen;
                     room
                 }
-                None => Box::new(now),
+                None => Box::new(seen),
             });
         }
         Ok(())
@@ -109,14 +141,26 @@ impl Harvest {
     /// Gives the blocks of processes back that have been dead for a while. Call it after [`Self::read`].
     pub(super) fn recycle(&mut self) -> io::Result<()> {
         let now_ns = clock::monotonic_ns();
-        let gone =
-            |process: &Process| process.dead_ns != 0 && now_ns.saturating_sub(process.dead_ns) > MOURNING_NS;
-        if !self.known.values().any(gone) {
+        let mourned = |since_ns: u64| now_ns.saturating_sub(since_ns) > MOURNING_NS;
+        let gone = |process: &Process| process.dead_ns != 0 && mourned(process.dead_ns);
+        let Self { known, unknown, sees_host_pids, .. } = self;
+        unknown.retain(|tgid, _| !known.contains_key(tgid));
+        // Nobody says when these end; /proc says that they have.
+        let lost: HashSet<u32> = unknown
+            .iter()
+            .filter(|(tgid, since_ns)| {
+                *sees_host_pids && mourned(**since_ns) && !Path::new("/proc").join(tgid.to_string()).exists()
+            })
+            .map(|(tgid, _)| *tgid)
+            .collect();
+        unknown.retain(|tgid, _| !lost.contains(tgid));
+        if lost.is_empty() && !self.known.values().any(gone) {
             return Ok(());
         }
         for at in 0..self.blocks.len() {
             let (key, _) = self.blocks.head(at);
-            if key == 0 || !self.known.get(&key_tgid(key)).is_some_and(gone) {
+            let tgid = key_tgid(key);
+            if key == 0 || !(lost.contains(&tgid) || self.known.get(&tgid).is_some_and(gone)) {
                 continue;
             }
             // First nobody finds it any more, then it is emptied, then it can be had again.
@@ -142,6 +186,7 @@ impl Harvest {
             .map(|((tgid, id), tally)| {
                 let who = who.entry(tgid).or_insert_with(|| {
                     let process = tally.process;
+                    let tgid = pid(tgid).unwrap_or(0);
                     let owner = Owner { start_ns: process.start_ns, tgid, _pad: 0, comm: process.comm };
                     context.owners.who(&owner, process.cgroup_id, 0)
                 });
@@ -155,14 +200,17 @@ impl Harvest {
     }
 }
 
+/// The process of a block; calls counted without theirs have none.
+fn pid(tgid: u32) -> Option<u32> {
+    (tgid != TGID_FOLDED).then_some(tgid)
+}
+
 impl Tally {
     fn into_row(self, time_unix_ns: u64, who: Who, id: SyscallId) -> Row {
-        let named: u64 = self.errors.values().sum();
         let mut errors: Vec<(Cow<'static, str>, u64)> =
             self.errors.into_iter().map(|(errno, count)| (errno_name(errno), count)).collect();
-        if self.errors_total > named {
-            // More kinds of errors than a block tells apart.
-            errors.push(("_other".into(), self.errors_total - named));
+        if self.other != 0 {
+            errors.push((OTHER.into(), self.other));
         }
         let syscall = names::name(id);
         Row { time_unix_ns, who, syscall, waits: names::waits(syscall), durations: self.durations, errors }
@@ -174,22 +222,24 @@ struct Delta {
     calls: u64,
     sum_ns: u64,
     max_ns: Option<u64>,
-    errors: u64,
     errnos: Vec<(u32, u64)>,
+    other: u64,
     buckets: [u64; BUCKETS],
 }
 
 impl Delta {
-    fn between(before: Option<&Block>, now: &Block, interval: u32) -> Self {
-        let zero: Block = bytemuck::Zeroable::zeroed();
-        let before = before.unwrap_or(&zero);
+    /// What a block rose by since it was `seen`, and how it is seen now.
+    fn between(seen: Option<&Seen>, now: &Block, interval: u32) -> (Self, Seen) {
+        let nothing = Seen { block: bytemuck::Zeroable::zeroed(), named: 0, other: 0 };
+        let seen = seen.unwrap_or(&nothing);
+        let before = &seen.block;
         let mut buckets = [0; BUCKETS];
         let mut calls = 0;
         for ((delta, now), before) in buckets.iter_mut().zip(now.buckets).zip(before.buckets) {
             *delta = u64::from(now.wrapping_sub(before));
             calls += *delta;
         }
-        let errnos = now
+        let errnos: Vec<(u32, u64)> = now
             .errnos
             .iter()
             .zip(&before.errnos)
@@ -197,29 +247,35 @@ impl Delta {
             .map(|(now, before)| (now.errno, u64::from(now.count.wrapping_sub(before.count))))
             .filter(|(_, count)| *count != 0)
             .collect();
-        let peak = now.peaks.iter().find(|peak| peak.interval == interval);
-        Self {
+        // Words of a block are up to a call apart: a difference of two of them is one of cumulative figures, and what was
+        // counted once is not taken back. While a slot is free, every error has one.
+        let named = seen.named + errnos.iter().map(|(_, count)| count).sum::<u64>();
+        let full = now.errnos.iter().all(|slot| slot.errno != 0);
+        let other = if full { now.errors.saturating_sub(named).max(seen.other) } else { seen.other };
+        // At the end of an interval the programs write into the next one's peak already.
+        let intervals = [interval, next_interval(interval)];
+        let peaks = now.peaks.iter().filter(|peak| intervals.contains(&peak.interval));
+        let delta = Self {
             calls,
             sum_ns: now.sum_ns.saturating_sub(before.sum_ns),
-            max_ns: peak.map(|peak| peak.max_ns),
-            errors: now.errors.saturating_sub(before.errors),
+            max_ns: peaks.map(|peak| peak.max_ns).max(),
             errnos,
+            other: other - seen.other,
             buckets,
-        }
+        };
+        (delta, Seen { block: *now, named, other })
     }
 
     fn to_tally(&self, tally: &mut Tally) {
         tally.durations.merge_counts(&self.buckets, self.sum_ns, self.max_ns);
-        tally.errors_total += self.errors;
+        tally.other += self.other;
         for (errno, count) in &self.errnos {
             *tally.errors.entry(*errno).or_default() += count;
         }
     }
 
     fn to_series(&self, id: SyscallId, process: Option<&Process>, tgid: u32, context: &mut Context<'_>) {
-        let entity = context
-            .owners
-            .entity(process.map_or(0, |process| process.cgroup_id), (tgid != 0).then_some(tgid));
+        let entity = context.owners.entity(process.map_or(0, |process| process.cgroup_id), pid(tgid));
         let syscall = names::name(id);
         let name = attr(key::SYSCALL_NAME, syscall);
         if self.calls != 0 {
@@ -231,10 +287,64 @@ impl Delta {
             let attrs = [name.clone(), attr(key::ERROR_TYPE, errno_name(*errno))];
             context.store.add(&entity, metrics::SYSCALL_ERRORS, &attrs, *count);
         }
-        let named: u64 = self.errnos.iter().map(|(_, count)| count).sum();
-        if self.errors > named {
-            let attrs = [name, attr(key::ERROR_TYPE, "_OTHER")];
-            context.store.add(&entity, metrics::SYSCALL_ERRORS, &attrs, self.errors - named);
+        if self.other != 0 {
+            let attrs = [name, attr(key::ERROR_TYPE, OTHER)];
+            context.store.add(&entity, metrics::SYSCALL_ERRORS, &attrs, self.other);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use probe_common::syscalls::{ERRNO_SLOTS, ErrnoCount, Peak};
+
+    use super::*;
+
+    fn block(errors: u64, errnos: [u32; ERRNO_SLOTS]) -> Block {
+        let mut block: Block = bytemuck::Zeroable::zeroed();
+        block.errors = errors;
+        for ((slot, errno), count) in block.errnos.iter_mut().zip(1..).zip(errnos) {
+            *slot = ErrnoCount { errno: if count == 0 { 0 } else { errno }, count };
+        }
+        block
+    }
+
+    #[test]
+    fn errors_between_two_words_are_counted_once() {
+        // Errors of the block and of its slots, and what becomes known as other.
+        let steps = [
+            ("a free slot: a torn read", block(3, [1, 1, 0, 0, 0, 0]), 0),
+            ("all slots", block(6, [1; 6]), 0),
+            ("one other", block(7, [1; 6]), 1),
+            ("slots ahead of the sum", block(7, [2, 1, 1, 1, 1, 1]), 0),
+            ("the sum has caught up", block(8, [2, 1, 1, 1, 1, 1]), 0),
+            ("two more others", block(10, [2, 1, 1, 1, 1, 1]), 2),
+        ];
+        let mut seen = None;
+        for (what, now, other) in steps {
+            let (delta, next) = Delta::between(seen.as_ref(), &now, 1);
+            assert_eq!(delta.other, other, "{what}");
+            seen = Some(next);
+        }
+        // A slot's count wraps around.
+        let mut now = block(10 + u64::from(u32::MAX), [2, 1, 1, 1, 1, 1]);
+        now.errnos[0].count = 1;
+        let (delta, _) = Delta::between(seen.as_ref(), &now, 1);
+        assert_eq!((delta.errnos, delta.other), (vec![(1, u64::from(u32::MAX))], 0));
+    }
+
+    #[test]
+    fn a_peak_of_the_interval_that_has_just_begun_counts() {
+        let mut now: Block = bytemuck::Zeroable::zeroed();
+        let peak = |max_ns, interval| Peak { min_ns: 1, max_ns, interval, _pad: 0 };
+        for (peaks, want) in [
+            ([peak(5, 6), peak(9, 7)], Some(9)),
+            ([peak(5, 8), peak(9, 7)], Some(9)),
+            ([peak(5, 8), peak(9, 5)], Some(5)),
+            ([peak(5, 6), peak(9, 5)], None),
+        ] {
+            now.peaks = peaks;
+            assert_eq!(Delta::between(None, &now, 7).0.max_ns, want);
         }
     }
 }
