@@ -101,6 +101,8 @@ pub struct Report {
     pub records: BTreeMap<&'static str, u64>,
     /// What was lost in all, by signal and place: how many, and the remedy.
     pub losses: BTreeMap<(&'static str, &'static str), (u64, &'static str)>,
+    /// Packets looked at and left alone, by place.
+    pub ignored: BTreeMap<&'static str, u64>,
 }
 
 /// Running signals and what they work with.
@@ -331,6 +333,8 @@ impl Pipeline {
     fn end_interval(&mut self, sink: &mut dyn Sink) -> io::Result<Flow> {
         self.clock.refresh();
         let now = self.clock.wall(clock::monotonic_ns());
+        let mut losses = Vec::new();
+        self.count_losses(Some((now, &mut losses)));
         let mut events = Vec::new();
         let mut summaries = Vec::new();
         for running in &mut self.signals {
@@ -351,7 +355,7 @@ impl Pipeline {
                 self.stats.set(metrics::PROBE_MAP_LIMIT, &attrs, limit);
             }
         }
-        self.count_losses(Some((now, &mut events)));
+        events.append(&mut losses);
         self.stats.observe_series(&self.store);
         let flow = hand_over(sink, &events)?;
         sink.interval(&summaries, &mut self.store, now)?;
@@ -363,13 +367,23 @@ impl Pipeline {
         let Self { signals, report, stats, .. } = self;
         for running in signals {
             let name = running.name;
-            let read = running.counters.deltas(|counter: Counter, delta| {
+            let Running { signal, counters, .. } = running;
+            let read = counters.deltas(|counter: Counter, delta| {
+                signal.counted(counter, delta);
+                let place = counter.place();
+                if is_map(counter) {
+                    stats.add(metrics::PROBE_MAP_INSERT_FAILURES, &[attr(key::MAP, place)], delta);
+                }
+                if is_ignored(counter) {
+                    *report.ignored.entry(place).or_default() += delta;
+                    let attrs = [attr(key::SIGNAL, name), attr(key::WHERE, place)];
+                    stats.add(metrics::PROBE_PACKETS_IGNORED, &attrs, delta);
+                }
                 let Some(remedy) = counter.remedy() else { return };
-                lose(report, stats, name, counter.place(), delta, remedy);
+                lose(report, stats, name, place, delta, remedy);
                 if let Some((time_unix_ns, events)) = &mut say {
-                    let (time_unix_ns, place) = (*time_unix_ns, counter.place());
                     events.push(Event::Loss(Loss {
-                        time_unix_ns,
+                        time_unix_ns: *time_unix_ns,
                         signal: name,
                         place,
                         count: delta,
@@ -382,6 +396,30 @@ impl Pipeline {
             }
         }
     }
+}
+
+/// Whether a counter is of entries that a map did not take; its place is the map's name.
+const fn is_map(counter: Counter) -> bool {
+    match counter {
+        Counter::SocketsFull
+        | Counter::ListenersFull
+        | Counter::TotalsFull
+        | Counter::PendingFull
+        | Counter::SleepersFull
+        | Counter::ProcessesFull => true,
+        Counter::Produced
+        | Counter::RingFull
+        | Counter::KernelRead
+        | Counter::DnsMalformed
+        | Counter::DnsOrphans
+        | Counter::CallsFolded
+        | Counter::CallsLost => false,
+    }
+}
+
+/// Whether a counter is of packets that are nothing to report by themselves.
+const fn is_ignored(counter: Counter) -> bool {
+    matches!(counter, Counter::DnsMalformed | Counter::DnsOrphans)
 }
 
 /// Counts a loss.

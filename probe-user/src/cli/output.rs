@@ -2,6 +2,7 @@
 
 use std::io::{self, BufWriter, IsTerminal, Stdout, Write};
 
+use probe_common::loss::Counter;
 use tracing_subscriber::EnvFilter;
 
 use super::Failure;
@@ -155,11 +156,16 @@ pub(super) fn closing_lines(report: &Report) {
     let records: Vec<String> =
         report.records.iter().map(|(signal, count)| format!("{signal} {count}")).collect();
     let records = if records.is_empty() { "none".to_owned() } else { records.join(", ") };
-    if report.losses.is_empty() {
-        stderr_line(format_args!("records: {records}; nothing was lost"));
-        return;
+    let lost = if report.losses.is_empty() { "; nothing was lost" } else { "" };
+    stderr_line(format_args!("records: {records}{lost}"));
+    let ignored = |counter: Counter| report.ignored.get(counter.place()).copied().unwrap_or(0);
+    let (malformed, orphans) = (ignored(Counter::DnsMalformed), ignored(Counter::DnsOrphans));
+    if malformed != 0 {
+        stderr_line(format_args!("dns: {malformed} malformed packets"));
     }
-    stderr_line(format_args!("records: {records}"));
+    if orphans != 0 {
+        stderr_line(format_args!("dns: {orphans} answers to no waiting question, late ones included"));
+    }
     for ((signal, place), (count, remedy)) in &report.losses {
         stderr_line(format_args!("lost: {count} of {signal} at {place}: {remedy}"));
     }

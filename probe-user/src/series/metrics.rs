@@ -157,6 +157,9 @@ registry! {
     PROBE_EVENTS_LOST: Counter = "probe.events.lost", "{event}",
         "Records, calls or events lost, by signal and by the place where they got lost.",
         [key::SIGNAL, key::WHERE];
+    PROBE_PACKETS_IGNORED: Counter = "probe.packets.ignored", "{packet}",
+        "Packets that were looked at and left alone: `dns.malformed` hold no single well-formed question, `dns.orphans` answer no waiting one.",
+        [key::SIGNAL, key::WHERE];
     PROBE_MAP_ENTRIES: Gauge = "probe.map.entries", "{entry}",
         "Entries in a BPF map.",
         [key::MAP];

@@ -4,7 +4,6 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use aya::maps::MapData;
@@ -13,6 +12,7 @@ use domain::base::name::Name;
 use hashbrown::HashMap;
 use probe_common::dns::{KIND_ANSWERED, KIND_ORPHAN, KIND_RESENT, LookupRecord, Pending, PendingKey};
 use probe_common::fields;
+use probe_common::loss::Counter;
 use probe_common::settings::Settings;
 
 use super::{Context, Event, Signal, SignalKind, Who, tcp};
@@ -86,6 +86,9 @@ impl SignalKind for Dns {
             pending: loaded.take_hash("PENDING")?,
             given_up: GivenUp::default(),
             summary: Summary::default(),
+            orphans: 0,
+            late: 0,
+            unsolicited: 0,
             waiting: 0,
             limit: config.sizes.dns_pending,
         }))
@@ -97,6 +100,12 @@ struct Running {
     pending: aya::maps::HashMap<MapData, Plain<PendingKey>, Plain<Pending>>,
     given_up: GivenUp,
     summary: Summary,
+    /// Answers without a waiting question, as the programs count them.
+    orphans: u64,
+    /// Those of them that were late.
+    late: u64,
+    /// The rest, as far as it was told.
+    unsolicited: u64,
     /// Questions that waited at the last tick.
     waiting: u64,
     limit: u32,
@@ -105,36 +114,54 @@ struct Running {
 /// Questions reported as unanswered lately, by key; bounded, oldest out first.
 #[derive(Default)]
 struct GivenUp {
-    by_key: HashMap<PendingKey, Pending>,
+    by_key: HashMap<PendingKey, (u64, Pending)>,
+    /// Every insertion. A key that was taken or inserted again has entries here that mean nothing any more.
     order: VecDeque<(u64, PendingKey)>,
 }
 
 impl GivenUp {
     fn insert(&mut self, now_ns: u64, key: PendingKey, pending: Pending) {
         self.expire(now_ns);
-        if self.by_key.len() >= GIVEN_UP
-            && let Some((_, oldest)) = self.order.pop_front()
+        while self.order.len() >= GIVEN_UP
+            && let Some((at, oldest)) = self.order.pop_front()
         {
-            self.by_key.remove(&oldest);
+            self.forget(at, &oldest);
         }
-        self.by_key.insert(key, pending);
+        self.by_key.insert(key, (now_ns, pending));
         self.order.push_back((now_ns, key));
     }
 
     fn expire(&mut self, now_ns: u64) {
-        while let Some((at, key)) = self.order.front()
-            && now_ns.saturating_sub(*at) > GIVEN_UP_NS
+        while let Some((at, key)) = self.order.front().copied()
+            && now_ns.saturating_sub(at) > GIVEN_UP_NS
         {
-            self.by_key.remove(key);
             self.order.pop_front();
+            self.forget(at, &key);
+        }
+    }
+
+    /// Forgets what was inserted then, and nothing later.
+    fn forget(&mut self, at: u64, key: &PendingKey) {
+        if self.by_key.get(key).is_some_and(|(inserted, _)| *inserted == at) {
+            self.by_key.remove(key);
         }
     }
 
     /// The question that a late answer belongs to. A question whose server was not known waited under none.
     fn take(&mut self, key: &PendingKey) -> Option<Pending> {
-        let anywhere = PendingKey { server: [0; 16], port: 0, ..*key };
-        self.by_key.remove(key).or_else(|| self.by_key.remove(&anywhere))
+        self.by_key.remove(key).or_else(|| self.by_key.remove(&anywhere(key))).map(|(_, pending)| pending)
     }
+
+    /// How often a question was asked before it was given up: who asks it again goes on counting there.
+    fn attempts(&self, key: &PendingKey) -> u16 {
+        let given_up = self.by_key.get(key).or_else(|| self.by_key.get(&anywhere(key)));
+        given_up.map_or(0, |(_, pending)| pending.attempt)
+    }
+}
+
+/// The key of a question whose server is not known.
+fn anywhere(key: &PendingKey) -> PendingKey {
+    PendingKey { server: [0; 16], port: 0, ..*key }
 }
 
 impl Signal for Running {
@@ -142,8 +169,17 @@ impl Signal for Running {
         let header = collect::header(bytes)?;
         let mut record: LookupRecord = collect::record(bytes)?;
         let outcome = match header.kind {
-            KIND_ANSWERED => Outcome::Answered,
-            KIND_RESENT => Outcome::Unanswered,
+            KIND_ANSWERED => {
+                record.pending.attempt =
+                    record.pending.attempt.saturating_add(self.given_up.attempts(&record.key));
+                self.given_up.take(&record.key);
+                Outcome::Answered
+            }
+            KIND_RESENT => {
+                record.pending.attempt =
+                    record.pending.attempt.saturating_add(self.given_up.attempts(&record.key));
+                Outcome::Unanswered
+            }
             KIND_ORPHAN => match self.given_up.take(&record.key) {
                 Some(pending) => {
                     record.pending = pending;
@@ -172,11 +208,12 @@ impl Signal for Running {
             }
         })?;
         self.waiting = waiting;
-        for (key, pending) in silent {
+        for (key, mut pending) in silent {
             // Who removes it, reports it: the answer may have come this very moment.
             if self.pending.remove(&Plain(key)).is_err() {
                 continue;
             }
+            pending.attempt = pending.attempt.saturating_add(self.given_up.attempts(&key));
             let record = LookupRecord {
                 header: probe_common::wire::RecordHeader { time_ns: now_ns, ..Default::default() },
                 key,
@@ -194,7 +231,20 @@ impl Signal for Running {
         Ok(())
     }
 
+    fn counted(&mut self, counter: Counter, by: u64) {
+        match counter {
+            Counter::DnsMalformed => self.summary.malformed += by,
+            Counter::DnsOrphans => self.orphans += by,
+            _ => {}
+        }
+    }
+
     fn interval(&mut self, _next: u32, _context: &mut Context<'_>) -> io::Result<super::Summary> {
+        // The programs cannot tell an answer that is late from one that nobody waited for. Records may come after their count.
+        self.late += self.summary.late;
+        let unsolicited = self.orphans.saturating_sub(self.late);
+        self.summary.unsolicited = unsolicited.saturating_sub(self.unsolicited);
+        self.unsolicited = self.unsolicited.max(unsolicited);
         Ok(super::Summary::Dns(std::mem::take(&mut self.summary)))
     }
 
@@ -206,20 +256,22 @@ impl Signal for Running {
 impl Running {
     fn take_in(&mut self, lookup: Lookup, context: &mut Context<'_>) {
         let entity = &lookup.who.entity;
-        let server = attr(key::SERVER_ADDRESS, lookup.server_text());
+        let server = lookup.server.map(|(address, _)| attr(key::SERVER_ADDRESS, address.to_string()));
         let qtype = attr(key::DNS_QUESTION_TYPE, lookup.qtype.clone());
         match lookup.outcome {
             Outcome::Answered => {
                 let rcode = attr(key::DNS_RESPONSE_CODE, lookup.rcode.clone().unwrap_or_default());
                 let failed = lookup.rcode.clone().filter(|rcode| rcode != "NOERROR");
-                let mut attrs = vec![qtype, rcode, server];
+                let mut attrs = vec![qtype, rcode];
+                attrs.extend(server);
                 attrs.extend(failed.map(|rcode| attr(key::ERROR_TYPE, rcode)));
                 context.store.record(entity, metrics::DNS_LOOKUP_DURATION, &attrs, lookup.duration);
                 self.summary.durations.record(lookup.duration);
                 *self.summary.rcodes.entry(lookup.rcode.clone().unwrap_or_default()).or_default() += 1;
             }
             Outcome::Unanswered => {
-                let attrs = [qtype, server, attr(key::NETWORK_TRANSPORT, "udp")];
+                let mut attrs = vec![qtype, attr(key::NETWORK_TRANSPORT, "udp")];
+                attrs.extend(server);
                 context.store.add(entity, metrics::DNS_LOOKUP_UNANSWERED, &attrs, 1);
                 self.summary.unanswered += 1;
             }
@@ -260,6 +312,10 @@ pub struct Summary {
     pub unanswered: u64,
     /// Answers that came after that.
     pub late: u64,
+    /// Packets to or from the DNS port that hold no single well-formed question.
+    pub malformed: u64,
+    /// Answers to questions that nobody is known to have asked.
+    pub unsolicited: u64,
 }
 
 /// How a lookup ended.
@@ -343,10 +399,6 @@ impl Lookup {
     #[must_use]
     pub fn is_notable(&self) -> bool {
         self.outcome != Outcome::Answered || !matches!(self.rcode.as_deref(), Some("NOERROR" | "NXDOMAIN"))
-    }
-
-    fn server_text(&self) -> Arc<str> {
-        self.server.map_or_else(|| "".into(), |(address, _)| address.to_string().into())
     }
 }
 
@@ -467,5 +519,30 @@ mod tests {
         assert!(given_up.take(&key(GIVEN_UP as u32)).is_some());
         given_up.insert(1 + GIVEN_UP_NS + 1, key(1), pending);
         assert_eq!(given_up.by_key.len(), 1);
+    }
+
+    #[test]
+    fn a_question_given_up_again_is_kept_from_then_on() {
+        let mut given_up = GivenUp::default();
+        let mut pending: Pending = bytemuck::Zeroable::zeroed();
+        let key = |id: u32| PendingKey { question: id, ..PendingKey::default() };
+        for round in 1..=3 {
+            pending.attempt = 1 + given_up.attempts(&key(7));
+            assert_eq!(pending.attempt, round);
+            given_up.insert(u64::from(round), key(7), pending);
+        }
+        // The second entry's time is up, not the third's.
+        given_up.expire(2 + GIVEN_UP_NS + 1);
+        assert_eq!(given_up.attempts(&key(7)), 3);
+        let elsewhere = PendingKey { port: 53, server: [1; 16], ..key(7) };
+        assert_eq!(given_up.attempts(&elsewhere), 3, "it waited under no server");
+        assert!(given_up.take(&elsewhere).is_some_and(|pending| pending.attempt == 3));
+        assert_eq!(given_up.attempts(&key(7)), 0);
+        // Whatever comes and goes, neither part grows.
+        for round in 0..3 * GIVEN_UP as u64 {
+            given_up.insert(GIVEN_UP_NS + 10 + round, key(8), pending);
+            given_up.take(&key(8));
+        }
+        assert!(given_up.by_key.len() <= GIVEN_UP && given_up.order.len() <= GIVEN_UP);
     }
 }

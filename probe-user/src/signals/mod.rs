@@ -8,6 +8,7 @@ mod who;
 use std::borrow::Cow;
 use std::io;
 
+use probe_common::loss::Counter;
 use probe_common::settings::Settings;
 
 pub use self::who::{Owners, Who};
@@ -58,6 +59,9 @@ pub trait Signal: Send {
     ///
     /// When a map does not read or write.
     fn tick(&mut self, context: &mut Context<'_>) -> io::Result<()>;
+
+    /// A counter of its programs has risen by so much. Comes just before [`Self::interval`].
+    fn counted(&mut self, _counter: Counter, _by: u64) {}
 
     /// An interval has ended: brings the series up to date, and sums the interval up. `next` is the number of the interval
     /// that begins; the programs have been told.

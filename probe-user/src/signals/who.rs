@@ -80,7 +80,7 @@ impl Owners {
         let names = pid.map(|pid| self.processes.get(pid, owner.start_ns, now));
         Who {
             pid,
-            comm: pid.map(|_| comm(&owner.comm)),
+            comm: pid.map(|_| comm(&owner.comm)).filter(|comm| !comm.is_empty()),
             executable: names.and_then(|names| names.executable),
             entity: place.as_ref().map_or(Entity::Host, |place| place.entity.clone()),
             cgroup: place.map(|place| place.cgroup_path),

@@ -191,13 +191,20 @@ fn tcp_summary(out: &mut dyn Write, summary: &tcp::Summary) -> io::Result<()> {
 }
 
 fn dns_summary(out: &mut dyn Write, summary: &dns::Summary) -> io::Result<()> {
-    let dns::Summary { durations, rcodes, unanswered, late } = summary;
+    let dns::Summary { durations, rcodes, unanswered, late, malformed, unsolicited } = summary;
     write!(out, "dns       {} lookups answered", durations.count())?;
     if durations.count() != 0 {
         let codes: Vec<String> = rcodes.iter().map(|(code, count)| format!("{code} {count}")).collect();
         write!(out, " ({}; {})", codes.join(", "), quantiles(durations))?;
     }
-    writeln!(out, "; {unanswered} unanswered, {late} answered late")
+    write!(out, "; {unanswered} unanswered, {late} answered late")?;
+    if *malformed != 0 {
+        write!(out, ", {malformed} malformed packets")?;
+    }
+    if *unsolicited != 0 {
+        write!(out, ", {unsolicited} answers nobody waited for")?;
+    }
+    writeln!(out)
 }
 
 fn quantiles(durations: &Histogram) -> String {
