@@ -27,7 +27,7 @@ pub struct PendingKey {
     pub port: u16,
     /// Transaction id, host byte order.
     pub id: u16,
-    /// FNV-1a over the question: name in lower case, type, class.
+    /// Hash of the question: name in lower case, type, class.
     pub question: u32,
 }
 const _: () = assert!(size_of::<PendingKey>() == 32);

@@ -6,9 +6,7 @@
 //! socket knows it, else the connect and sendmsg hooks (in the asking process) noted it just before.
 #![no_std]
 #![no_main]
-#![feature(asm_experimental_arch)]
 
-use core::arch::asm;
 use core::hint::black_box;
 
 use aya_ebpf::EbpfContext;
@@ -156,8 +154,7 @@ fn try_egress(ctx: &SkBuffContext) -> Result<()> {
         return Err(Error::NotOurs);
     }
     let now_ns = now();
-    let mut name = [0; NAME_ROOM];
-    let question = question(ctx, &packet, &mut name)?;
+    let question = question(ctx, &packet)?;
     let mut key = PendingKey {
         // SAFETY: the context of this hook.
         cookie: unsafe { bpf_get_socket_cookie(ctx.as_ptr()) },
@@ -196,7 +193,7 @@ fn try_egress(ctx: &SkBuffContext) -> Result<()> {
     let pending = PENDING.get_ptr_mut(key).ok_or(Error::NotOurs)?;
     // SAFETY: just inserted; user space leaves it alone until `sent_ns` is set.
     let pending = unsafe { &mut *pending };
-    pending.name = name;
+    copy_name(ctx, &packet, &question, &mut pending.name);
     pending.name_len = question.name_len;
     pending.qtype = question.qtype;
     pending.family = packet.family;
@@ -220,8 +217,7 @@ fn try_ingress(ctx: &SkBuffContext) -> Result<()> {
         return Err(Error::NotOurs);
     }
     let now_ns = now();
-    let mut name = [0; NAME_ROOM];
-    let question = question(ctx, &packet, &mut name)?;
+    let question = question(ctx, &packet)?;
     let mut key = PendingKey {
         // SAFETY: the context of this hook.
         cookie: unsafe { bpf_get_socket_cookie(ctx.as_ptr()) },
@@ -264,7 +260,7 @@ fn try_ingress(ctx: &SkBuffContext) -> Result<()> {
         }
     } else {
         // User space knows whether it gave the question up lately.
-        record.pending.name = name;
+        copy_name(ctx, &packet, &question, &mut record.pending.name);
         record.pending.name_len = question.name_len;
         record.pending.qtype = question.qtype;
         record.pending.family = packet.family;
@@ -455,90 +451,121 @@ impl DnsHeader {
 
 /// The question of a message (RFC 1035, 4.1.2).
 struct Question {
-    /// FNV-1a over name in lower case, type and class.
+    /// Over name in lower case, type and class.
     hash: u32,
     qtype: u16,
     /// The closing zero included.
     name_len: u8,
 }
 
-/// Reads the question, its name into `name`.
+/// Finds the question, without its name ([`copy_name`]).
 #[inline(always)]
-fn question(ctx: &SkBuffContext, packet: &Packet, name: &mut [u8; NAME_ROOM]) -> Result<Question> {
-    const FNV_OFFSET: u32 = 0x811c_9dc5;
-    const FNV_PRIME: u32 = 0x0100_0193;
+fn question(ctx: &SkBuffContext, packet: &Packet) -> Result<Question> {
+    let packed = parse_question(skb(ctx), packet.payload + DNS_HEADER);
+    if packed == NO_QUESTION {
+        emit::count(Counter::DnsMalformed, 1);
+        return Err(Error::NotOurs);
+    }
+    Ok(Question { hash: (packed >> 32) as u32, qtype: (packed >> 16) as u16, name_len: packed as u8 })
+}
 
+/// Copies the name of the question to where it is wanted.
+#[inline(always)]
+fn copy_name(ctx: &SkBuffContext, packet: &Packet, question: &Question, name: &mut [u8; NAME_ROOM]) {
     let start = packet.payload + DNS_HEADER;
-    // SAFETY: the context of this hook.
-    let packet_len = unsafe { (*skb(ctx)).len };
-    if packet_len <= start {
-        return malformed();
-    }
-    let available = packet_len - start;
-    let wanted = if available < NAME_MAX as u32 { available } else { NAME_MAX as u32 };
-    // Provably 1 to 255 for the verifier; `black_box`, or LLVM proves it itself and drops the bound.
-    let wanted = (black_box(wanted - 1) & 0xff) + 1;
-    if wanted > NAME_MAX as u32 {
-        return malformed();
-    }
-    // SAFETY: `name` has 256 bytes, `wanted` is at most 255.
-    let failed = unsafe { bpf_skb_load_bytes(ctx.as_ptr(), start, name.as_mut_ptr().cast(), wanted) };
-    if failed != 0 {
-        return malformed();
-    }
-    // Walks bytes, not labels: `left` counts what remains of the label, so that no jump is ever taken on trust. Arithmetic in
-    // place of branches wherever the loop goes on: older verifiers follow every path through every turn.
-    let mut hash = FNV_OFFSET;
-    let mut left = 0u64;
-    let mut len = 0usize;
-    for at in 0..NAME_MAX {
-        if at as u32 >= wanted {
+    let len = provably_1_to_256(u32::from(question.name_len));
+    // It cannot fail: the same bytes were read a moment ago.
+    // SAFETY: the context of this hook, and a name's room.
+    let _read = unsafe { bpf_skb_load_bytes(ctx.as_ptr(), start, name.as_mut_ptr().cast(), len) };
+}
+
+/// A length in a form whose bounds the verifier sees; behind `black_box`, or LLVM proves them itself and drops them.
+#[inline(always)]
+fn provably_1_to_256(len: u32) -> u32 {
+    (black_box(len.wrapping_sub(1)) & 0xff) + 1
+}
+
+/// [`parse_question`] found none. A name has a length of 1 at least.
+const NO_QUESTION: u64 = 0;
+
+/// The question at `start`: its hash in the upper half, then 16 bits of type, 16 of the name's length, the closing zero
+/// included.
+///
+/// A function of its own for its stack, and all in one number, since what it returns must be plain. Two passes, because
+/// verifiers (that of 5.10 above all) follow every way out of a loop: the first goes from label to label, the second takes
+/// eight bytes at a time, and neither leaves its loop with anything they know for certain.
+#[inline(never)]
+fn parse_question(skb: *mut __sk_buff, start: u32) -> u64 {
+    const MAX_LABELS: u32 = 128;
+    const WORDS: u32 = NAME_ROOM as u32 / 8;
+    /// 64-bit FNV prime and offset basis, taking words for octets.
+    const PRIME: u64 = 0x0000_0100_0000_01b3;
+    const BASIS: u64 = 0xcbf2_9ce4_8422_2325;
+
+    let mut len = 0;
+    let mut at = 0;
+    for _ in 0..MAX_LABELS {
+        let mut label = [0u8; 1];
+        // SAFETY: the context of the hook, and a byte of our own.
+        let failed = unsafe { bpf_skb_load_bytes(skb.cast(), start + at, label.as_mut_ptr().cast(), 1) };
+        // A compression pointer (RFC 1035, 4.1.4) has nothing before it to point to.
+        if failed != 0 || label[0] > 63 {
+            return NO_QUESTION;
+        }
+        at += u32::from(label[0]) + 1;
+        if at > NAME_MAX as u32 {
+            return NO_QUESTION;
+        }
+        if label[0] == 0 {
+            len = at;
             break;
         }
-        let byte = u64::from(name[at]);
-        // 1 where a label begins.
-        let begins = opaque(left).wrapping_sub(1) >> 63;
-        if byte | (begins ^ 1) == 0 {
-            len = at + 1;
-            break;
-        }
-        if begins * (byte >> 6) != 0 {
-            // A compression pointer has nothing before it to point to.
-            return malformed();
-        }
-        left = left.wrapping_sub(1).wrapping_add(begins * (byte + 1));
-        // Lower case (RFC 4343, section 3). A label's length is below 64, so never taken for a capital letter.
-        let capital = opaque(byte.wrapping_sub(u64::from(b'A'))).wrapping_sub(26) >> 63;
-        let below = opaque(byte).wrapping_sub(u64::from(b'A')) >> 63;
-        let folded = byte | ((capital & (below ^ 1)) << 5);
-        hash = (hash ^ folded as u32).wrapping_mul(FNV_PRIME);
     }
     if len == 0 {
-        return malformed();
+        return NO_QUESTION;
     }
+
+    // From here on the length is a number like any other: what the verifier learned of it on each way out would be followed
+    // apart.
+    let Ok(len) = kread::read_at::<u32>((&raw const len) as u64) else { return NO_QUESTION };
+
     let mut tail = [0u8; 4];
-    if load(ctx, start + len as u32, &mut tail).is_err() {
-        return malformed();
+    // SAFETY: the context of the hook, and four bytes of our own.
+    let failed = unsafe { bpf_skb_load_bytes(skb.cast(), start + len, tail.as_mut_ptr().cast(), 4) };
+    if failed != 0 {
+        return NO_QUESTION;
     }
-    for byte in tail {
-        hash = (hash ^ u32::from(byte)).wrapping_mul(FNV_PRIME);
+    let mut hash = (BASIS ^ u64::from(u32::from_be_bytes(tail))).wrapping_mul(PRIME);
+    for word in 0..WORDS {
+        let at = word * 8;
+        if at >= len {
+            break;
+        }
+        // Beyond the name there are zeros.
+        let mut octets = 0u64;
+        let left = if len - at < 8 { len - at } else { 8 };
+        let size = (black_box(left.wrapping_sub(1)) & 7) + 1;
+        // SAFETY: the context of the hook, and at most eight bytes of our own.
+        let failed = unsafe { bpf_skb_load_bytes(skb.cast(), start + at, (&raw mut octets).cast(), size) };
+        if failed != 0 {
+            return NO_QUESTION;
+        }
+        hash = (hash ^ lower_case(octets)).wrapping_mul(PRIME);
+        hash ^= hash >> 32;
     }
-    Ok(Question { hash, qtype: u16::from_be_bytes([tail[0], tail[1]]), name_len: len as u8 })
+    let qtype = u16::from_be_bytes([tail[0], tail[1]]);
+    (hash & !0xffff_ffff) | (u64::from(qtype) << 16) | u64::from(len)
 }
 
-/// Hides a number's origin from the compiler, which would make branches of the arithmetic again. (Not empty: line information
-/// of two statements at one instruction is refused by the kernel.)
+/// Eight octets with A to Z in lower case (RFC 4343, section 3). A label's length is below 64, so never taken for a letter.
 #[inline(always)]
-fn opaque(mut number: u64) -> u64 {
-    // SAFETY: does nothing.
-    unsafe { asm!("{number} = {number}", number = inout(reg) number, options(pure, nomem, nostack)) };
-    number
-}
-
-#[inline(always)]
-fn malformed<T>() -> Result<T> {
-    emit::count(Counter::DnsMalformed, 1);
-    Err(Error::NotOurs)
+fn lower_case(word: u64) -> u64 {
+    const EACH: u64 = 0x0101_0101_0101_0101;
+    let low = word & (0x7f * EACH);
+    // The highest bit of each octet: from A on, beyond Z, beyond ASCII.
+    let from_a = low + (0x80 - b'A' as u64) * EACH;
+    let beyond_z = low + (0x80 - b'Z' as u64 - 1) * EACH;
+    word | ((from_a & !beyond_z & !word & (0x80 * EACH)) >> 2)
 }
 
 #[inline(always)]
