@@ -473,7 +473,7 @@ fn start_signal(
     kind.settings(config, &mut settings);
     let mut settings_map = loaded.take_settings()?;
     settings_map.set(&settings)?;
-    let signal = kind.start(config, &mut loaded)?;
+    let signal = kind.start(config, fields, &mut loaded)?;
     let ring = Ring::new(loaded.take_ring()?)?;
     let counters = loaded.take_counters()?;
     let logger = if config.program_log_level == 0 { None } else { loaded.logger() };

@@ -38,6 +38,11 @@ const DETAILS: &[Detail] = &[
         effect: Effect::Lost("arguments of slow system calls"),
     },
     Detail {
+        paths: &["task_struct.cgroups", "css_set.dfl_cgrp"],
+        signals: SYSCALLS,
+        effect: Effect::Lost("the filters --cgroup and --container: with them, nothing is shown"),
+    },
+    Detail {
         paths: &["sock_common.skc_cookie.counter"],
         signals: TCP,
         effect: Effect::Lost("the kernel's own id of a connection"),
@@ -59,12 +64,12 @@ const DETAILS: &[Detail] = &[
     },
     Detail {
         paths: &["cgroup.level"],
-        signals: TCP,
+        signals: TCP | SYSCALLS,
         effect: Effect::Lost("the filters --cgroup and --container: with them, nothing is shown"),
     },
     Detail {
         paths: &["cgroup.ancestors", "cgroup.ancestor_ids"],
-        signals: TCP,
+        signals: TCP | SYSCALLS,
         effect: Effect::LostWithoutAll("the filters --cgroup and --container: with them, nothing is shown"),
     },
     Detail { paths: &["tcp_sock.srtt_us"], signals: TCP, effect: Effect::Lost("tcp.srtt of retransmits") },
@@ -161,7 +166,7 @@ mod tests {
                 reason: FieldError::NoStruct("x".into()),
             })
             .collect();
-        Resolved { slots: Vec::new(), absent }
+        Resolved { slots: Vec::new(), absent, reset_reasons: std::collections::HashMap::new() }
     }
 
     #[test]

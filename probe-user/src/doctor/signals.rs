@@ -115,7 +115,7 @@ impl Trial<'_> {
             let mut loaded = load::load(object, fields, &kind.sizes(self.config), 0)?;
             let bytes = memory::of_open_maps(u64::from(self.config.possible_cpus));
             let _settings = loaded.take_settings()?;
-            let _signal = kind.start(self.config, &mut loaded)?;
+            let _signal = kind.start(self.config, fields, &mut loaded)?;
             let _ring = loaded.take_ring()?;
             let _counters = loaded.take_counters()?;
             loaded.attach(self.cgroup.as_ref().ok())?;

@@ -4,6 +4,7 @@
 //! does not resolve is absent, with its reason; nothing is guessed.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use probe_common::fields::{FieldKind, FieldSlot, FieldSpec};
 
@@ -86,6 +87,8 @@ pub struct Resolved {
     pub slots: Vec<FieldSlot>,
     /// The rows that are absent, in the order of the table.
     pub absent: Vec<AbsentField>,
+    /// Why resets are sent, by value: `enum sk_rst_reason` in lower case, without its prefix. Empty where there is none.
+    pub reset_reasons: HashMap<u32, Arc<str>>,
 }
 
 impl Resolved {
@@ -98,7 +101,11 @@ impl Resolved {
 /// Looks every row up. Total: what cannot be found is absent.
 pub fn resolve(btf: &KernelBtf, specs: &[FieldSpec]) -> Resolved {
     let mut structs = Structs { btf, seen: HashMap::new() };
-    let mut resolved = Resolved { slots: Vec::with_capacity(specs.len()), absent: Vec::new() };
+    let mut resolved = Resolved {
+        slots: Vec::with_capacity(specs.len()),
+        absent: Vec::new(),
+        reset_reasons: reset_reasons(btf),
+    };
     for spec in specs {
         let slot = match spec.kind {
             FieldKind::Member => structs.member(spec),
@@ -110,6 +117,17 @@ pub fn resolve(btf: &KernelBtf, specs: &[FieldSpec]) -> Resolved {
         }));
     }
     resolved
+}
+
+fn reset_reasons(btf: &KernelBtf) -> HashMap<u32, Arc<str>> {
+    const PREFIX: &str = "SK_RST_REASON_";
+    let variants = btf.enum_variants("sk_rst_reason").into_iter();
+    variants
+        .filter_map(|variant| {
+            let name = variant.name.strip_prefix(PREFIX)?;
+            Some((u32::try_from(variant.value).ok()?, name.to_ascii_lowercase().into()))
+        })
+        .collect()
 }
 
 /// Structs and unions by name: many rows share one, and finding one walks all types.
@@ -352,6 +370,18 @@ mod tests {
             };
             assert!(same, "{} ({} bytes): {found:?}, expected {expected:?}", spec.path, spec.size);
         }
+        Ok(())
+    }
+
+    #[test]
+    fn reasons_of_resets_in_lower_case() -> TestResult {
+        let mut blob = Blob::new();
+        let variants = [("SK_RST_REASON_NOT_SPECIFIED", 0), ("SK_RST_REASON_NO_SOCKET", 1), ("OTHER", 2)];
+        blob.enumeration("sk_rst_reason", false, &variants);
+        let btf = KernelBtf::from_bytes(blob.bytes())?;
+        let reasons = resolve(&btf, &[]).reset_reasons;
+        assert_eq!(reasons.get(&1).map(AsRef::as_ref), Some("no_socket"));
+        assert_eq!(reasons.len(), 2);
         Ok(())
     }
 

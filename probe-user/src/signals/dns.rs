@@ -20,6 +20,7 @@ use crate::collect::{self, DecodeError};
 use crate::config::{Config, DnsOptions};
 use crate::event::{AttrValue, Attributes, key, name};
 use crate::kernel::clock;
+use crate::kernel::fields::Resolved;
 use crate::load::{Hook, LoadError, Loaded, ObjectSpec, Plain, ProgramSpec, lookup_batch};
 use crate::series::{Histogram, attr, metrics};
 
@@ -80,7 +81,12 @@ impl SignalKind for Dns {
         }
     }
 
-    fn start(&self, config: &Config, loaded: &mut Loaded) -> Result<Box<dyn Signal>, LoadError> {
+    fn start(
+        &self,
+        config: &Config,
+        _kernel: &Resolved,
+        loaded: &mut Loaded,
+    ) -> Result<Box<dyn Signal>, LoadError> {
         Ok(Box::new(Running {
             options: config.dns.clone(),
             pending: loaded.take_hash("PENDING")?,

@@ -16,6 +16,7 @@ use crate::collect::DecodeError;
 use crate::config::Config;
 use crate::event::{AttrValue, Attributes, key, name};
 use crate::kernel::clock::Clock;
+use crate::kernel::fields::Resolved;
 use crate::load::{LoadError, Loaded, ObjectSpec};
 use crate::series::Store;
 
@@ -33,12 +34,18 @@ pub trait SignalKind: Sync {
     /// Completes the settings of its programs.
     fn settings(&self, config: &Config, settings: &mut Settings);
 
-    /// Takes the maps it reads out of a loaded object, and fills those that programs read. Not attached yet.
+    /// Takes the maps it reads out of a loaded object, and fills those that programs read. Not attached yet. `kernel` names
+    /// what the programs report as the kernel's numbers.
     ///
     /// # Errors
     ///
     /// When the object lacks a map, or the kernel refuses to fill one.
-    fn start(&self, config: &Config, loaded: &mut Loaded) -> Result<Box<dyn Signal>, LoadError>;
+    fn start(
+        &self,
+        config: &Config,
+        kernel: &Resolved,
+        loaded: &mut Loaded,
+    ) -> Result<Box<dyn Signal>, LoadError>;
 }
 
 /// Every signal there is.

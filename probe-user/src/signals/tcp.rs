@@ -1,9 +1,10 @@
 //! tcp: events of the records; exact counts of the maps.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap as StdHashMap};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use aya::maps::{MapData, PerCpuHashMap};
@@ -22,6 +23,7 @@ use super::{Context, Event, Signal, SignalKind, Who, errno_name};
 use crate::collect::{self, DecodeError};
 use crate::config::{Config, TcpKind};
 use crate::event::{AttrValue, Attributes, key, name};
+use crate::kernel::fields::Resolved;
 use crate::load::{Hook, LoadError, Loaded, ObjectSpec, Plain, ProgramSpec, lookup_batch_per_cpu};
 use crate::series::{Histogram, attr, metrics};
 
@@ -91,12 +93,18 @@ impl SignalKind for Tcp {
         }
     }
 
-    fn start(&self, _config: &Config, loaded: &mut Loaded) -> Result<Box<dyn Signal>, LoadError> {
+    fn start(
+        &self,
+        _config: &Config,
+        kernel: &Resolved,
+        loaded: &mut Loaded,
+    ) -> Result<Box<dyn Signal>, LoadError> {
         Ok(Box::new(Running {
             totals: loaded.take_per_cpu_hash("TOTALS")?,
             handshakes: loaded.take_per_cpu_hash("HANDSHAKES")?,
             last_totals: HashMap::default(),
             last_handshakes: HashMap::default(),
+            reset_reasons: kernel.reset_reasons.clone(),
         }))
     }
 }
@@ -119,6 +127,8 @@ struct Running {
     handshakes: PerCpuHashMap<MapData, Plain<u64>, Plain<Durations>>,
     last_totals: HashMap<TotalKey, u64>,
     last_handshakes: HashMap<u64, Box<Sums>>,
+    /// Names of `enum sk_rst_reason`.
+    reset_reasons: StdHashMap<u32, Arc<str>>,
 }
 
 /// [`Durations`] summed over CPUs; buckets wrap around as in the kernel.
@@ -137,7 +147,7 @@ impl Signal for Running {
         let header = collect::header(bytes)?;
         let event = match header.kind {
             KIND_RETRANSMIT => Event::Retransmit(Retransmit::decode(bytes, context)?),
-            KIND_RESET => Event::Reset(Reset::decode(bytes, context)?),
+            KIND_RESET => Event::Reset(Reset::decode(bytes, &self.reset_reasons, context)?),
             KIND_CONNECT => Event::Connect(Connect::decode(bytes, context)?),
             kind => return Err(DecodeError::Kind(kind)),
         };
@@ -383,10 +393,16 @@ pub struct Reset {
     pub connection: Connection,
     /// `transmit` or `receive`.
     pub direction: &'static str,
+    /// Why it was sent, as the kernel names it in lower case; its number where this kernel's names are not known.
+    pub reason: Option<Arc<str>>,
 }
 
 impl Reset {
-    fn decode(bytes: &[u8], context: &mut Context<'_>) -> Result<Self, DecodeError> {
+    fn decode(
+        bytes: &[u8],
+        reasons: &StdHashMap<u32, Arc<str>>,
+        context: &mut Context<'_>,
+    ) -> Result<Self, DecodeError> {
         let record: ResetRecord = collect::record(bytes)?;
         if !matches!(record.direction, RESET_SENT | RESET_RECEIVED) {
             return Err(DecodeError::Value("direction"));
@@ -395,6 +411,9 @@ impl Reset {
             time_unix_ns: context.clock.wall(record.header.time_ns),
             connection: Connection::decode(&record.socket, context)?,
             direction: direction(record.direction),
+            reason: (record.reason != ABSENT).then(|| {
+                reasons.get(&record.reason).cloned().unwrap_or_else(|| record.reason.to_string().into())
+            }),
         })
     }
 }
@@ -409,6 +428,9 @@ impl Attributes for Reset {
     fn visit(&self, visitor: &mut dyn FnMut(&'static str, AttrValue<'_>)) {
         visitor(key::NETWORK_IO_DIRECTION, AttrValue::Str(self.direction));
         self.connection.visit(visitor);
+        if let Some(reason) = &self.reason {
+            visitor(key::TCP_RESET_REASON, AttrValue::Str(reason));
+        }
     }
 }
 

@@ -19,6 +19,7 @@ use super::{Context, Event, Signal, SignalKind, Who, errno_name};
 use crate::collect::{self, DecodeError};
 use crate::config::{Config, SyscallOptions};
 use crate::event::{AttrValue, Attributes, key, name};
+use crate::kernel::fields::Resolved;
 use crate::load::{Hook, LoadError, Loaded, ObjectSpec, Plain, ProgramSpec};
 use crate::series::Histogram;
 
@@ -86,7 +87,12 @@ impl SignalKind for Syscalls {
         }
     }
 
-    fn start(&self, config: &Config, loaded: &mut Loaded) -> Result<Box<dyn Signal>, LoadError> {
+    fn start(
+        &self,
+        config: &Config,
+        _kernel: &Resolved,
+        loaded: &mut Loaded,
+    ) -> Result<Box<dyn Signal>, LoadError> {
         let error = |map, source| LoadError::Map { signal: OBJECT.name, map, source: Box::new(source) };
         let mut thresholds = loaded.take_array::<u64>("THRESHOLDS")?;
         let slow_ns = nanoseconds(config.syscalls.slower_than);
