@@ -114,6 +114,8 @@ pub struct Pipeline {
     stats: Arc<SelfStats>,
     report: Report,
     interval: Duration,
+    /// Length of the first interval.
+    first: Duration,
     duration: Option<Duration>,
     _cgroup: Option<CgroupRoot>,
 }
@@ -190,6 +192,7 @@ impl Pipeline {
             stats,
             report: Report::default(),
             interval: config.interval,
+            first: config.interval,
             duration: config.duration,
             _cgroup: cgroup,
         })
@@ -199,6 +202,11 @@ impl Pipeline {
     #[must_use]
     pub fn signals(&self) -> Vec<&'static str> {
         self.signals.iter().map(|running| running.name).collect()
+    }
+
+    /// Makes the first interval shorter, so that many agents started together do not all export together.
+    pub fn begin_with(&mut self, first: Duration) {
+        self.first = first.min(self.interval);
     }
 
     /// Runs until the time is up, the sink has enough, or SIGINT or SIGTERM comes. The last, incomplete interval is handed
@@ -215,7 +223,7 @@ impl Pipeline {
         let mut drain = tokio::time::interval(DRAIN_PERIOD);
         drain.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut next_tick = begun + TICK_PERIOD;
-        let mut next_interval = begun + self.interval;
+        let mut next_interval = begun + self.first;
         let mut stop = false;
         let mut more = false;
         while !stop {

@@ -13,7 +13,7 @@ use crate::entity::Entity;
 use crate::pipeline::{Flow, Pipeline, Sink};
 use crate::series::Store;
 use crate::signals::{self, Event, Summary};
-use crate::sink::otlp::{Exporter, Options, OtlpConfig, OtlpFlags, Resources, new_instance_id};
+use crate::sink::otlp::{Exporter, Options, OtlpConfig, OtlpFlags, Resources, new_instance_id, phase};
 use crate::telemetry::{SelfStats, Telemetry};
 
 /// Export period and summary interval where neither flag nor environment says otherwise.
@@ -76,6 +76,9 @@ pub(super) fn main(args: Args) -> Result<ExitCode, Failure> {
             None => None,
         };
         let mut pipeline = Pipeline::start(&config, signals::ALL, true, Arc::clone(&stats))?;
+        if otlp.is_some() {
+            pipeline.begin_with(phase(&host, config.interval));
+        }
         tracing::info!(signals = ?pipeline.signals(), "running");
         // As a service that exports, the summary would only fill the journal.
         let speaks = otlp.is_none() || args.shared.output.is_some() || on_terminal();

@@ -113,6 +113,11 @@ impl Entities {
         self.resolve(cgroup_id, tgid, Instant::now()).map_or(Entity::Host, |owner| owner.entity)
     }
 
+    /// Whether a cgroup (v2) has been removed; false for what is not known, as [`CgroupTree::is_gone`].
+    pub fn is_gone(&mut self, cgroup_id: u64) -> bool {
+        self.tree.as_mut().is_some_and(|tree| tree.is_gone(cgroup_id, Instant::now()))
+    }
+
     /// What it holds and has done.
     pub fn stats(&self) -> EntityStats {
         let cgroups = self.tree.as_ref().map(CgroupTree::stats).unwrap_or_default();

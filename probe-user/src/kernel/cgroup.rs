@@ -348,6 +348,25 @@ impl CgroupTree {
         Some(&known.cgroup)
     }
 
+    /// Whether the cgroup of an id has been removed, as far as that can be told: false also for what nobody knows and for
+    /// the root. Looks at the directory; for an id without a name it may scan, as [`Self::get`] does.
+    pub fn is_gone(&mut self, id: u64, now: Instant) -> bool {
+        if id == 0 || id == ROOT_ID {
+            return false;
+        }
+        let Some(known) = self.known.get(&id) else {
+            self.look_for(id, now);
+            // A scan that did not get everywhere has not seen that it is not there.
+            return self.stats.truncated == 0 && self.unknown.contains_key(&id);
+        };
+        let below = known.cgroup.path.trim_start_matches('/');
+        match std::fs::metadata(self.root.join(below)) {
+            Ok(metadata) => metadata.ino() != id,
+            // A path that was not UTF-8 leads nowhere.
+            Err(error) => error.kind() == io::ErrorKind::NotFound && !below.contains('\u{fffd}'),
+        }
+    }
+
     /// What it holds and has done.
     pub fn stats(&self) -> TreeStats {
         TreeStats { entries: self.known.len(), ..self.stats }
@@ -578,6 +597,24 @@ mod tests {
         assert_eq!(path(&mut tree, inner, at(330_000)), Some(("/a/b".into(), 2)), "names outlive cgroups");
         assert_eq!(path(&mut tree, u64::MAX - 2, at(341_000)), None);
         assert_eq!(path(&mut tree, inner, at(341_000)), None, "for a while");
+    }
+
+    #[test]
+    fn removed_cgroups_are_gone_and_nothing_else_is() {
+        let directory = Directory::new("gone");
+        let (here, there) = (directory.add("a/here"), directory.add("a/there"));
+        let mut tree = CgroupTree::new(&directory.0, TreeLimits::default());
+        let now = Instant::now();
+        for id in [0, ROOT_ID, here, there] {
+            assert!(!tree.is_gone(id, now), "{id}");
+        }
+        directory.remove("a/there");
+        assert!(tree.is_gone(there, now) && !tree.is_gone(here, now));
+        assert!(!tree.is_gone(u64::MAX, now), "not looked for yet: a scan was just made");
+        assert!(tree.is_gone(u64::MAX, now + Duration::from_secs(2)), "a whole scan did not find it");
+        let limits = TreeLimits { visits: 1, ..TreeLimits::default() };
+        let mut tree = CgroupTree::new(&directory.0, limits);
+        assert!(!tree.is_gone(u64::MAX, now), "a scan that was cut short proves nothing");
     }
 
     #[test]

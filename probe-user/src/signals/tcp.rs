@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap as StdHashMap};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use aya::maps::{MapData, PerCpuHashMap};
 use hashbrown::HashMap;
@@ -19,13 +19,18 @@ use probe_common::tcp::{
 };
 use probe_common::wire::{Address, FAMILY_IPV4, FAMILY_IPV6};
 
-use super::{Context, Event, Signal, SignalKind, Who, errno_name};
+use super::{Context, Event, Owners, Signal, SignalKind, Who, errno_name};
 use crate::collect::{self, DecodeError};
 use crate::config::{Config, TcpKind};
 use crate::event::{AttrValue, Attributes, key, name};
 use crate::kernel::fields::Resolved;
 use crate::load::{Hook, LoadError, Loaded, ObjectSpec, Plain, ProgramSpec, lookup_batch_per_cpu};
 use crate::series::{Histogram, attr, metrics};
+
+/// How long an entry of a removed cgroup must not have changed before it is given back.
+const IDLE: Duration = Duration::from_secs(60);
+/// How often such entries are looked for.
+const RECLAIM_PERIOD: Duration = Duration::from_secs(10);
 
 /// The signal.
 #[derive(Debug)]
@@ -104,6 +109,7 @@ impl SignalKind for Tcp {
             handshakes: loaded.take_per_cpu_hash("HANDSHAKES")?,
             last_totals: HashMap::default(),
             last_handshakes: HashMap::default(),
+            reclaimed: Instant::now(),
             reset_reasons: kernel.reset_reasons.clone(),
         }))
     }
@@ -125,10 +131,29 @@ impl TcpKind {
 struct Running {
     totals: PerCpuHashMap<MapData, Plain<TotalKey>, Plain<u64>>,
     handshakes: PerCpuHashMap<MapData, Plain<u64>, Plain<Durations>>,
-    last_totals: HashMap<TotalKey, u64>,
-    last_handshakes: HashMap<u64, Box<Sums>>,
+    last_totals: HashMap<TotalKey, Last<u64>>,
+    last_handshakes: HashMap<u64, Last<Box<Sums>>>,
+    /// When entries were last looked through for cgroups that are gone.
+    reclaimed: Instant,
     /// Names of `enum sk_rst_reason`.
     reset_reasons: StdHashMap<u32, Arc<str>>,
+}
+
+/// What an entry said last.
+struct Last<T> {
+    value: T,
+    /// When it last said something else.
+    changed: Instant,
+}
+
+impl<T> Last<T> {
+    fn new(value: T) -> Self {
+        Self { value, changed: Instant::now() }
+    }
+
+    fn idle(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.changed) >= IDLE
+    }
 }
 
 /// [`Durations`] summed over CPUs; buckets wrap around as in the kernel.
@@ -165,6 +190,7 @@ impl Signal for Running {
         let mut summary = Summary::default();
         self.read_totals(context, &mut summary)?;
         self.read_handshakes(context, &mut summary)?;
+        self.reclaim(context.owners);
         Ok(super::Summary::Tcp(summary))
     }
 
@@ -178,10 +204,10 @@ impl Running {
         let last_totals = &mut self.last_totals;
         lookup_batch_per_cpu(&self.totals, |key: &TotalKey, values| {
             let now: u64 = values.sum();
-            let last = last_totals.entry(*key).or_insert(0);
-            let delta = now.saturating_sub(*last);
-            *last = now;
+            let last = last_totals.entry(*key).or_insert_with(|| Last::new(0));
+            let delta = now.saturating_sub(last.value);
             if delta != 0 {
+                *last = Last::new(now);
                 count(key, delta, context, summary);
             }
         })
@@ -199,14 +225,16 @@ impl Running {
                         *sum = sum.wrapping_add(bucket);
                     }
                 }
-                let last = last_handshakes.entry(*cgroup_id).or_insert_with(|| Box::new(Sums::ZERO));
+                let last =
+                    last_handshakes.entry(*cgroup_id).or_insert_with(|| Last::new(Box::new(Sums::ZERO)));
                 let mut deltas = [0u64; BUCKETS];
-                for ((delta, now), last) in deltas.iter_mut().zip(now.buckets).zip(last.buckets) {
+                for ((delta, now), last) in deltas.iter_mut().zip(now.buckets).zip(last.value.buckets) {
                     *delta = u64::from(now.wrapping_sub(last));
                 }
-                let sum_ns = now.sum_ns.saturating_sub(last.sum_ns);
-                **last = now;
+                let sum_ns = now.sum_ns.saturating_sub(last.value.sum_ns);
                 if deltas.iter().any(|delta| *delta != 0) {
+                    *last.value = now;
+                    last.changed = Instant::now();
                     let entity = context.owners.entity(*cgroup_id, None);
                     let attrs = [attr(key::TCP_HANDSHAKE_ROLE, "client")];
                     context.store.merge_counts(
@@ -221,6 +249,28 @@ impl Running {
                 }
             },
         )
+    }
+}
+
+impl Running {
+    /// Gives the entries of cgroups back that are removed and whose sockets have been silent for a while. A socket that
+    /// speaks again begins a new entry, from zero.
+    fn reclaim(&mut self, owners: &mut Owners) {
+        let now = Instant::now();
+        if now.saturating_duration_since(self.reclaimed) < RECLAIM_PERIOD {
+            return;
+        }
+        self.reclaimed = now;
+        let mut known: HashMap<u64, bool> = HashMap::default();
+        let mut gone = |cgroup_id: u64| *known.entry(cgroup_id).or_insert_with(|| owners.is_gone(cgroup_id));
+        let Self { totals, handshakes, last_totals, last_handshakes, .. } = self;
+        // An entry that is not there any more, or does not go, is no reason to end.
+        last_totals.retain(|key, last| {
+            !(last.idle(now) && gone(key.cgroup_id) && totals.remove(&Plain(*key)).is_ok())
+        });
+        last_handshakes.retain(|cgroup_id, last| {
+            !(last.idle(now) && gone(*cgroup_id) && handshakes.remove(&Plain(*cgroup_id)).is_ok())
+        });
     }
 }
 

@@ -72,6 +72,11 @@ impl Owners {
         self.entities.entity_of(cgroup_id, tgid)
     }
 
+    /// Whether a cgroup has been removed, as far as that can be told.
+    pub fn is_gone(&mut self, cgroup_id: u64) -> bool {
+        self.entities.is_gone(cgroup_id)
+    }
+
     /// Everything known about the owner of something.
     pub fn who(&mut self, owner: &Owner, cgroup_id: u64, netns: u32) -> Who {
         let now = Instant::now();
