@@ -21,7 +21,6 @@ const WORKLOAD: &str = env!("CARGO_BIN_EXE_workload");
 const SERVER: &str = "127.0.0.2:53";
 /// A user of no privileges, `nobody` nearly everywhere.
 const NOBODY: u32 = 65_534;
-const SIGNALS: [&str; 3] = ["tcp", "dns", "syscalls"];
 const COMMANDS: [&str; 4] = ["tcp", "dns", "syscalls", "run"];
 
 /// A directory of a test's own, gone at its end.
@@ -260,27 +259,38 @@ fn signal(child: &Child, signal: Signal) -> Result<()> {
     Ok(rustix::process::kill_process(pid, signal)?)
 }
 
+/// Ctrl-C and SIGTERM: the last interval is printed, losses are summed up, and the kernel is as it was.
 #[test]
 fn interrupt_and_terminate_end_a_command_cleanly() -> Result<()> {
-    for name in COMMANDS {
-        for how in [Signal::INT, Signal::TERM] {
-            let probe = Probe::start(&[name, "--interval", "1h"])?;
-            // Something for the last interval, which is the only one.
-            let mut workload = Workload::start(WORKLOAD)?;
-            workload.tell("getppid 10")?;
-            probe.signal(how)?;
-            let finished = probe.finish()?;
-            ensure!(finished.code == Some(0), "{name}: {:?} {}", finished.code, finished.stderr);
-            ensure!(finished.stderr.contains("nothing was lost"), "{name}: {}", finished.stderr);
-            if matches!(name, "syscalls" | "run") {
-                let found = finished.lines.iter().any(|line| {
-                    line.int("process.pid") == Some(i64::from(workload.pid()))
-                        && line.text("syscall.name") == Some("getppid")
-                        && line.int("count") == Some(10)
-                });
-                ensure!(found, "{name}: the last interval is not there");
-            }
+    let cases = [
+        ("tcp", Signal::INT),
+        ("dns", Signal::TERM),
+        ("syscalls", Signal::INT),
+        ("run", Signal::TERM),
+        ("run", Signal::INT),
+    ];
+    for (name, how) in cases {
+        let probe = Probe::start(&[name, "--interval", "1h"])?;
+        let held = Kernel::held_by(probe.pid())?;
+        ensure!(!held.programs.is_empty() && !held.maps.is_empty() && !held.links.is_empty(), "{held:?}");
+        poll("they are loaded", DEADLINE, || {
+            Ok(held.left().ok().filter(|left| left.links == held.links && left.maps.is_superset(&held.maps)))
+        })?;
+        // Something for the last interval, which is the only one.
+        let mut workload = Workload::start(WORKLOAD)?;
+        workload.tell("getppid 10")?;
+        probe.signal(how)?;
+        let finished = probe.finish()?;
+        finished.require_complete().context(name)?;
+        if matches!(name, "syscalls" | "run") {
+            let found = finished.lines.iter().any(|line| {
+                line.int("process.pid") == Some(i64::from(workload.pid()))
+                    && line.text("syscall.name") == Some("getppid")
+                    && line.int("count") == Some(10)
+            });
+            ensure!(found, "{name}: the last interval is not there");
         }
+        held.wait_gone().context(name)?;
     }
     Ok(())
 }
@@ -303,12 +313,10 @@ fn a_command_ends_by_itself_when_it_was_told_when() -> Result<()> {
     ensure!(output.status.code() == Some(0), "{output:?}");
     ensure!(output.stdout.iter().filter(|byte| **byte == b'\n').count() == 3, "{output:?}");
 
-    for name in SIGNALS {
-        let begun = std::time::Instant::now();
-        let output = run([name, "--duration", "700ms", "-o", "json"])?;
-        ensure!(output.status.code() == Some(0), "{name}: {output:?}");
-        ensure!(begun.elapsed() >= Duration::from_millis(700), "{name}: {:?}", begun.elapsed());
-    }
+    let begun = std::time::Instant::now();
+    let output = run(["tcp", "--duration", "700ms", "-o", "json"])?;
+    ensure!(output.status.code() == Some(0), "{output:?}");
+    ensure!(begun.elapsed() >= Duration::from_millis(700), "{:?}", begun.elapsed());
     Ok(())
 }
 
@@ -316,11 +324,10 @@ fn a_command_ends_by_itself_when_it_was_told_when() -> Result<()> {
 #[test]
 fn a_closed_pipe_is_a_quiet_end() -> Result<()> {
     require_root()?;
-    let cases: [&[&str]; 4] = [
+    let cases: [&[&str]; 3] = [
         &["syscalls", "-o", "json", "--interval", "250ms"],
         &["syscalls", "--interval", "250ms"],
         &["run", "--interval", "250ms"],
-        &["run", "-o", "json", "--interval", "250ms"],
     ];
     for arguments in cases {
         let mut child = command(arguments)?.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
@@ -347,7 +354,7 @@ fn a_closed_pipe_is_a_quiet_end() -> Result<()> {
 fn json_lines_say_when_and_what() -> Result<()> {
     require_root()?;
     for name in COMMANDS {
-        let output = run([name, "-v", "-o", "json", "--interval", "250ms", "--duration", "1s"])?;
+        let output = run([name, "-v", "-o", "json", "--interval", "250ms", "--duration", "600ms"])?;
         ensure!(output.status.code() == Some(0), "{name}: {output:?}");
         let mut events = BTreeSet::new();
         for line in String::from_utf8(output.stdout)?.lines() {
@@ -500,7 +507,7 @@ fn nothing_stays_in_the_kernel_after_kill_9() -> Result<()> {
     // How many programs are attached when it is killed: in the middle of its start, at its end, and at work.
     let all: usize = probe_user::signals::ALL.iter().map(|kind| kind.object().programs.len()).sum();
     let mut most = Kernel::default();
-    for attached in [0, 1, all / 3, all / 2, all - 1, all, all] {
+    for attached in [0, 1, all / 2, all - 1, all] {
         let mut child =
             command(["run", "--interval", "1s"])?.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
         let found = poll("the moment", Duration::from_secs(20), || {
@@ -528,22 +535,6 @@ fn nothing_stays_in_the_kernel_after_kill_9() -> Result<()> {
         lookup(&client(&netns)?, 1)?;
     }
     ensure!(most.links.len() == all && most.programs.len() >= all && most.maps.len() > 10, "{most:?}");
-    Ok(())
-}
-
-/// The same after every end that is not violent.
-#[test]
-fn nothing_stays_in_the_kernel_after_a_clean_end() -> Result<()> {
-    for name in COMMANDS {
-        let probe = Probe::start(&[name])?;
-        let held = Kernel::held_by(probe.pid())?;
-        ensure!(!held.programs.is_empty() && !held.maps.is_empty() && !held.links.is_empty(), "{held:?}");
-        poll("they are loaded", DEADLINE, || {
-            Ok(held.left().ok().filter(|left| left.links == held.links && left.maps.is_superset(&held.maps)))
-        })?;
-        probe.stop()?.require_complete()?;
-        held.wait_gone().context(name)?;
-    }
     Ok(())
 }
 
