@@ -1,6 +1,6 @@
 //! The way data takes: rings and maps → signals → series and events → sinks. One task; nothing waits but at its top.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,6 +19,7 @@ use crate::kernel::cgroup::{Cgroup, CgroupError, CgroupRoot, TreeLimits};
 use crate::kernel::clock::{self, Clock};
 use crate::kernel::fields::{Resolved, resolve};
 use crate::kernel::privileges::{self, PrivilegeError};
+use crate::kernel::skipped::{self, open_programs};
 use crate::load::{self, Counters, LoadError, Loaded, SettingsMap};
 use crate::series::{Limits, Store, attr, metrics};
 use crate::signals::{Context, Event, Loss, Owners, Signal, SignalKind, Summary, next_interval};
@@ -32,6 +33,10 @@ const TICK_PERIOD: Duration = Duration::from_millis(250);
 const BATCH: usize = 4096;
 /// Turns of all rings before everything else has its own: the clock, the end, ticks and exports.
 const TURNS: usize = 4;
+/// Where runs of programs get lost that the kernel skips.
+const SKIPPED: &str = "programs";
+const SKIPPED_REMEDY: &str =
+    "none: the kernel does not run a program inside itself; figures are short by at most so many";
 /// How much of a ring fills before the programs wake us.
 const WAKE_SHARE: u32 = 4;
 
@@ -134,6 +139,10 @@ struct Running {
     settings: Settings,
     settings_map: SettingsMap,
     logger: Option<aya_log::EbpfLogger<&'static dyn log::Log>>,
+    /// Descriptors of its programs.
+    programs: BTreeSet<u32>,
+    /// Runs of them that the kernel had skipped when last asked.
+    skipped: u64,
     /// Programs and links live as long as this.
     _loaded: Loaded,
 }
@@ -373,9 +382,21 @@ impl Pipeline {
     /// Reads the programs' counters.
     fn count_losses(&mut self, mut say: Option<(u64, &mut Vec<Event>)>) {
         let Self { signals, report, stats, .. } = self;
+        let mut ignored = std::mem::take(&mut report.ignored);
         for running in signals {
             let name = running.name;
-            let Running { signal, counters, .. } = running;
+            let Running { signal, counters, programs, skipped, .. } = running;
+            let mut lost = |place, count, remedy| {
+                lose(report, stats, name, place, count, remedy);
+                if let Some((time_unix_ns, events)) = &mut say {
+                    let time_unix_ns = *time_unix_ns;
+                    events.push(Event::Loss(Loss { time_unix_ns, signal: name, place, count, remedy }));
+                }
+            };
+            let before = std::mem::replace(skipped, skipped::skipped(programs));
+            if *skipped > before {
+                lost(SKIPPED, *skipped - before, SKIPPED_REMEDY);
+            }
             let read = counters.deltas(|counter: Counter, delta| {
                 signal.counted(counter, delta);
                 let place = counter.place();
@@ -383,26 +404,19 @@ impl Pipeline {
                     stats.add(metrics::PROBE_MAP_INSERT_FAILURES, &[attr(key::MAP, place)], delta);
                 }
                 if is_ignored(counter) {
-                    *report.ignored.entry(place).or_default() += delta;
+                    *ignored.entry(place).or_default() += delta;
                     let attrs = [attr(key::SIGNAL, name), attr(key::WHERE, place)];
                     stats.add(metrics::PROBE_PACKETS_IGNORED, &attrs, delta);
                 }
-                let Some(remedy) = counter.remedy() else { return };
-                lose(report, stats, name, place, delta, remedy);
-                if let Some((time_unix_ns, events)) = &mut say {
-                    events.push(Event::Loss(Loss {
-                        time_unix_ns: *time_unix_ns,
-                        signal: name,
-                        place,
-                        count: delta,
-                        remedy,
-                    }));
+                if let Some(remedy) = counter.remedy() {
+                    lost(place, delta, remedy);
                 }
             });
             if let Err(error) = read {
                 tracing::warn!(signal = name, %error, "the loss counters do not read");
             }
         }
+        report.ignored = ignored;
     }
 }
 
@@ -474,7 +488,9 @@ fn start_signal(
 ) -> Result<Running, StartError> {
     let object = kind.object();
     let sizes = kind.sizes(config);
+    let others = open_programs();
     let mut loaded = load::load(object, fields, &sizes, config.program_log_level)?;
+    let programs = open_programs().difference(&others).copied().collect();
     let mut settings = filter;
     let ring_bytes = sizes.iter().find(|(map, _)| *map == "RING").map_or(0, |(_, bytes)| *bytes);
     settings.wake_bytes = ring_bytes / WAKE_SHARE;
@@ -487,7 +503,18 @@ fn start_signal(
     let logger = if config.program_log_level == 0 { None } else { loaded.logger() };
     // Last: from here on the programs run.
     loaded.attach(cgroup)?;
-    Ok(Running { name: object.name, signal, ring, counters, settings, settings_map, logger, _loaded: loaded })
+    Ok(Running {
+        name: object.name,
+        signal,
+        ring,
+        counters,
+        settings,
+        settings_map,
+        logger,
+        programs,
+        skipped: 0,
+        _loaded: loaded,
+    })
 }
 
 /// The filter as the programs apply it.

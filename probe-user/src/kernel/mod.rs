@@ -8,3 +8,4 @@ pub mod clock;
 pub mod features;
 pub mod fields;
 pub mod privileges;
+pub mod skipped;
