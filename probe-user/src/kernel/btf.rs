@@ -51,6 +51,14 @@ pub enum BtfError {
         "BTF is larger than {MAX_BYTES} bytes (give the raw BTF of the running kernel with --btf FILE, not a whole vmlinux)"
     )]
     TooLarge,
+    /// What is wrong with a file.
+    #[error("{}: {source}", .path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// [`Self::TooLarge`] or [`Self::Malformed`].
+        source: Box<Self>,
+    },
     /// These bytes are not BTF.
     #[error(
         "not BTF: {what} at byte {at} (give the raw BTF of the running kernel with --btf FILE; `bpftool btf dump file FILE` must accept it)"
@@ -222,6 +230,7 @@ impl KernelBtf {
         };
         let bytes = read().map_err(|source| BtfError::Read { path: path.to_owned(), source })?;
         Self::from_bytes(bytes)
+            .map_err(|source| BtfError::File { path: path.to_owned(), source: Box::new(source) })
     }
 
     /// Takes raw BTF from memory. Total over any bytes.

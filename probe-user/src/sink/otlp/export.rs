@@ -482,8 +482,8 @@ impl Health {
             Complaint::Unreachable => tracing::warn!(
                 endpoint,
                 "error.type" = kind,
-                "cannot export {signal}: {message}; totals are kept and sent when the endpoint answers, check that \
-                 it listens there"
+                "cannot export {signal}: {message}; totals are kept, of events the newest, and sent when the \
+                 endpoint answers; check that it listens there"
             ),
             Complaint::Refused | Complaint::Rejected => tracing::warn!(
                 endpoint,
