@@ -1,6 +1,5 @@
 //! docs/metrics.md is made from the registry of metrics; this fails when it is stale. `cargo xtask docs` writes it.
 
-use std::fmt::Write as _;
 use std::path::Path;
 
 use probe_user::series::MetricDef;
@@ -13,16 +12,9 @@ fn table(text: &mut String, metrics: &[&MetricDef]) {
     text.push_str("| metric | kind, unit | attributes | meaning |\n|---|---|---|---|\n");
     for def in metrics {
         let attributes: Vec<String> = def.attributes.iter().map(|key| format!("`{key}`")).collect();
-        writeln!(
-            text,
-            "| `{}` | {} `{}` | {} | {} |",
-            def.name,
-            def.kind.as_str(),
-            def.unit,
-            attributes.join(", "),
-            def.description
-        )
-        .unwrap();
+        let (name, kind, unit) = (def.name, def.kind.as_str(), def.unit);
+        let attributes = attributes.join(", ");
+        text.push_str(&format!("| `{name}` | {kind} `{unit}` | {attributes} | {} |\n", def.description));
     }
 }
 
