@@ -323,13 +323,28 @@ impl Probe {
                     lines.lines.iter().rev().take(30).map(|line| line.0.to_string()).collect();
                 let why = if lines.closed { "stdout was closed" } else { "the time is up" };
                 bail!(
-                    "{what}: not among {} lines within {deadline:?}: {why}. The last lines, newest first:\n{}",
+                    "{what}: not among {} lines within {deadline:?}: {why}; {:?} runs of programs missed. The last lines, newest first:\n{}",
                     lines.lines.len(),
+                    self.program_misses(),
                     last.join("\n")
                 );
             }
             lines = self.shared.arrived.wait_timeout(lines, left).unwrap_or_else(PoisonError::into_inner).0;
         }
+    }
+
+    /// How often the kernel did not run one of its programs, because that very program was running on the CPU already.
+    ///
+    /// # Errors
+    ///
+    /// It is gone.
+    pub fn program_misses(&self) -> Result<u64> {
+        let mut misses = 0;
+        for info in fdinfo(self.pid())? {
+            let missed = info.lines().find_map(|line| line.strip_prefix("recursion_misses:"));
+            misses += missed.map_or(Ok(0), |missed| missed.trim().parse::<u64>())?;
+        }
+        Ok(misses)
     }
 
     /// Waits for a line that `wanted` accepts and returns the first.
@@ -409,15 +424,17 @@ fn expected_links(subcommand: &str) -> usize {
     }
 }
 
+/// What the kernel says about each descriptor of a process.
+fn fdinfo(pid: u32) -> Result<Vec<String>> {
+    let entries = std::fs::read_dir(format!("/proc/{pid}/fdinfo"))?;
+    // A descriptor may be closed while we look.
+    Ok(entries.filter_map(|entry| std::fs::read_to_string(entry.ok()?.path()).ok()).collect())
+}
+
 /// Links that a process holds: programs that are attached.
 fn attached_links(pid: u32) -> Result<usize> {
-    let mut links = 0;
-    for entry in std::fs::read_dir(format!("/proc/{pid}/fdinfo"))? {
-        // A descriptor may be closed while we look.
-        let Ok(info) = std::fs::read_to_string(entry?.path()) else { continue };
-        links += usize::from(info.lines().any(|line| line.starts_with("link_type:")));
-    }
-    Ok(links)
+    let is_link = |info: &&String| info.lines().any(|line| line.starts_with("link_type:"));
+    Ok(fdinfo(pid)?.iter().filter(is_link).count())
 }
 
 /// Whether a process catches SIGINT: one that does not yet would die of it instead of ending cleanly.

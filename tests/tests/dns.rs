@@ -286,6 +286,8 @@ fn two_questions_of_one_socket_are_told_apart() -> Result<()> {
         let (id, received_ns) = receive(&socket)?;
         received.insert(id, received_ns);
     }
+    // The client may have its answer before the server has written down that it sent it.
+    world.server.wait_answers(2, DEADLINE)?;
     let served = [world.server.one(11)?, world.server.one(12)?];
     let lines = world.exactly(2)?;
     for (id, qtype, sent, served) in [(11, "A", first, &served[0]), (12, "AAAA", second, &served[1])] {
@@ -372,6 +374,7 @@ fn silence_is_reported_and_so_is_a_late_answer() -> Result<()> {
     let socket = world.connected(SERVER_V6)?;
     send(&socket, None, &query(51, "never.test", A))?;
     let (sent, received_ns) = ask(&socket, None, &query(52, "late.test", AAAA))?;
+    world.server.wait_answers(1, DEADLINE)?;
     let served = world.server.one(52)?;
     let lines = world.exactly(3)?;
     let mut outcomes = Vec::new();

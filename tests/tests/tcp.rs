@@ -81,6 +81,9 @@ struct Connection {
 struct Outcome {
     events: Vec<Line>,
     counters: Counters,
+    /// Runs of programs that the kernel left out, and what `probe` says in the end.
+    misses: u64,
+    stderr: String,
 }
 
 impl Scene {
@@ -171,11 +174,12 @@ impl Scene {
             Ok((open_connections(&netns)? == 0).then_some(()))
         })?;
         let counters = Counters::read(&netns)?;
+        let misses = probe.program_misses()?;
         let finished = probe.stop()?;
         finished.require_complete()?;
         let ours = |line: &Line| line.int("linux.netns") == Some(netns.inode().into());
         let events = finished.lines.into_iter().filter(ours).collect();
-        Ok(Outcome { events, counters })
+        Ok(Outcome { events, counters, misses, stderr: finished.stderr })
     }
 }
 
@@ -223,7 +227,11 @@ impl Outcome {
             println!("{test}: {what}: {probe} = {kernel}");
         }
         for (what, probe, kernel) in sums {
-            ensure!(probe == kernel, "{test}: {what}: probe has {probe}, the kernel {kernel}");
+            let Self { misses, stderr, .. } = self;
+            ensure!(
+                probe == kernel,
+                "{test}: {what}: probe has {probe}, the kernel {kernel}; {misses} runs missed, {stderr}"
+            );
         }
         Ok(())
     }
@@ -466,8 +474,9 @@ fn listeners_of_several_processes_own_nothing() -> Result<()> {
     })?;
     let [of_two, of_one] = events;
     for event in of_one {
-        assert_eq!(event.int("process.pid"), Some(scene.server.pid().into()), "{event:?}");
-        assert_eq!(event.text("process.comm"), Some(SERVER), "{event:?}");
+        // The port may be shared with somebody who is older than the probe: only the listener that sent a SYN-ACK is known.
+        let owner = (event.event() == "tcp.retransmit").then(|| i64::from(scene.server.pid()));
+        assert_eq!(event.int("process.pid"), owner, "{event:?}");
     }
     let of_second = second.tell("drain")?;
     for event in of_two {
