@@ -1,5 +1,6 @@
 //! What the live tests share.
 
+pub mod blind;
 pub mod counters;
 pub mod dns_server;
 pub mod drop;
