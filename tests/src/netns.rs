@@ -91,7 +91,11 @@ impl Netns {
 }
 
 /// Brings loopback of this thread's namespace up: 127.0.0.1 and ::1 with it.
-fn loopback_up() -> Result<()> {
+///
+/// # Errors
+///
+/// Not root.
+pub fn loopback_up() -> Result<()> {
     let socket = rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None)?;
     // SAFETY: plain old data for which zero is valid.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };

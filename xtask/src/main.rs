@@ -8,10 +8,15 @@ mod ci;
 mod deny;
 mod docs;
 mod ebpf;
+mod live;
 mod process;
+#[expect(unreachable_pub, reason = "the tests' library exports it")]
+#[path = "../../tests/src/protocol.rs"]
+mod protocol;
 mod setup;
 mod test;
 mod toolchain;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -35,6 +40,8 @@ enum Task {
     Ebpf(ebpf::Args),
     /// Unit tests and, as root, the live tests on the running kernel
     Test(test::Args),
+    /// The live tests on other kernels, in virtual machines, and the table of all
+    Vm(vm::Args),
     /// What probe costs, side by side with others: as root
     Bench(bench::Args),
     /// Everything CI asks before the tests: format, clippy, licences, BPF objects
@@ -64,6 +71,7 @@ fn dispatch(task: Task) -> Result<ExitCode> {
         Task::Ebpf(args) => ebpf::run(&args)?,
         // Its sum is the last line, whatever the outcome, so it prints its own errors.
         Task::Test(args) => return test::run(&args),
+        Task::Vm(args) => return vm::run(&args),
         Task::Bench(args) => bench::run(&args)?,
         Task::Check => check::run()?,
         Task::Docs => docs::run()?,

@@ -5,21 +5,19 @@
 
 use std::{
     io::{BufRead as _, BufReader},
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, ExitCode, Stdio},
     time::Instant,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 
-use crate::process::{self, is_root, output, repo_root, say, show};
-
-/// Live tests read counters of the whole host (system calls, loaded programs): side by side they would count
-/// each other.
-const LIVE_TEST_THREADS: &str = "--test-threads=1";
-/// Tells the live tests which `probe` to drive.
-const PROBE_BIN: &str = "PROBE_BIN";
-const LIVE: [&str; 4] = ["--package", "probe-tests", "--test", "*"];
+use crate::{
+    live::{self, Live},
+    process::{self, is_root, repo_root, say, show},
+    protocol::{Outcome, Plan},
+    vm,
+};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -41,17 +39,18 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     {
         tally.add(run_tests(cargo_test(&root, selection).arg("--").args(&args.filter))?);
     }
-    let live = !args.unit;
-    if live && is_root() {
-        let mut command = cargo_test(&root, &LIVE);
-        command.env(PROBE_BIN, build_probe(&root)?).args(["--", LIVE_TEST_THREADS]).args(&args.filter);
-        tally.add(run_tests(&mut command)?);
-    } else if live {
-        complaints.extend(not_run(&list_live_tests(&root, args)?));
+    if !args.unit {
+        let live = Live::build(&root)?;
+        let plan = live.plan(args.filter.as_deref())?;
+        if is_root() {
+            tally.add(run_live(&root, &live, &plan, args.filter.is_none(), &mut complaints)?);
+        } else {
+            complaints.extend(not_run(&live::names(&plan).collect::<Vec<_>>()));
+        }
     }
 
-    let Tally { passed, failed, ignored } = tally;
-    if passed + failed == 0 {
+    let Tally { passed, failed, ignored, skipped } = tally;
+    if passed + failed + skipped == 0 {
         complaints
             .push(format!("No test ran: none has {:?} in its name.", args.filter.as_deref().unwrap_or("")));
     }
@@ -59,6 +58,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         say(format_args!("{ignored} ignored"));
     }
     complaints.iter().for_each(say);
+    if skipped > 0 {
+        say(format_args!("{skipped} skipped: this kernel lacks what they test, as it may"));
+    }
     say(format_args!("{passed} passed, {failed} failed"));
     Ok(if failed == 0 && complaints.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -93,7 +95,7 @@ fn run_tests(command: &mut Command) -> Result<Tally> {
         say(format_args!("`{}` failed: {status}", show(command)));
         tally.failed = 1;
     }
-    let Tally { passed, failed, ignored: _ } = tally;
+    let Tally { passed, failed, ignored: _, skipped: _ } = tally;
     say(format_args!(
         "---- {passed} passed, {failed} failed, {:.1} s with compiling",
         start.elapsed().as_secs_f64()
@@ -101,23 +103,29 @@ fn run_tests(command: &mut Command) -> Result<Tally> {
     Ok(tally)
 }
 
-/// Builds the binary that live tests drive; cargo says where it is.
-fn build_probe(root: &Path) -> Result<PathBuf> {
-    let mut command = process::cargo();
-    command
-        .current_dir(root)
-        .args(["build", "--locked", "--package", "probe-user", "--bin", "probe"])
-        .arg("--message-format=json-render-diagnostics");
-    let messages = output(&mut command)?;
-    let executable = messages
-        .lines()
-        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
-        .filter_map(|message| message.get("executable")?.as_str().map(PathBuf::from))
-        .next_back();
-    match executable {
-        Some(path) => Ok(path),
-        None => bail!("`{}` named no executable", show(&command)),
+/// Runs the live tests. Of a run of all, the results are kept for the table of kernels.
+fn run_live(root: &Path, live: &Live, plan: &Plan, all: bool, complaints: &mut Vec<String>) -> Result<Tally> {
+    say("==== live tests");
+    let start = Instant::now();
+    let results = live.run_on_host(root, plan)?;
+    let missing = results.missing(plan);
+    complaints.extend(missing.iter().map(|name| format!("NOT RUN: {name}")));
+    if all {
+        vm::keep_host_results(root, live, &results)?;
     }
+    let count = |wanted: fn(&Outcome) -> bool| u32::try_from(results.count(wanted)).unwrap_or(u32::MAX);
+    let tally = Tally {
+        passed: count(|outcome| matches!(outcome, Outcome::Passed)),
+        failed: count(|outcome| matches!(outcome, Outcome::Failed { .. })),
+        skipped: count(|outcome| matches!(outcome, Outcome::Skipped { .. })),
+        ignored: 0,
+    };
+    let Tally { passed, failed, skipped, ignored: _ } = tally;
+    say(format_args!(
+        "---- {passed} passed, {failed} failed, {skipped} skipped, {:.1} s",
+        start.elapsed().as_secs_f64()
+    ));
+    Ok(tally)
 }
 
 /// A test that did not run is a fact to report, not a test that passed.
@@ -132,25 +140,22 @@ fn not_run(names: &[String]) -> Vec<String> {
     lines
 }
 
-fn list_live_tests(root: &Path, args: &Args) -> Result<Vec<String>> {
-    let list = output(cargo_test(root, &LIVE).args(["--", "--list", "--format=terse"]).args(&args.filter))?;
-    Ok(list.lines().filter_map(|line| line.strip_suffix(": test")).map(str::to_owned).collect())
-}
-
 /// How many tests went which way.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 struct Tally {
     passed: u32,
     failed: u32,
     ignored: u32,
+    skipped: u32,
 }
 
 impl Tally {
     fn add(&mut self, other: Self) {
-        let Self { passed, failed, ignored } = other;
+        let Self { passed, failed, ignored, skipped } = other;
         self.passed += passed;
         self.failed += failed;
         self.ignored += ignored;
+        self.skipped += skipped;
     }
 
     /// Reads `test result: ok. 3 passed; 0 failed; 1 ignored; …`; any other line counts nothing.
@@ -193,7 +198,7 @@ mod tests {
             ("a test printed: test result: ok. 9 passed; 0 failed", 0, 0, 0),
             ("", 0, 0, 0),
         ] {
-            assert_eq!(Tally::of_line(line), Tally { passed, failed, ignored }, "{line}");
+            assert_eq!(Tally::of_line(line), Tally { passed, failed, ignored, skipped: 0 }, "{line}");
         }
     }
 }
