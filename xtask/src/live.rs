@@ -48,7 +48,7 @@ pub(crate) struct Results {
 }
 
 impl Live {
-    /// Builds tests, tools and `probe`.
+    /// Builds tests, tools and, optimised, `probe`: in emulated machines everything waits for it.
     pub(crate) fn build(root: &Path) -> Result<Self> {
         let tests = executables(root, &["test", "--no-run", "--package", "probe-tests", "--test", "*"])?;
         let of_kind = |kind: &str| {
@@ -58,7 +58,7 @@ impl Live {
         let mut suites = of_kind("test");
         suites.sort();
         let bins = executables(root, &["build", "--package", "probe-tests", "--bins"])?;
-        let probe = executables(root, &["build", "--package", "probe-user", "--bin", "probe"])?;
+        let probe = executables(root, &["build", "--profile", "live", "--package", "probe-user", "--bin", "probe"])?;
         let path_of = |all: &[Executable], name: &str| {
             let found = all.iter().find(|built| built.name == name).map(|built| built.path.clone());
             found.with_context(|| format!("cargo named no executable {name}"))
