@@ -3,6 +3,7 @@
 //! This file parses and dispatches; each task is the file of its name.
 
 mod bench;
+mod btf;
 mod check;
 mod ci;
 mod deny;
@@ -37,6 +38,8 @@ enum Task {
     Test(test::Args),
     /// What probe costs, side by side with others: as root
     Bench(bench::Args),
+    /// Cut a kernel's BTF down to a fixture under tests/fixtures/btf
+    Btf(btf::Args),
     /// Everything CI asks before the tests: format, clippy, licences, BPF objects
     Check,
     /// Write the pages under docs/ that are made from the code
@@ -65,6 +68,7 @@ fn dispatch(task: Task) -> Result<ExitCode> {
         // Its sum is the last line, whatever the outcome, so it prints its own errors.
         Task::Test(args) => return test::run(&args),
         Task::Bench(args) => bench::run(&args)?,
+        Task::Btf(args) => btf::run(&args)?,
         Task::Check => check::run()?,
         Task::Docs => docs::run()?,
         Task::Ci => ci::run()?,
