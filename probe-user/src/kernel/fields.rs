@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use probe_common::fields::{FieldKind, FieldSlot, FieldSpec};
 
+use super::bpf::Bpf;
 use super::btf::{KernelBtf, Kind, Type};
 
 /// Why a row has no place in this kernel.
@@ -103,6 +104,8 @@ pub struct Resolved {
     pub absent: Vec<AbsentField>,
     /// Why resets are sent, by value: `enum sk_rst_reason` in lower case, without its prefix. Empty where there is none.
     pub reset_reasons: HashMap<u32, Arc<str>>,
+    /// What its bpf(2) knows.
+    pub bpf: Bpf,
 }
 
 impl Resolved {
@@ -119,6 +122,7 @@ pub fn resolve(btf: &KernelBtf, specs: &[FieldSpec]) -> Resolved {
         slots: Vec::with_capacity(specs.len()),
         absent: Vec::new(),
         reset_reasons: reset_reasons(btf),
+        bpf: Bpf::of(btf),
     };
     for spec in specs {
         let slot = match spec.kind {
@@ -422,6 +426,44 @@ mod tests {
         let reasons = resolve(&btf, &[]).reset_reasons;
         assert_eq!(reasons.get(&1).map(AsRef::as_ref), Some("no_socket"));
         assert_eq!(reasons.len(), 2);
+
+        // A kernel that counts otherwise: 6.10 had no reasons of TCP's own between these.
+        let mut blob = Blob::new();
+        let variants = [("SK_RST_REASON_NO_SOCKET", 1), ("SK_RST_REASON_MPTCP_RST_EUNSPEC", 2)];
+        blob.enumeration("sk_rst_reason", false, &variants);
+        let reasons = resolve(&KernelBtf::from_bytes(blob.bytes())?, &[]).reset_reasons;
+        assert_eq!(reasons.get(&2).map(AsRef::as_ref), Some("mptcp_rst_eunspec"));
+        Ok(())
+    }
+
+    /// Linux 5.10.0, before stable took the pointer over: no fixture has this layout.
+    #[test]
+    fn the_older_cgroup_of_a_socket_is_a_number_in_a_union() -> TestResult {
+        let mut blob = Blob::new();
+        let byte = blob.int("unsigned char", 1);
+        let short = blob.int("unsigned short", 2);
+        let int = blob.int("unsigned int", 4);
+        let long = blob.int("unsigned long long", 8);
+        let bits = blob.packed(
+            "",
+            8,
+            &[
+                ("is_data", byte, 0, 1),
+                ("no_refcnt", byte, 1, 1),
+                ("unused", byte, 2, 6),
+                ("padding", byte, 8, 0),
+                ("prioidx", short, 16, 0),
+                ("classid", int, 32, 0),
+            ],
+        );
+        let either = blob.union("", 8, &[("", bits, 0), ("val", long, 0)]);
+        let data = blob.structure("sock_cgroup_data", 8, &[("", either, 0)]);
+        blob.structure("sock", 680, &[("sk_cgrp_data", data, 664 * 8)]);
+        let btf = KernelBtf::from_bytes(blob.bytes())?;
+        assert_eq!(place(&btf, row("sock.sk_cgrp_data.val", 8)), Ok((664, 0, 0)));
+        assert_eq!(place(&btf, row("sock.sk_cgrp_data.no_refcnt", 1)), Ok((664, 1, 1)));
+        let newer = place(&btf, pointer("sock.sk_cgrp_data.cgroup"));
+        assert!(newer.is_err_and(|why| why.contains("no member cgroup")));
         Ok(())
     }
 
