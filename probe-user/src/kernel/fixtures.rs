@@ -73,7 +73,11 @@ fn what_each_kernel_lacks() {
     for (kernel, lacks) in expected {
         let absent = resolved(kernel).absent;
         assert!(absent.iter().all(|field| field.required_by == 0), "{kernel}: {absent:?}");
-        assert_eq!(absent.len(), lacks.len(), "{kernel}: {absent:?}");
+        assert_eq!(
+            absent.len(),
+            lacks.len(),
+            "{kernel}: {absent:?} (a new row? `cargo xtask btf` for each kernel)"
+        );
         for (field, (path, why)) in absent.iter().zip(lacks) {
             let reason = field.reason.to_string();
             assert!(field.path == *path && reason.starts_with(why), "{kernel}: {}: {reason}", field.path);
