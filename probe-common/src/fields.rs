@@ -18,8 +18,11 @@ pub const SYSCALLS: u8 = 1 << 2;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FieldKind {
     /// `struct.member[.member…]`: a member, through embedded structs, unions and anonymous ones, but never
-    /// through a pointer. The slot holds its byte offset.
+    /// through a pointer. The slot holds its byte offset. A member that is a pointer is refused: it would have the
+    /// size of a `u64`, and another meaning.
     Member,
+    /// The same, of a member that must be a pointer.
+    Pointer,
     /// `tracepoint:argument`: an argument of a raw tracepoint, from the prototype `btf_trace_<tracepoint>`.
     /// The slot's offset holds the argument's index, the kernel's own `__data` not counted.
     TraceArg,
@@ -103,19 +106,19 @@ kernel_fields! {
     /// Thread id.
     TASK_PID: i32 = Member "task_struct.pid", SYSCALLS;
     /// First thread of the process: its comm is the process's name.
-    TASK_GROUP_LEADER: KernelPointer = Member "task_struct.group_leader", TCP | DNS | SYSCALLS;
+    TASK_GROUP_LEADER: KernelPointer = Pointer "task_struct.group_leader", TCP | DNS | SYSCALLS;
     /// Name of the thread, NUL-padded.
     TASK_COMM: [u8; 16] = Member "task_struct.comm", TCP | DNS | SYSCALLS;
     /// Nanoseconds since boot (CLOCK_BOOTTIME) at which the task began; with the pid it names a process for good.
     TASK_START_BOOTTIME: u64 = Member "task_struct.start_boottime", TCP | DNS | SYSCALLS;
     /// What a process's threads share; its `live` tells the last thread's exit.
-    TASK_SIGNAL: KernelPointer = Member "task_struct.signal", SYSCALLS;
+    TASK_SIGNAL: KernelPointer = Pointer "task_struct.signal", SYSCALLS;
     /// Threads of the process that have not exited yet; 0 in the exit of the last.
     SIGNAL_LIVE: i32 = Member "signal_struct.live.counter", SYSCALLS;
     /// Cgroups of the task.
-    TASK_CGROUPS: KernelPointer = Member "task_struct.cgroups", 0;
+    TASK_CGROUPS: KernelPointer = Pointer "task_struct.cgroups", 0;
     /// The one in the v2 hierarchy.
-    CSS_SET_DFL_CGRP: KernelPointer = Member "css_set.dfl_cgrp", 0;
+    CSS_SET_DFL_CGRP: KernelPointer = Pointer "css_set.dfl_cgrp", 0;
     /// x86: bit 1 (TS_COMPAT) is set inside a 32-bit system call. Absent elsewhere.
     TASK_THREAD_STATUS: u32 = Member "task_struct.thread_info.status", 0;
 
@@ -149,7 +152,7 @@ kernel_fields! {
     /// Socket cookie; 0 until somebody asked for it.
     SKC_COOKIE: u64 = Member "sock_common.skc_cookie.counter", 0;
     /// Network namespace of the socket.
-    SKC_NET: KernelPointer = Member "sock_common.skc_net.net", TCP;
+    SKC_NET: KernelPointer = Pointer "sock_common.skc_net.net", TCP;
     /// IPv6 peer. Absent where the kernel has no IPv6.
     SKC_V6_DADDR: [u8; 16] = Member "sock_common.skc_v6_daddr", 0;
     /// IPv6 local address. Absent where the kernel has no IPv6.
@@ -164,11 +167,11 @@ kernel_fields! {
     /// Pending error of a socket, a positive errno.
     SK_ERR: i32 = Member "sock.sk_err", TCP;
     /// cgroup v2 of the socket: kernels from 5.15 on, and 5.10 stable of late.
-    SK_CGROUP: KernelPointer = Member "sock.sk_cgrp_data.cgroup", 0;
+    SK_CGROUP: KernelPointer = Pointer "sock.sk_cgrp_data.cgroup", 0;
     /// cgroup v2 of the socket before that: a pointer where bit 0 is clear.
     SK_CGROUP_VAL: u64 = Member "sock.sk_cgrp_data.val", 0;
     /// kernfs node of a cgroup.
-    CGROUP_KN: KernelPointer = Member "cgroup.kn", TCP;
+    CGROUP_KN: KernelPointer = Pointer "cgroup.kn", TCP;
     /// cgroup id: what user space sees as the directory's inode number.
     KERNFS_ID: u64 = Member "kernfs_node.id", TCP;
     /// Depth of a cgroup below the root.

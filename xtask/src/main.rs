@@ -3,6 +3,7 @@
 //! This file parses and dispatches; each task is the file of its name.
 
 mod bench;
+mod btf;
 mod check;
 mod ci;
 mod deny;
@@ -44,6 +45,8 @@ enum Task {
     Vm(vm::Args),
     /// What probe costs, side by side with others: as root
     Bench(bench::Args),
+    /// Cut a kernel's BTF down to a fixture under tests/fixtures/btf
+    Btf(btf::Args),
     /// Everything CI asks before the tests: format, clippy, licences, BPF objects
     Check,
     /// Write the pages under docs/ that are made from the code
@@ -73,6 +76,7 @@ fn dispatch(task: Task) -> Result<ExitCode> {
         Task::Test(args) => return test::run(&args),
         Task::Vm(args) => return vm::run(&args),
         Task::Bench(args) => bench::run(&args)?,
+        Task::Btf(args) => btf::run(&args)?,
         Task::Check => check::run()?,
         Task::Docs => docs::run()?,
         Task::Ci => ci::run()?,

@@ -82,6 +82,7 @@ impl From<StartError> for Failure {
             StartError::Btf(_) | StartError::Cgroup(_) => Self::kernel(error),
             StartError::Load(
                 LoadError::MissingFields { .. }
+                | LoadError::Unknown { .. }
                 | LoadError::Object { .. }
                 | LoadError::Program { .. }
                 | LoadError::Attach { .. }

@@ -166,7 +166,8 @@ mod tests {
                 reason: FieldError::NoStruct("x".into()),
             })
             .collect();
-        Resolved { slots: Vec::new(), absent, reset_reasons: std::collections::HashMap::new() }
+        let reset_reasons = std::collections::HashMap::new();
+        Resolved { slots: Vec::new(), absent, reset_reasons, bpf: crate::kernel::bpf::Bpf::default() }
     }
 
     #[test]

@@ -6,15 +6,14 @@ use super::refusal::judges_bpf;
 use super::signals::Tried;
 use super::{Check, Status, mib};
 use crate::entity::sees_host_pids;
+use crate::kernel::bpf::Bpf;
 use crate::kernel::btf::{BtfError, KernelBtf};
 use crate::kernel::cgroup::{CgroupError, CgroupRoot};
 use crate::kernel::features::{Features, Jit, Lockdown, UnprivilegedBpf};
 use crate::kernel::privileges::Privileges;
 
-/// The oldest kernel that has what the programs use.
+/// The oldest kernel that is known to have what the programs use.
 const OLDEST: (u32, u32) = (5, 10);
-/// From here on maps are charged to the memory cgroup, not to RLIMIT_MEMLOCK.
-const MEMCG: (u32, u32) = (5, 11);
 
 /// Facts about this host and this process.
 #[derive(Clone, Debug)]
@@ -27,6 +26,8 @@ pub struct Host {
     pub host_pids: bool,
     /// Whether this process is in the initial user namespace: only there do capabilities count for bpf(2).
     pub host_users: bool,
+    /// Whether this kernel charges maps to RLIMIT_MEMLOCK, by its own types. One that does not tell is suspected.
+    pub charges_memlock: bool,
 }
 
 impl Host {
@@ -40,20 +41,17 @@ impl Host {
             // PROC_USER_INIT_INO of include/linux/proc_ns.h. A host that does not tell gets the benefit of the doubt.
             host_users: std::fs::read_link("/proc/self/ns/user")
                 .map_or(true, |name| name == Path::new("user:[4026531837]")),
+            charges_memlock: KernelBtf::from_host().map_or(true, |btf| Bpf::of(&btf).charges_memlock),
         }
     }
-}
-
-/// Whether this kernel charges maps to RLIMIT_MEMLOCK.
-pub(super) fn charges_memlock(features: &Features) -> bool {
-    features.version().is_some_and(|version| version < MEMCG)
 }
 
 pub(super) fn kernel(features: &Features) -> Check {
     let release = &features.release;
     match features.version() {
         Some(version) if version >= OLDEST => Check::ok("kernel", release),
-        Some(_) => Check::unavailable("kernel", format!("{release}; the oldest that can do it is 5.10"))
+        // The programs themselves are tried below: what counts is what this kernel makes of them.
+        Some(_) => Check::degraded("kernel", format!("{release}; the oldest that was ever tried is 5.10"))
             .fix("boot a kernel from 5.10 on"),
         None => Check::degraded("kernel", format!("{release}: not a release that can be compared with 5.10")),
     }
@@ -91,7 +89,7 @@ pub(super) fn cgroup(root: &Result<CgroupRoot, CgroupError>) -> Check {
 
 /// What an administrator, or whoever started this process, has set.
 pub(super) fn settings(host: &Host, tried: &Tried) -> Vec<Check> {
-    let Host { features, host_pids, host_users, privileges: _ } = host;
+    let Host { features, host_pids, host_users, charges_memlock, privileges: _ } = host;
     vec![
         tracefs(features),
         jit(features),
@@ -99,7 +97,7 @@ pub(super) fn settings(host: &Host, tried: &Tried) -> Vec<Check> {
         unprivileged_bpf(features),
         seccomp(features, tried.any_loaded),
         security_modules(features, tried.any_loaded),
-        memlock(features, tried.any_loaded),
+        memlock(features, *charges_memlock, tried.any_loaded),
         pids(*host_pids),
         users(*host_users),
     ]
@@ -165,21 +163,23 @@ fn security_modules(features: &Features, loaded: bool) -> Check {
         .fix("look for denials in the kernel's log (dmesg)")
 }
 
-fn memlock(features: &Features, loaded: bool) -> Check {
+fn memlock(features: &Features, charged: bool, loaded: bool) -> Check {
     let limit = match features.memlock {
         None => "unlimited".to_owned(),
         Some(bytes) => mib(bytes),
     };
-    if !charges_memlock(features) {
-        return Check::ok("memlock", format!("{limit}; from 5.11 on it does not limit maps"));
+    if !charged {
+        return Check::ok("memlock", format!("{limit}; this kernel does not count maps towards it"));
     }
     match (features.memlock, loaded) {
         (None, _) => Check::ok("memlock", limit),
         (Some(_), true) => {
-            Check::ok("memlock", format!("{limit}; before 5.11 maps count towards it; they fit"))
+            Check::ok("memlock", format!("{limit}; this kernel counts maps towards it; they fit"))
         }
-        (Some(_), false) => Check::degraded("memlock", format!("{limit}; before 5.11 maps count towards it"))
-            .fix("ulimit -l unlimited (systemd: LimitMEMLOCK=infinity), or grant CAP_SYS_RESOURCE"),
+        (Some(_), false) => {
+            Check::degraded("memlock", format!("{limit}; this kernel counts maps towards it"))
+                .fix("ulimit -l unlimited (systemd: LimitMEMLOCK=infinity), or grant CAP_SYS_RESOURCE")
+        }
     }
 }
 
@@ -228,6 +228,7 @@ pub(super) mod tests {
         };
         host.host_users = true;
         host.host_pids = true;
+        host.charges_memlock = false;
         host
     }
 
@@ -239,7 +240,7 @@ pub(super) mod tests {
         let cases: &[(&str, Make, Look, Status)] = &[
             ("new kernel", |_| {}, kernel, Ok),
             ("5.10", |features| features.release = "5.10.0-32".into(), kernel, Ok),
-            ("5.4", |features| features.release = "5.4.0-1".into(), kernel, Unavailable),
+            ("5.4", |features| features.release = "5.4.0-1".into(), kernel, Degraded),
             ("odd release", |features| features.release = "mine".into(), kernel, Degraded),
             ("interpreted", |features| features.jit = Some(Jit::Off), jit, Degraded),
             ("no word on jit", |features| features.jit = None, jit, Ok),
@@ -264,14 +265,11 @@ pub(super) mod tests {
                 |f| security_modules(f, false),
                 Ok,
             ),
-            ("memlock, new kernel", |features| features.memlock = Some(0), |f| memlock(f, false), Ok),
+            ("memlock, new kernel", |features| features.memlock = Some(0), |f| memlock(f, false, false), Ok),
             (
-                "memlock, 5.10",
-                |features| {
-                    features.release = "5.10.1".into();
-                    features.memlock = Some(65_536);
-                },
-                |f| memlock(f, false),
+                "memlock, charged",
+                |features| features.memlock = Some(65_536),
+                |f| memlock(f, true, false),
                 Degraded,
             ),
         ];

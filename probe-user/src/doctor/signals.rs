@@ -159,6 +159,7 @@ impl Trial<'_> {
         let cause = error.cause();
         let (detail, remedy) = match error {
             LoadError::NoCgroup { .. } => return self.no_cgroup(),
+            LoadError::Unknown { .. } => return Obstacle::of_error(verdict, error),
             LoadError::MissingFields { fields, .. } => (
                 format!("this kernel's BTF has no {fields}"),
                 Some("boot another kernel, or give this one's BTF with --btf FILE".to_owned()),

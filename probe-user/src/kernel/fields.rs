@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use probe_common::fields::{FieldKind, FieldSlot, FieldSpec};
 
+use super::bpf::Bpf;
 use super::btf::{KernelBtf, Kind, Type};
 
 /// Why a row has no place in this kernel.
@@ -39,6 +40,16 @@ pub enum FieldError {
         /// Bytes that the kernel's member takes.
         found: u64,
     },
+    /// A pointer has taken the place of a value, or the other way round.
+    #[error(
+        "is {} in this kernel, the programs take it for {} (report the kernel's release)",
+        pointer_or_value(*.pointer),
+        pointer_or_value(!*.pointer)
+    )]
+    Kind {
+        /// Whether it is a pointer in this kernel.
+        pointer: bool,
+    },
     /// No load of the size that the programs use holds the whole bit-field.
     #[error(
         "is a bit-field at bit {bit}, {width} wide: no load of {size} bytes holds it (widen the row's type)"
@@ -69,6 +80,10 @@ pub enum FieldError {
     },
 }
 
+const fn pointer_or_value(pointer: bool) -> &'static str {
+    if pointer { "a pointer" } else { "a value" }
+}
+
 /// A row that this kernel lacks.
 #[derive(Clone, Debug)]
 pub struct AbsentField {
@@ -89,6 +104,8 @@ pub struct Resolved {
     pub absent: Vec<AbsentField>,
     /// Why resets are sent, by value: `enum sk_rst_reason` in lower case, without its prefix. Empty where there is none.
     pub reset_reasons: HashMap<u32, Arc<str>>,
+    /// What its bpf(2) knows.
+    pub bpf: Bpf,
 }
 
 impl Resolved {
@@ -105,10 +122,11 @@ pub fn resolve(btf: &KernelBtf, specs: &[FieldSpec]) -> Resolved {
         slots: Vec::with_capacity(specs.len()),
         absent: Vec::new(),
         reset_reasons: reset_reasons(btf),
+        bpf: Bpf::of(btf),
     };
     for spec in specs {
         let slot = match spec.kind {
-            FieldKind::Member => structs.member(spec),
+            FieldKind::Member | FieldKind::Pointer => structs.member(spec),
             FieldKind::TraceArg => trace_argument(btf, spec),
         };
         resolved.slots.push(slot.unwrap_or_else(|reason| {
@@ -146,7 +164,7 @@ impl Structs<'_> {
         // Unrelated structs may share a name: the first that has the member, in the right size, is meant.
         let mut why = FieldError::NoStruct(outer.to_owned());
         for &candidate in candidates.iter() {
-            match member_slot(btf, candidate, outer, path, spec.size) {
+            match member_slot(btf, candidate, outer, path, spec) {
                 Ok(slot) => return Ok(slot),
                 Err(reason) => why = reason,
             }
@@ -160,11 +178,16 @@ fn member_slot(
     ty: Type,
     outer: &str,
     path: &str,
-    size: u8,
+    spec: &FieldSpec,
 ) -> Result<FieldSlot, FieldError> {
+    let size = spec.size;
     let member = btf
         .member(ty, path.split('.'))
         .map_err(|member| FieldError::NoMember { outer: outer.to_owned(), member: member.to_owned() })?;
+    let pointer = btf.kind_of(member.type_id) == Some(Kind::Ptr);
+    if pointer != (spec.kind == FieldKind::Pointer) {
+        return Err(FieldError::Kind { pointer });
+    }
     if member.width != 0 {
         return bit_field_slot(member.bit, member.width, size);
     }
@@ -285,6 +308,10 @@ mod tests {
         FieldSpec { path, kind: FieldKind::Member, size, required_by: TCP }
     }
 
+    const fn pointer(path: &'static str) -> FieldSpec {
+        FieldSpec { path, kind: FieldKind::Pointer, size: 8, required_by: TCP }
+    }
+
     const fn argument(path: &'static str, size: u8) -> FieldSpec {
         FieldSpec { path, kind: FieldKind::TraceArg, size, required_by: 0 }
     }
@@ -313,11 +340,21 @@ mod tests {
         let counter = blob.structure("", 4, &[("counter", int, 0)]);
         let atomic = blob.typedef("atomic_t", counter);
         let common = blob.structure("common", 32, &[("", either, 64), ("live", atomic, 128)]);
-        let pointer = blob.ptr(common);
+        let to_common = blob.ptr(common);
+        let constant_pointer = blob.raw("", 10, false, 0, to_common, &[]);
+        let named_pointer = blob.typedef("common_t", constant_pointer);
+        let pointers = blob.array(to_common, 1);
         blob.structure(
             "outer",
             80,
-            &[("first", int, 0), ("__common", common, 64), ("far", pointer, 320), ("text", text, 384)],
+            &[
+                ("first", int, 0),
+                ("__common", common, 64),
+                ("far", to_common, 320),
+                ("qualified", named_pointer, 384),
+                ("text", text, 448),
+                ("pointers", pointers, 576),
+            ],
         );
         blob.packed(
             "bits",
@@ -336,9 +373,10 @@ mod tests {
             (row("outer.__common.daddr", 4), Ok((16, 0, 0))),
             (row("outer.__common.rcv_saddr", 4), Ok((20, 0, 0))),
             (row("outer.__common.live.counter", 4), Ok((24, 0, 0))),
-            (row("outer.far", 8), Ok((40, 0, 0))),
-            (row("outer.text", 16), Ok((48, 0, 0))),
-            (row("outer.text", 1), Ok((48, 0, 0))),
+            (pointer("outer.far"), Ok((40, 0, 0))),
+            (pointer("outer.qualified"), Ok((48, 0, 0))),
+            (row("outer.text", 16), Ok((56, 0, 0))),
+            (row("outer.text", 1), Ok((56, 0, 0))),
             (row("bits.plain", 4), Ok((0, 0, 0))),
             (row("bits.state", 1), Ok((5, 0, 5))),
             (row("bits.late", 1), Ok((5, 4, 3))),
@@ -352,6 +390,12 @@ mod tests {
             (row("twin.b", 4), Ok((4, 0, 0))),
             (row("outer.text", 17), Err("is 16 bytes")),
             (row("outer.first", 2), Err("is 4 bytes")),
+            (row("outer.far", 8), Err("is a pointer in this kernel")),
+            (row("outer.qualified", 8), Err("is a pointer in this kernel")),
+            (row("outer.far", 4), Err("is a pointer in this kernel")),
+            (pointer("outer.first"), Err("is a value in this kernel")),
+            (pointer("outer.text"), Err("is a value in this kernel")),
+            (pointer("outer.pointers"), Err("is a value in this kernel")),
             (row("outer.far.daddr", 4), Err("no member daddr")),
             (row("outer.__common", 4), Err("is 32 bytes")),
             (row("outer.missing", 4), Err("no member missing")),
@@ -382,6 +426,44 @@ mod tests {
         let reasons = resolve(&btf, &[]).reset_reasons;
         assert_eq!(reasons.get(&1).map(AsRef::as_ref), Some("no_socket"));
         assert_eq!(reasons.len(), 2);
+
+        // A kernel that counts otherwise: 6.10 had no reasons of TCP's own between these.
+        let mut blob = Blob::new();
+        let variants = [("SK_RST_REASON_NO_SOCKET", 1), ("SK_RST_REASON_MPTCP_RST_EUNSPEC", 2)];
+        blob.enumeration("sk_rst_reason", false, &variants);
+        let reasons = resolve(&KernelBtf::from_bytes(blob.bytes())?, &[]).reset_reasons;
+        assert_eq!(reasons.get(&2).map(AsRef::as_ref), Some("mptcp_rst_eunspec"));
+        Ok(())
+    }
+
+    /// Linux 5.10.0, before stable took the pointer over: no fixture has this layout.
+    #[test]
+    fn the_older_cgroup_of_a_socket_is_a_number_in_a_union() -> TestResult {
+        let mut blob = Blob::new();
+        let byte = blob.int("unsigned char", 1);
+        let short = blob.int("unsigned short", 2);
+        let int = blob.int("unsigned int", 4);
+        let long = blob.int("unsigned long long", 8);
+        let bits = blob.packed(
+            "",
+            8,
+            &[
+                ("is_data", byte, 0, 1),
+                ("no_refcnt", byte, 1, 1),
+                ("unused", byte, 2, 6),
+                ("padding", byte, 8, 0),
+                ("prioidx", short, 16, 0),
+                ("classid", int, 32, 0),
+            ],
+        );
+        let either = blob.union("", 8, &[("", bits, 0), ("val", long, 0)]);
+        let data = blob.structure("sock_cgroup_data", 8, &[("", either, 0)]);
+        blob.structure("sock", 680, &[("sk_cgrp_data", data, 664 * 8)]);
+        let btf = KernelBtf::from_bytes(blob.bytes())?;
+        assert_eq!(place(&btf, row("sock.sk_cgrp_data.val", 8)), Ok((664, 0, 0)));
+        assert_eq!(place(&btf, row("sock.sk_cgrp_data.no_refcnt", 1)), Ok((664, 1, 1)));
+        let newer = place(&btf, pointer("sock.sk_cgrp_data.cgroup"));
+        assert!(newer.is_err_and(|why| why.contains("no member cgroup")));
         Ok(())
     }
 

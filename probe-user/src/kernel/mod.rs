@@ -1,5 +1,6 @@
 //! What this host is: its types, powers, clocks and cgroups.
 
+pub mod bpf;
 pub mod btf;
 #[cfg(test)]
 mod btf_blob;
@@ -7,5 +8,7 @@ pub mod cgroup;
 pub mod clock;
 pub mod features;
 pub mod fields;
+#[cfg(test)]
+pub(crate) mod fixtures;
 pub mod privileges;
 pub mod skipped;

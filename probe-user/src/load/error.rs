@@ -19,6 +19,21 @@ pub enum LoadError {
         /// Paths of the fields.
         fields: String,
     },
+    /// The kernel refused what it has never heard of. That 5.10 and later know all that is asked for, a test holds.
+    #[error(
+        "{signal}: this kernel has no {unknown}, which {part} needs (boot 5.10 or a later one; what the kernel said \
+         is in the log with RUST_LOG=debug)"
+    )]
+    Unknown {
+        /// Signal.
+        signal: &'static str,
+        /// Program, or `its maps`.
+        part: &'static str,
+        /// Helpers or kinds of maps.
+        unknown: String,
+        /// What the kernel said.
+        source: Box<LoadError>,
+    },
     /// The kernel refused a map, or the object does not parse.
     #[error("{signal}: cannot create the maps: {}; {}", chain(source), advice(source))]
     Object {
@@ -96,6 +111,24 @@ impl LoadError {
     #[must_use]
     pub fn is_permission_denied(&self) -> bool {
         std::error::Error::source(self).is_some_and(is_denied)
+    }
+
+    /// Names what the kernel did not know, where that is why it refused: it says no more than "invalid argument".
+    pub(super) fn or_unknown(
+        self,
+        signal: &'static str,
+        part: &'static str,
+        unknown: impl FnOnce() -> Vec<String>,
+    ) -> Self {
+        if self.is_permission_denied() {
+            return self;
+        }
+        let unknown = unknown();
+        if unknown.is_empty() {
+            return self;
+        }
+        tracing::debug!("{self}");
+        Self::Unknown { signal, part, unknown: unknown.join(", "), source: Box::new(self) }
     }
 
     /// What the kernel or aya said, on one line.

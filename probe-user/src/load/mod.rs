@@ -114,14 +114,17 @@ pub fn load(
     for (map, entries) in sizes {
         loader.map_max_entries(map, *entries);
     }
-    let mut ebpf = loader
-        .load(spec.elf)
-        .map_err(|source| LoadError::Object { signal: spec.name, source: Box::new(source) })?;
+    let mut ebpf = loader.load(spec.elf).map_err(|source| {
+        LoadError::Object { signal: spec.name, source: Box::new(source) }.or_unknown(
+            spec.name,
+            "its maps",
+            || fields.bpf.unknown_maps(spec.elf),
+        )
+    })?;
     for program in spec.programs {
-        let error = |source| LoadError::Program {
-            signal: spec.name,
-            program: program.name,
-            source: Box::new(source),
+        let error = |source| {
+            LoadError::Program { signal: spec.name, program: program.name, source: Box::new(source) }
+                .or_unknown(spec.name, program.name, || fields.bpf.unknown_helpers(spec.elf, program.name))
         };
         match ebpf.program_mut(program.name).ok_or_else(|| spec.broken(program.name))? {
             Program::RawTracePoint(raw) => raw.load().map_err(error)?,
