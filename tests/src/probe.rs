@@ -13,11 +13,15 @@ use probe_user::signals;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
+use crate::protocol::IN_GUEST;
+
 /// How long `probe` may take to start, and to end.
 const START: Duration = Duration::from_secs(20);
 const END: Duration = Duration::from_secs(20);
 /// `probe` flushes its lines at least so often that anything missing after this never comes.
 pub const DEADLINE: Duration = Duration::from_secs(10);
+/// How many times longer everything may take in an emulated machine.
+const EMULATED: u32 = 6;
 /// Between two looks at something that cannot be waited for.
 const POLL: Duration = Duration::from_millis(5);
 
@@ -34,12 +38,25 @@ pub fn require_root() -> Result<()> {
     Ok(())
 }
 
-/// Asks until there is an answer.
+/// Whether this is a virtual machine of `cargo xtask vm`: slow, and nobody else's.
+#[must_use]
+pub fn in_guest() -> bool {
+    std::env::var_os(IN_GUEST).is_some()
+}
+
+/// A deadline as this machine needs it: stated for a host, longer in an emulated machine.
+#[must_use]
+pub fn patient(deadline: Duration) -> Duration {
+    if in_guest() { deadline * EMULATED } else { deadline }
+}
+
+/// Asks until there is an answer. In an emulated machine the deadline is longer.
 ///
 /// # Errors
 ///
 /// `ask` fails, or has no answer within `deadline`.
 pub fn poll<T>(what: &str, deadline: Duration, mut ask: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    let deadline = patient(deadline);
     let end = Instant::now() + deadline;
     loop {
         // Asked once more after the deadline: this thread may have slept through it.
@@ -308,6 +325,7 @@ impl Probe {
         deadline: Duration,
         mut found: impl FnMut(&[Line]) -> Option<T>,
     ) -> Result<T> {
+        let deadline = patient(deadline);
         let end = Instant::now() + deadline;
         let mut lines = self.shared.lock();
         loop {

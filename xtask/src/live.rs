@@ -58,7 +58,8 @@ impl Live {
         let mut suites = of_kind("test");
         suites.sort();
         let bins = executables(root, &["build", "--package", "probe-tests", "--bins"])?;
-        let probe = executables(root, &["build", "--profile", "live", "--package", "probe-user", "--bin", "probe"])?;
+        let probe =
+            executables(root, &["build", "--profile", "live", "--package", "probe-user", "--bin", "probe"])?;
         let path_of = |all: &[Executable], name: &str| {
             let found = all.iter().find(|built| built.name == name).map(|built| built.path.clone());
             found.with_context(|| format!("cargo named no executable {name}"))
