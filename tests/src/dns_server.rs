@@ -15,6 +15,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use probe_user::kernel::clock::monotonic_ns;
 
+use crate::probe::poll;
+
 /// QTYPE of IPv4 addresses.
 pub const A: u16 = 1;
 /// QTYPE of IPv6 addresses.
@@ -165,15 +167,10 @@ impl DnsServer {
     ///
     /// They were not within `deadline`.
     pub fn wait_answers(&self, count: usize, deadline: Duration) -> Result<()> {
-        let end = Instant::now() + deadline;
-        loop {
+        poll(&format!("{count} answers sent"), deadline, || {
             let sent: usize = lock(&self.log).iter().map(|served| served.answered_ns.len()).sum();
-            if sent >= count {
-                return Ok(());
-            }
-            ensure!(Instant::now() < end, "{sent} of {count} answers were sent within {deadline:?}");
-            std::thread::park_timeout(Duration::from_millis(2));
-        }
+            Ok((sent >= count).then_some(()))
+        })
     }
 }
 
