@@ -1,10 +1,13 @@
 //! What the live tests share.
 
+pub mod accounts;
 pub mod blind;
 pub mod counters;
 pub mod dns_server;
 pub mod drop;
 pub mod guest;
+pub mod flood;
+pub mod flooding;
 pub mod netns;
 pub mod otlp_receiver;
 pub mod probe;

@@ -12,7 +12,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use probe_tests::dns_server;
+use probe_tests::{dns_server, flooding};
 
 fn main() -> Result<()> {
     let mut arguments = std::env::args_os().skip(1);
@@ -44,6 +44,14 @@ fn obey(words: &[&str]) -> Result<String> {
         }
         ["getppid", count] => call(libc::SYS_getppid, count.parse()?)?,
         ["yield", count] => call(libc::SYS_sched_yield, count.parse()?)?,
+        // flood WHAT MILLISECONDS [ADDRESS]: as fast as it goes. Answers with how often.
+        ["flood", "getppid", milliseconds] => return Ok(flooding::calls(time(milliseconds)?).to_string()),
+        ["flood", "refused", milliseconds, target] => {
+            return Ok(flooding::refused(target.parse()?, time(milliseconds)?)?.to_string());
+        }
+        ["flood", "lookups", milliseconds, server] => {
+            return Ok(flooding::lookups(server.parse()?, 2, time(milliseconds)?)?.to_string());
+        }
         // openat PATH COUNT
         ["openat", path, count] => {
             let path = CString::new(*path)?;
@@ -208,6 +216,10 @@ fn errnos(directory: &str, count: u32) -> Result<()> {
         }
     }
     Ok(())
+}
+
+fn time(milliseconds: &str) -> Result<Duration> {
+    Ok(Duration::from_millis(milliseconds.parse()?))
 }
 
 fn octets(hex: &str) -> Result<Vec<u8>> {
