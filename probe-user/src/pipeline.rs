@@ -295,6 +295,8 @@ impl Pipeline {
 
     /// Empties the rings, a batch of each at a time, for a few turns. True: there is more.
     fn drain(&mut self, sink: &mut dyn Sink) -> io::Result<(Flow, bool)> {
+        // The wall clock may have been set.
+        self.clock.refresh();
         for _turn in 0..TURNS {
             let mut full = false;
             let mut events = Vec::new();
@@ -346,8 +348,6 @@ impl Pipeline {
 
     /// Looks after the maps, and says what was lost.
     fn tick(&mut self, sink: &mut dyn Sink) -> io::Result<Flow> {
-        // The wall clock may have been set.
-        self.clock.refresh();
         let mut events = Vec::new();
         for running in &mut self.signals {
             let mut keep = |event| events.push(event);

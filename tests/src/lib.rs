@@ -2,16 +2,18 @@
 
 pub mod accounts;
 pub mod blind;
+pub mod bpf;
 pub mod counters;
 pub mod dns_server;
 pub mod drop;
-pub mod guest;
 pub mod flood;
 pub mod flooding;
+pub mod guest;
 pub mod netns;
 pub mod otlp_receiver;
 pub mod probe;
 pub mod protocol;
 pub mod require;
 pub mod runner;
+pub mod traffic;
 pub mod workload;

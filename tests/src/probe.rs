@@ -425,20 +425,32 @@ fn expected_links(subcommand: &str) -> usize {
 }
 
 /// What the kernel says about each descriptor of a process.
-fn fdinfo(pid: u32) -> Result<Vec<String>> {
+///
+/// # Errors
+///
+/// It is gone.
+pub fn fdinfo(pid: u32) -> Result<Vec<String>> {
     let entries = std::fs::read_dir(format!("/proc/{pid}/fdinfo"))?;
     // A descriptor may be closed while we look.
     Ok(entries.filter_map(|entry| std::fs::read_to_string(entry.ok()?.path()).ok()).collect())
 }
 
 /// Links that a process holds: programs that are attached.
-fn attached_links(pid: u32) -> Result<usize> {
+///
+/// # Errors
+///
+/// It is gone.
+pub fn attached_links(pid: u32) -> Result<usize> {
     let is_link = |info: &&String| info.lines().any(|line| line.starts_with("link_type:"));
     Ok(fdinfo(pid)?.iter().filter(is_link).count())
 }
 
 /// Whether a process catches SIGINT: one that does not yet would die of it instead of ending cleanly.
-fn handles_interrupt(pid: u32) -> Result<bool> {
+///
+/// # Errors
+///
+/// It is gone.
+pub fn handles_interrupt(pid: u32) -> Result<bool> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
     let caught =
         status.lines().find_map(|line| line.strip_prefix("SigCgt:")).context("no SigCgt in the status")?;

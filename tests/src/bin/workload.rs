@@ -12,6 +12,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use probe_tests::workload::Workload;
 use probe_tests::{dns_server, flooding};
 
 fn main() -> Result<()> {
@@ -142,6 +143,20 @@ fn obey(words: &[&str]) -> Result<String> {
         ["send", server, id, name] => drop(send(server, id, name)?),
         // connect ADDRESS: a TCP connection that is made and closed.
         ["connect", address] => drop(std::net::TcpStream::connect(address)?),
+        // crowd PROCESSES: so many children at the same time, each of which makes a call.
+        ["crowd", processes] => {
+            let mut crowd = (0..processes.parse::<u32>()?)
+                .map(|_| Workload::start(&std::env::current_exe()?.to_string_lossy()))
+                .collect::<Result<Vec<_>>>()?;
+            crowd.iter_mut().try_for_each(|child| child.tell("getppid 1").map(drop))?;
+            crowd.into_iter().try_for_each(Workload::end)?;
+        }
+        // pin CPU: this process runs there from now on.
+        ["pin", cpu] => {
+            let mut cpus = rustix::thread::CpuSet::new();
+            cpus.set(cpu.parse()?);
+            rustix::thread::sched_setaffinity(None, &cpus)?;
+        }
         _ => bail!("no such command"),
     }
     Ok("done".to_owned())
