@@ -14,8 +14,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 /// How long `probe` may take to start, and to end.
-const START: Duration = Duration::from_secs(20);
-const END: Duration = Duration::from_secs(20);
+const START: Duration = Duration::from_secs(120);
+const END: Duration = Duration::from_secs(60);
 /// `probe` flushes its lines at least so often that anything missing after this never comes.
 pub const DEADLINE: Duration = Duration::from_secs(10);
 /// Between two looks at something that cannot be waited for.
@@ -200,7 +200,7 @@ pub fn command<A: AsRef<OsStr>>(args: impl IntoIterator<Item = A>) -> Result<Com
 ///
 /// # Errors
 ///
-/// It does not start, or does not end within 20 s.
+/// It does not start, or does not end in time.
 pub fn run<A: AsRef<OsStr>>(args: impl IntoIterator<Item = A>) -> Result<Output> {
     let mut child = command(args)?.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
     let drain = |pipe: Option<Box<dyn std::io::Read + Send>>| {
@@ -370,7 +370,7 @@ impl Probe {
     ///
     /// # Errors
     ///
-    /// It does not end within 20 s, or a line is no JSON.
+    /// It does not end in time, or a line is no JSON.
     pub fn stop(self) -> Result<Finished> {
         self.signal(Signal::INT)?;
         self.finish()
