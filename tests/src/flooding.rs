@@ -14,6 +14,8 @@ use crate::dns_server::{A, query};
 
 /// Lookups of one thread that wait for their answer: with those of another they fit into a socket's buffer.
 const WINDOW: u16 = 64;
+/// However slow the machine is: more than the smallest rings hold.
+const LEAST: u64 = 100;
 /// No answer on loopback takes longer.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Answers of the reflector's end come so often that it may look whether it should stop.
@@ -75,7 +77,7 @@ pub fn lookups(server: SocketAddr, threads: usize, duration: Duration) -> Result
         let mut answered = 0;
         let mut packet = [0; 512];
         let mut question = query(0, "flood.test", A);
-        while Instant::now() < end {
+        while answered < LEAST || Instant::now() < end {
             // Every id once before it comes again.
             let first = u16::try_from(answered % (1 << 16))?;
             for id in first..=first + (WINDOW - 1) {
@@ -105,7 +107,7 @@ pub fn lookups(server: SocketAddr, threads: usize, duration: Duration) -> Result
 pub fn refused(target: SocketAddr, duration: Duration) -> Result<u64> {
     let end = Instant::now() + duration;
     let mut count = 0;
-    while Instant::now() < end {
+    while count < LEAST || Instant::now() < end {
         match TcpStream::connect(target) {
             Err(error) if error.kind() == ErrorKind::ConnectionRefused => count += 1,
             other => ensure!(false, "nobody should listen at {target}: {other:?}"),
@@ -119,7 +121,7 @@ pub fn refused(target: SocketAddr, duration: Duration) -> Result<u64> {
 pub fn calls(duration: Duration) -> u64 {
     let end = Instant::now() + duration;
     let mut count = 0;
-    while Instant::now() < end {
+    while count < LEAST || Instant::now() < end {
         for _ in 0..100 {
             // SAFETY: no requirement.
             unsafe { libc::syscall(libc::SYS_getppid) };

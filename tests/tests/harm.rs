@@ -190,7 +190,7 @@ const SILENT: &str = "127.0.0.9:53";
 /// Port 1 of loopback: nobody listens in a namespace of our own.
 const NOBODY: &str = "127.0.0.1:1";
 /// Intervals and timeouts pass, on slow machines too.
-const LONG: Duration = Duration::from_secs(60);
+const LONG: Duration = Duration::from_secs(180);
 
 /// Maps as small as they get, their limits, and how full they may still be when the test's own is gone: entries for sockets
 /// are not filtered, those of others are among them.
