@@ -17,4 +17,5 @@ pub mod settings;
 pub mod syscalls;
 pub mod tcp;
 pub mod testdrop;
+pub mod testflood;
 pub mod wire;

@@ -43,6 +43,8 @@ counters! {
     ListenersFull = "tcp.listeners", Some("raise --tcp-sockets: owners are missing from events of accepted connections");
     /// tcp: segments not in the totals, because too many cgroups had some.
     TotalsFull = "tcp.totals", Some("raise --max-cgroups");
+    /// tcp: handshakes not in the durations, because too many cgroups had some.
+    HandshakesFull = "tcp.handshakes", Some("raise --max-cgroups");
     /// dns: queries that could not wait for their answer.
     PendingFull = "dns.pending", Some("raise --dns-pending");
     /// dns: packets to or from the DNS port that hold no single well-formed question.

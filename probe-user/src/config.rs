@@ -26,8 +26,8 @@ pub struct Config {
     pub btf: Option<PathBuf>,
     /// Level of what the programs log (aya-log), 0 to 5.
     pub program_log_level: u8,
-    /// Possible CPUs of this host.
-    pub possible_cpus: u32,
+    /// How many numbers CPUs of this host may have ([`crate::kernel::cpus::possible_ids`]).
+    pub cpu_ids: u32,
     /// How much memory the maps take.
     pub sizes: Sizes,
     /// Of the tcp signal.

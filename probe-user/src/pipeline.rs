@@ -144,7 +144,7 @@ struct Running {
     /// Runs of them that the kernel had skipped when last asked.
     skipped: u64,
     /// Programs and links live as long as this.
-    _loaded: Loaded,
+    loaded: Loaded,
 }
 
 impl Pipeline {
@@ -271,8 +271,7 @@ impl Pipeline {
             }
             sink.flush()?;
         }
-        if stop {
-            self.tick(sink)?;
+        if stop && self.drain_to_the_end(sink)? == Flow::More && self.tick(sink)? == Flow::More {
             self.end_interval(sink)?;
         }
         sink.flush()?;
@@ -280,8 +279,24 @@ impl Pipeline {
         Ok(self.report.clone())
     }
 
+    /// Ends the programs, then empties the rings: what they have produced is either delivered or counted as lost.
+    fn drain_to_the_end(&mut self, sink: &mut dyn Sink) -> io::Result<Flow> {
+        for running in &mut self.signals {
+            running.loaded.detach();
+        }
+        load::wait_for_programs();
+        loop {
+            let (flow, more) = self.drain(sink)?;
+            if flow == Flow::Enough || !more {
+                return Ok(flow);
+            }
+        }
+    }
+
     /// Empties the rings, a batch of each at a time, for a few turns. True: there is more.
     fn drain(&mut self, sink: &mut dyn Sink) -> io::Result<(Flow, bool)> {
+        // The wall clock may have been set.
+        self.clock.refresh();
         for _turn in 0..TURNS {
             let mut full = false;
             let mut events = Vec::new();
@@ -366,7 +381,7 @@ impl Pipeline {
                 events: sink.wants_events().then_some(&mut keep),
             };
             summaries.push(running.signal.interval(next, &mut context)?);
-            for (map, entries, limit) in running.signal.fill() {
+            for (map, entries, limit) in running.signal.fill()? {
                 let attrs = [attr(key::MAP, map)];
                 self.stats.set(metrics::PROBE_MAP_ENTRIES, &attrs, entries);
                 self.stats.set(metrics::PROBE_MAP_LIMIT, &attrs, limit);
@@ -400,8 +415,8 @@ impl Pipeline {
             let read = counters.deltas(|counter: Counter, delta| {
                 signal.counted(counter, delta);
                 let place = counter.place();
-                if is_map(counter) {
-                    stats.add(metrics::PROBE_MAP_INSERT_FAILURES, &[attr(key::MAP, place)], delta);
+                if let Some(map) = full_map(counter) {
+                    stats.add(metrics::PROBE_MAP_INSERT_FAILURES, &[attr(key::MAP, map)], delta);
                 }
                 if is_ignored(counter) {
                     *ignored.entry(place).or_default() += delta;
@@ -420,22 +435,24 @@ impl Pipeline {
     }
 }
 
-/// Whether a counter is of entries that a map did not take; its place is the map's name.
-const fn is_map(counter: Counter) -> bool {
+/// The map that did not take an entry whenever a counter rose; [`Signal::fill`] calls it the same.
+const fn full_map(counter: Counter) -> Option<&'static str> {
     match counter {
         Counter::SocketsFull
         | Counter::ListenersFull
         | Counter::TotalsFull
+        | Counter::HandshakesFull
         | Counter::PendingFull
         | Counter::SleepersFull
-        | Counter::ProcessesFull => true,
+        | Counter::ProcessesFull => Some(counter.place()),
+        // No block for a process; those lost altogether were counted here as well.
+        Counter::CallsFolded => Some(Counter::CallsLost.place()),
         Counter::Produced
         | Counter::RingFull
         | Counter::KernelRead
         | Counter::DnsMalformed
         | Counter::DnsOrphans
-        | Counter::CallsFolded
-        | Counter::CallsLost => false,
+        | Counter::CallsLost => None,
     }
 }
 
@@ -513,7 +530,7 @@ fn start_signal(
         logger,
         programs,
         skipped: 0,
-        _loaded: loaded,
+        loaded,
     })
 }
 

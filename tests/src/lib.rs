@@ -1,9 +1,13 @@
 //! What the live tests share.
 
+pub mod accounts;
 pub mod blind;
+pub mod bpf;
 pub mod counters;
 pub mod dns_server;
 pub mod drop;
+pub mod flood;
+pub mod flooding;
 pub mod guest;
 pub mod netns;
 pub mod otlp_receiver;
@@ -11,4 +15,5 @@ pub mod probe;
 pub mod protocol;
 pub mod require;
 pub mod runner;
+pub mod traffic;
 pub mod workload;

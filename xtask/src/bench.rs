@@ -26,6 +26,8 @@ enum Part {
     Syscalls,
     /// `probe run`: time to the first event, memory of the agent and of its maps
     Agent,
+    /// Records a second through rings of several sizes, offered and delivered
+    Flood,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -45,6 +47,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     if wanted(Part::Agent) {
         agent::run(&probe, args.rounds)?;
+    }
+    if wanted(Part::Flood) {
+        // A program of the tests, so that xtask need not be built with them.
+        let flood = ["run", "--quiet", "--release", "--locked", "--package", "probe-tests", "--bin", "flood"];
+        process::run(process::cargo().current_dir(&root).args(flood))?;
     }
     Ok(())
 }

@@ -238,6 +238,10 @@ fn try_set_state(ctx: &RawTracePointContext) -> Result<()> {
                 // SAFETY: a value of the map; at worst it is being replaced by another of the same address.
                 let owner = unsafe { (*listeners).owner };
                 remember(sk, &SocketState { owner, syn_ns: 0 });
+            } else {
+                // Nobody's: nor that of a socket which was at this address before, should its end have been missed. It
+                // fails when there is none, which is as good.
+                let _absent = SOCKETS.remove(sk);
             }
             Ok(())
         }
@@ -397,7 +401,12 @@ fn add_listener(key: &ListenerKey, owner: &Owner, shared: bool) {
         return;
     }
     if LISTENERS.insert(key, Listeners { owner: *owner, count: 1, _pad: 0 }, BPF_NOEXIST).is_err() {
-        emit::count(Counter::ListenersFull, 1);
+        // Another CPU may have made the entry between the two: only with SO_REUSEPORT, so it is nobody's.
+        match LISTENERS.get_ptr_mut(key) {
+            // SAFETY: a value of the map.
+            Some(listeners) => emit::add32(unsafe { &raw mut (*listeners).count }, 1),
+            None => emit::count(Counter::ListenersFull, 1),
+        }
     }
 }
 
@@ -441,7 +450,7 @@ fn handshake(cgroup_id: u64, duration_ns: u64) {
             let _exists = HANDSHAKES.insert(cgroup_id, unsafe { &*zeros }, BPF_NOEXIST);
             match HANDSHAKES.get_ptr_mut(cgroup_id) {
                 Some(durations) => durations,
-                None => return emit::count(Counter::TotalsFull, 1),
+                None => return emit::count(Counter::HandshakesFull, 1),
             }
         }
     };

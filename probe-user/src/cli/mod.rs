@@ -139,7 +139,7 @@ fn block_on<T>(future: impl Future<Output = Result<T, Failure>>) -> Result<T, Fa
 
 /// A configuration with nothing asked for.
 fn defaults(interval: std::time::Duration) -> Result<Config, Failure> {
-    let cpus = aya::util::nr_cpus().map_err(|(path, error)| Failure::kernel(format!("{path}: {error}")))?;
+    let cpu_ids = crate::kernel::cpus::possible_ids().map_err(Failure::kernel)?;
     Ok(Config {
         interval,
         duration: None,
@@ -148,7 +148,7 @@ fn defaults(interval: std::time::Duration) -> Result<Config, Failure> {
         filter: crate::config::Filter::default(),
         btf: None,
         program_log_level: 0,
-        possible_cpus: u32::try_from(cpus).unwrap_or(u32::MAX),
+        cpu_ids,
         sizes: crate::config::Sizes::default(),
         tcp: crate::config::TcpOptions::default(),
         dns: crate::config::DnsOptions::default(),

@@ -113,7 +113,7 @@ impl Trial<'_> {
         let object = kind.object();
         let start = || -> Result<Option<u64>, Box<LoadError>> {
             let mut loaded = load::load(object, fields, &kind.sizes(self.config), 0)?;
-            let bytes = memory::of_open_maps(u64::from(self.config.possible_cpus));
+            let bytes = memory::of_open_maps(u64::from(self.config.cpu_ids));
             let _settings = loaded.take_settings()?;
             let _signal = kind.start(self.config, fields, &mut loaded)?;
             let _ring = loaded.take_ring()?;

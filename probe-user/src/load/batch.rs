@@ -49,6 +49,17 @@ pub fn lookup_batch<K: Pod, V: Pod>(
     })
 }
 
+/// How many entries a hash map has: a look at every one, for the kernel does not tell.
+///
+/// # Errors
+///
+/// What bpf(2) returns.
+pub fn count_entries<K: Pod, V: Pod>(map: &HashMap<MapData, Plain<K>, Plain<V>>) -> io::Result<u64> {
+    let mut count = 0;
+    lookup_batch(map, |_: &K, _: &V| count += 1)?;
+    Ok(count)
+}
+
 /// Calls `each` with every entry of a per-CPU hash map, values in order of possible CPUs.
 ///
 /// # Errors

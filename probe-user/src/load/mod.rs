@@ -8,6 +8,7 @@ mod blocks;
 mod error;
 mod plain;
 
+use std::any::Any;
 use std::os::fd::AsFd;
 
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, PerCpuHashMap, Queue, RingBuf};
@@ -17,7 +18,7 @@ use bytemuck::Pod;
 use probe_common::loss::Counter;
 use probe_common::settings::Settings;
 
-pub use self::batch::{lookup_batch, lookup_batch_per_cpu};
+pub use self::batch::{count_entries, lookup_batch, lookup_batch_per_cpu};
 pub use self::blocks::Blocks;
 pub use self::error::LoadError;
 pub use self::plain::Plain;
@@ -83,6 +84,8 @@ impl ObjectSpec {
 pub struct Loaded {
     spec: &'static ObjectSpec,
     ebpf: Ebpf,
+    /// What keeps each program attached, in the order of [`ObjectSpec::programs`]. Before the programs: dropped first.
+    links: Vec<Box<dyn Any + Send>>,
 }
 
 /// Names of maps and the number of entries (for a ring: bytes) that they are to have.
@@ -133,7 +136,7 @@ pub fn load(
             _ => return Err(spec.broken(program.name)),
         }
     }
-    Ok(Loaded { spec, ebpf })
+    Ok(Loaded { spec, ebpf, links: Vec::new() })
 }
 
 impl ObjectSpec {
@@ -168,25 +171,36 @@ impl Loaded {
             self.ebpf.program_mut(spec.name).ok_or(LoadError::Broken { signal, part: spec.name })?;
         // Links stack by themselves; BPF_LINK_CREATE takes no flags on a cgroup, hence `Single`.
         const MODE: CgroupAttachMode = CgroupAttachMode::Single;
-        match (program, spec.hook) {
+        let link: Box<dyn Any + Send> = match (program, spec.hook) {
             (Program::RawTracePoint(raw), Hook::RawTracepoint(name)) => {
-                raw.attach(name).map_err(error)?;
+                let id = raw.attach(name).map_err(error)?;
+                Box::new(raw.take_link(id).map_err(error)?)
             }
             (Program::CgroupSkb(skb), Hook::CgroupEgress) => {
                 let cgroup = cgroup.ok_or_else(no_cgroup)?;
-                skb.attach(cgroup.fd.as_fd(), CgroupSkbAttachType::Egress, MODE).map_err(error)?;
+                let id = skb.attach(cgroup.fd.as_fd(), CgroupSkbAttachType::Egress, MODE).map_err(error)?;
+                Box::new(skb.take_link(id).map_err(error)?)
             }
             (Program::CgroupSkb(skb), Hook::CgroupIngress) => {
                 let cgroup = cgroup.ok_or_else(no_cgroup)?;
-                skb.attach(cgroup.fd.as_fd(), CgroupSkbAttachType::Ingress, MODE).map_err(error)?;
+                let id = skb.attach(cgroup.fd.as_fd(), CgroupSkbAttachType::Ingress, MODE).map_err(error)?;
+                Box::new(skb.take_link(id).map_err(error)?)
             }
             (Program::CgroupSockAddr(addr), Hook::CgroupSockAddr) => {
                 let cgroup = cgroup.ok_or_else(no_cgroup)?;
-                addr.attach(cgroup.fd.as_fd(), MODE).map_err(error)?;
+                let id = addr.attach(cgroup.fd.as_fd(), MODE).map_err(error)?;
+                Box::new(addr.take_link(id).map_err(error)?)
             }
             _ => return Err(LoadError::Broken { signal, part: spec.name }),
-        }
+        };
+        self.links.push(link);
         Ok(())
+    }
+
+    /// Detaches every program, in the reverse order. Maps and rings stay, to be read to their end; when
+    /// [`wait_for_programs`] has returned, nothing writes to them any more.
+    pub fn detach(&mut self) {
+        while self.links.pop().is_some() {}
     }
 
     /// Starts to forward what the programs log. `None` when they log nothing at all.
@@ -293,6 +307,18 @@ pub fn raise_memlock() {
     let unlimited = Rlimit { current: None, maximum: None };
     if let Err(error) = setrlimit(Resource::Memlock, unlimited) {
         tracing::debug!(%error, "RLIMIT_MEMLOCK stays as it is");
+    }
+}
+
+/// Waits for programs that were running as they were detached: programs run inside RCU's read sections, and this is its
+/// grace period (membarrier(2), MEMBARRIER_CMD_GLOBAL: 4.3). Some 30 ms.
+#[expect(unsafe_code, reason = "membarrier(2) has no safe wrapper")]
+pub fn wait_for_programs() {
+    // SAFETY: the call takes three numbers.
+    let result = unsafe { libc::syscall(libc::SYS_membarrier, libc::MEMBARRIER_CMD_GLOBAL, 0, 0) };
+    if result != 0 {
+        // On CPUs without a tick there is none: then a record of the last microseconds may be missed, as after the end.
+        tracing::debug!(error = %std::io::Error::last_os_error(), "no grace period");
     }
 }
 

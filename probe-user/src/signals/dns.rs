@@ -254,8 +254,8 @@ impl Signal for Running {
         Ok(super::Summary::Dns(std::mem::take(&mut self.summary)))
     }
 
-    fn fill(&mut self) -> Vec<(&'static str, u64, u64)> {
-        vec![("dns.pending", self.waiting, u64::from(self.limit))]
+    fn fill(&mut self) -> io::Result<Vec<(&'static str, u64, u64)>> {
+        Ok(vec![(Counter::PendingFull.place(), self.waiting, u64::from(self.limit))])
     }
 }
 

@@ -79,9 +79,11 @@ pub trait Signal: Send {
     fn interval(&mut self, next: u32, context: &mut Context<'_>) -> io::Result<Summary>;
 
     /// Fill of its maps: name, entries, limit.
-    fn fill(&mut self) -> Vec<(&'static str, u64, u64)> {
-        Vec::new()
-    }
+    ///
+    /// # Errors
+    ///
+    /// When a map does not read.
+    fn fill(&mut self) -> io::Result<Vec<(&'static str, u64, u64)>>;
 }
 
 /// What a signal works with while it handles data.

@@ -7,30 +7,34 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use aya::maps::{MapData, PerCpuHashMap};
+use aya::maps::{HashMap as BpfHashMap, MapData, PerCpuHashMap};
 use hashbrown::HashMap;
 use probe_common::fields;
 use probe_common::hist::BUCKETS;
+use probe_common::loss::Counter;
 use probe_common::settings::{FILTER_LOCAL_PORT, FILTER_PEER, FILTER_PEER_PORT, Settings};
 use probe_common::tcp::{
-    ABSENT, CAUSES, ConnectRecord, Durations, KIND_CONNECT, KIND_RESET, KIND_RETRANSMIT, RESET_RECEIVED,
-    RESET_SENT, ROLE_CLIENT, ROLE_SERVER, ResetRecord, RetransmitRecord, Socket, TOTAL_CONNECTIONS,
-    TOTAL_RESETS, TOTAL_RETRANSMITS, TotalKey,
+    ABSENT, CAUSES, ConnectRecord, Durations, KIND_CONNECT, KIND_RESET, KIND_RETRANSMIT, ListenerKey,
+    Listeners, RESET_RECEIVED, RESET_SENT, ROLE_CLIENT, ROLE_SERVER, ResetRecord, RetransmitRecord, Socket,
+    SocketState, TOTAL_CONNECTIONS, TOTAL_RESETS, TOTAL_RETRANSMITS, TotalKey,
 };
 use probe_common::wire::{Address, FAMILY_IPV4, FAMILY_IPV6};
 
 use super::{Context, Event, Owners, Signal, SignalKind, Who, errno_name};
 use crate::collect::{self, DecodeError};
-use crate::config::{Config, TcpKind};
+use crate::config::{Config, Sizes, TcpKind};
 use crate::event::{AttrValue, Attributes, key, name};
 use crate::kernel::fields::Resolved;
-use crate::load::{Hook, LoadError, Loaded, ObjectSpec, Plain, ProgramSpec, lookup_batch_per_cpu};
+use crate::load::{
+    Hook, LoadError, Loaded, ObjectSpec, Plain, ProgramSpec, count_entries, lookup_batch_per_cpu,
+};
 use crate::series::{Histogram, attr, metrics};
 
-/// How long an entry of a removed cgroup must not have changed before it is given back.
-const IDLE: Duration = Duration::from_secs(60);
+/// How long an entry of a removed cgroup must not have changed before it is given back. Sockets that outlive their cgroup
+/// may still send; what they add in the microseconds between the last look and the removal would be missed.
+const IDLE: Duration = Duration::from_secs(10);
 /// How often such entries are looked for.
-const RECLAIM_PERIOD: Duration = Duration::from_secs(10);
+const RECLAIM_PERIOD: Duration = Duration::from_secs(5);
 
 /// The signal.
 #[derive(Debug)]
@@ -64,14 +68,13 @@ impl SignalKind for Tcp {
     }
 
     fn sizes(&self, config: &Config) -> Vec<(&'static str, u32)> {
-        let sizes = &config.sizes;
+        let MapSizes { sockets, listeners, totals, handshakes } = MapSizes::of(&config.sizes);
         vec![
-            ("RING", sizes.ring_bytes()),
-            ("SOCKETS", sizes.tcp_sockets),
-            ("LISTENERS", (sizes.tcp_sockets / 8).max(64)),
-            // Six causes, two families, and the outcomes of connections.
-            ("TOTALS", sizes.max_cgroups.saturating_mul(16)),
-            ("HANDSHAKES", sizes.max_cgroups),
+            ("RING", config.sizes.ring_bytes()),
+            ("SOCKETS", sockets),
+            ("LISTENERS", listeners),
+            ("TOTALS", totals),
+            ("HANDSHAKES", handshakes),
         ]
     }
 
@@ -100,18 +103,41 @@ impl SignalKind for Tcp {
 
     fn start(
         &self,
-        _config: &Config,
+        config: &Config,
         kernel: &Resolved,
         loaded: &mut Loaded,
     ) -> Result<Box<dyn Signal>, LoadError> {
         Ok(Box::new(Running {
             totals: loaded.take_per_cpu_hash("TOTALS")?,
             handshakes: loaded.take_per_cpu_hash("HANDSHAKES")?,
+            sockets: loaded.take_hash("SOCKETS")?,
+            listeners: loaded.take_hash("LISTENERS")?,
+            sizes: MapSizes::of(&config.sizes),
             last_totals: HashMap::default(),
             last_handshakes: HashMap::default(),
             reclaimed: Instant::now(),
             reset_reasons: kernel.reset_reasons.clone(),
         }))
+    }
+}
+
+/// Entries of the maps.
+struct MapSizes {
+    sockets: u32,
+    listeners: u32,
+    totals: u32,
+    handshakes: u32,
+}
+
+impl MapSizes {
+    fn of(sizes: &Sizes) -> Self {
+        Self {
+            sockets: sizes.tcp_sockets,
+            listeners: (sizes.tcp_sockets / 8).max(64),
+            // Six causes, two families, and the outcomes of connections.
+            totals: sizes.max_cgroups.saturating_mul(16),
+            handshakes: sizes.max_cgroups,
+        }
     }
 }
 
@@ -131,6 +157,10 @@ impl TcpKind {
 struct Running {
     totals: PerCpuHashMap<MapData, Plain<TotalKey>, Plain<u64>>,
     handshakes: PerCpuHashMap<MapData, Plain<u64>, Plain<Durations>>,
+    /// Read only to tell how full they are.
+    sockets: BpfHashMap<MapData, Plain<u64>, Plain<SocketState>>,
+    listeners: BpfHashMap<MapData, Plain<ListenerKey>, Plain<Listeners>>,
+    sizes: MapSizes,
     last_totals: HashMap<TotalKey, Last<u64>>,
     last_handshakes: HashMap<u64, Last<Box<Sums>>>,
     /// When entries were last looked through for cgroups that are gone.
@@ -194,8 +224,16 @@ impl Signal for Running {
         Ok(super::Summary::Tcp(summary))
     }
 
-    fn fill(&mut self) -> Vec<(&'static str, u64, u64)> {
-        Vec::new()
+    fn fill(&mut self) -> io::Result<Vec<(&'static str, u64, u64)>> {
+        let entries = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
+        let fill = [
+            (Counter::SocketsFull, count_entries(&self.sockets)?, &self.sizes.sockets),
+            (Counter::ListenersFull, count_entries(&self.listeners)?, &self.sizes.listeners),
+            // What is in these maps is remembered here.
+            (Counter::TotalsFull, entries(self.last_totals.len()), &self.sizes.totals),
+            (Counter::HandshakesFull, entries(self.last_handshakes.len()), &self.sizes.handshakes),
+        ];
+        Ok(fill.map(|(full, entries, limit)| (full.place(), entries, u64::from(*limit))).to_vec())
     }
 }
 

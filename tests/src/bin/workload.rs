@@ -12,7 +12,8 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use probe_tests::dns_server;
+use probe_tests::workload::Workload;
+use probe_tests::{dns_server, flooding};
 
 fn main() -> Result<()> {
     let mut arguments = std::env::args_os().skip(1);
@@ -44,6 +45,14 @@ fn obey(words: &[&str]) -> Result<String> {
         }
         ["getppid", count] => call(libc::SYS_getppid, count.parse()?)?,
         ["yield", count] => call(libc::SYS_sched_yield, count.parse()?)?,
+        // flood WHAT MILLISECONDS [ADDRESS]: as fast as it goes. Answers with how often.
+        ["flood", "getppid", milliseconds] => return Ok(flooding::calls(time(milliseconds)?).to_string()),
+        ["flood", "refused", milliseconds, target] => {
+            return Ok(flooding::refused(target.parse()?, time(milliseconds)?)?.to_string());
+        }
+        ["flood", "lookups", milliseconds, server] => {
+            return Ok(flooding::lookups(server.parse()?, 2, time(milliseconds)?)?.to_string());
+        }
         // openat PATH COUNT
         ["openat", path, count] => {
             let path = CString::new(*path)?;
@@ -134,6 +143,20 @@ fn obey(words: &[&str]) -> Result<String> {
         ["send", server, id, name] => drop(send(server, id, name)?),
         // connect ADDRESS: a TCP connection that is made and closed.
         ["connect", address] => drop(std::net::TcpStream::connect(address)?),
+        // crowd PROCESSES: so many children at the same time, each of which makes a call.
+        ["crowd", processes] => {
+            let mut crowd = (0..processes.parse::<u32>()?)
+                .map(|_| Workload::start(&std::env::current_exe()?.to_string_lossy()))
+                .collect::<Result<Vec<_>>>()?;
+            crowd.iter_mut().try_for_each(|child| child.tell("getppid 1").map(drop))?;
+            crowd.into_iter().try_for_each(Workload::end)?;
+        }
+        // pin CPU: this process runs there from now on.
+        ["pin", cpu] => {
+            let mut cpus = rustix::thread::CpuSet::new();
+            cpus.set(cpu.parse()?);
+            rustix::thread::sched_setaffinity(None, &cpus)?;
+        }
         _ => bail!("no such command"),
     }
     Ok("done".to_owned())
@@ -208,6 +231,10 @@ fn errnos(directory: &str, count: u32) -> Result<()> {
         }
     }
     Ok(())
+}
+
+fn time(milliseconds: &str) -> Result<Duration> {
+    Ok(Duration::from_millis(milliseconds.parse()?))
 }
 
 fn octets(hex: &str) -> Result<Vec<u8>> {

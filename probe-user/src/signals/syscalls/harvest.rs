@@ -100,8 +100,8 @@ impl Harvest {
             if key == 0 {
                 continue;
             }
-            self.used += 1;
             let tgid = key_tgid(key);
+            self.used += u64::from(tgid != TGID_FOLDED);
             if tgid != TGID_FOLDED && !self.known.contains_key(&tgid) {
                 // Begun since the processes were read: a process is noted before its first block is.
                 match self.processes.get(&Plain(tgid), 0) {
@@ -195,8 +195,9 @@ impl Harvest {
             .collect()
     }
 
-    pub(super) fn fill(&self) -> Vec<(&'static str, u64, u64)> {
-        vec![("syscalls.blocks", self.used, u64::from(self.blocks.len()))]
+    /// Blocks in use (those of calls without their process left out), and processes known.
+    pub(super) fn fill(&self) -> (u64, u64) {
+        (self.used, u64::try_from(self.known.len()).unwrap_or(u64::MAX))
     }
 }
 

@@ -7,20 +7,22 @@ use std::borrow::Cow;
 use std::io;
 use std::time::Duration;
 
+use aya::maps::{HashMap, MapData};
 use probe_common::fields;
+use probe_common::loss::Counter;
 use probe_common::settings::{FILTER_SYSCALL, SYSCALL_SET_BITS, Settings};
 use probe_common::syscalls::{
-    Block, CpuState, KIND_SLOW, NUMBER_MASK, SlowRecord, SyscallId, THRESHOLD_COUNT, THRESHOLD_NEVER,
+    Block, CpuState, KIND_SLOW, NUMBER_MASK, Sleeper, SlowRecord, SyscallId, THRESHOLD_COUNT, THRESHOLD_NEVER,
 };
 use probe_common::wire::Owner;
 
 use self::harvest::Harvest;
 use super::{Context, Event, Signal, SignalKind, Who, errno_name};
 use crate::collect::{self, DecodeError};
-use crate::config::{Config, SyscallOptions};
+use crate::config::{Config, Sizes, SyscallOptions};
 use crate::event::{AttrValue, Attributes, key, name};
 use crate::kernel::fields::Resolved;
-use crate::load::{Hook, LoadError, Loaded, ObjectSpec, Plain, ProgramSpec};
+use crate::load::{Hook, LoadError, Loaded, ObjectSpec, Plain, ProgramSpec, count_entries};
 use crate::series::Histogram;
 
 /// Blocks for calls counted without their process: all system calls a host makes, on some CPUs.
@@ -61,13 +63,13 @@ impl SignalKind for Syscalls {
         let blocks = sizes.syscall_blocks;
         vec![
             ("RING", sizes.ring_bytes()),
-            ("CPUS", config.possible_cpus),
+            ("CPUS", config.cpu_ids),
             ("BLOCKS", blocks + FOLDED_BLOCKS),
             ("INDEX", blocks + FOLDED_BLOCKS),
             ("FREE", blocks),
             ("FREE_FOLDED", FOLDED_BLOCKS),
             ("SLEEPERS", sizes.syscall_threads),
-            ("PROCESSES", (sizes.syscall_threads / 2).max(64)),
+            ("PROCESSES", max_processes(sizes)),
         ]
     }
 
@@ -116,10 +118,17 @@ impl SignalKind for Syscalls {
                 loaded.take_hash("PROCESSES")?,
                 free,
             ),
+            sleepers: loaded.take_hash("SLEEPERS")?,
+            sizes: config.sizes.clone(),
             options: config.syscalls.clone(),
             interval: 1,
         }))
     }
+}
+
+/// Entries of `PROCESSES`.
+fn max_processes(sizes: &Sizes) -> u32 {
+    (sizes.syscall_threads / 2).max(64)
 }
 
 fn nanoseconds(duration: Duration) -> u64 {
@@ -128,12 +137,15 @@ fn nanoseconds(duration: Duration) -> u64 {
 
 /// Bytes of maps that depend on the number of blocks and CPUs: what docs/memory.md states.
 #[must_use]
-pub fn map_bytes(blocks: u32, possible_cpus: u32) -> usize {
-    (blocks + FOLDED_BLOCKS) as usize * size_of::<Block>() + possible_cpus as usize * size_of::<CpuState>()
+pub fn map_bytes(blocks: u32, cpu_ids: u32) -> usize {
+    (blocks + FOLDED_BLOCKS) as usize * size_of::<Block>() + cpu_ids as usize * size_of::<CpuState>()
 }
 
 struct Running {
     harvest: Harvest,
+    /// Read only to tell how full it is.
+    sleepers: HashMap<MapData, Plain<u32>, Plain<Sleeper>>,
+    sizes: Sizes,
     options: SyscallOptions,
     /// Number of the current interval, as the programs know it.
     interval: u32,
@@ -185,8 +197,14 @@ impl Signal for Running {
         Ok(super::Summary::Syscalls(Summary { rows }))
     }
 
-    fn fill(&mut self) -> Vec<(&'static str, u64, u64)> {
-        self.harvest.fill()
+    fn fill(&mut self) -> io::Result<Vec<(&'static str, u64, u64)>> {
+        let (blocks, processes) = self.harvest.fill();
+        let fill = [
+            (Counter::CallsLost, blocks, self.sizes.syscall_blocks),
+            (Counter::SleepersFull, count_entries(&self.sleepers)?, self.sizes.syscall_threads),
+            (Counter::ProcessesFull, processes, max_processes(&self.sizes)),
+        ];
+        Ok(fill.map(|(full, entries, limit)| (full.place(), entries, u64::from(limit))).to_vec())
     }
 }
 
