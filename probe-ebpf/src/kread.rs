@@ -3,6 +3,7 @@
 //! Offsets come from the running kernel's BTF (see `probe_common::fields`); the table is read-only data, frozen
 //! before the programs are loaded, so the verifier knows every value in it and removes what is absent.
 
+use core::mem::MaybeUninit;
 use core::ptr::{addr_of, read_volatile};
 
 use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
@@ -37,6 +38,32 @@ pub fn read<T: Copy + Default>(base: KernelPointer, field: Field<T>) -> Result<T
         return Err(Error::Read);
     }
     read_at(base + u64::from(slot.offset))
+}
+
+/// Reads a field of the kernel object at `base`; zero where it does not read or this kernel has none. Without a branch: the
+/// verifier has one way to follow instead of two.
+#[inline(always)]
+pub fn read_or_zero<T: Copy + Default>(base: KernelPointer, field: Field<T>) -> T {
+    let slot = slot(field);
+    let mut value = T::default();
+    if slot.present != 0 {
+        let address = base + u64::from(slot.offset);
+        // SAFETY: as in `read_at`. Where it fails, the helper zeroes the destination.
+        let _failed = unsafe {
+            bpf_probe_read_kernel((&raw mut value).cast(), size_of::<T>() as u32, address as *const _)
+        };
+    }
+    value
+}
+
+/// Zeros, written by a read that fails: the verifier knows nothing certain of what they are, so that ways on which some are
+/// overwritten stay one way to it.
+#[inline(always)]
+pub fn blank<T>(value: &mut MaybeUninit<T>) {
+    // SAFETY: no kernel memory is at address zero; the helper then zeroes all of the destination (bpf_probe_read_kernel_common
+    // of kernel/trace/bpf_trace.c).
+    let _failed =
+        unsafe { bpf_probe_read_kernel(value.as_mut_ptr().cast(), size_of::<T>() as u32, core::ptr::null()) };
 }
 
 /// Reads a bit-field (or an ordinary byte, where the kernel has one) of the kernel object at `base`.
@@ -87,6 +114,13 @@ pub fn read_into<T: Copy>(base: KernelPointer, field: Field<T>, value: &mut T) -
 #[inline(always)]
 pub fn address_of<T>(pointer: *mut T) -> Result<KernelPointer> {
     read_at((&raw const pointer) as KernelPointer)
+}
+
+/// Copies what the verifier watches closely (a value of a map) to where it should know nothing certain of it.
+#[inline(always)]
+pub fn copy<T: Copy>(from: *const T, to: &mut T) {
+    // SAFETY: both are `T`s in memory of this program; the helper reads any kernel memory.
+    let _failed = unsafe { bpf_probe_read_kernel((&raw mut *to).cast(), size_of::<T>() as u32, from.cast()) };
 }
 
 /// `kread!(sk, SKC_STATE)?`: the field `SKC_STATE` of the kernel object at `sk`.

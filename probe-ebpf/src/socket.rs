@@ -1,5 +1,7 @@
 //! What a `struct sock` says about its connection.
 
+use core::mem::MaybeUninit;
+
 use probe_common::fields::{self, KernelPointer};
 use probe_common::tcp::Socket;
 use probe_common::wire::{Address, FAMILY_IPV4, FAMILY_IPV6};
@@ -24,13 +26,13 @@ pub fn describe(sk: KernelPointer, socket: &mut Socket) -> Result<()> {
     socket.local_port = u16::from_be_bytes(kread!(sk, INET_SPORT)?);
     socket.peer_port = u16::from_be_bytes(kread!(sk, SKC_DPORT)?);
     socket.state = kread!(sk, SKC_STATE)?;
-    socket.cookie = kread!(sk, SKC_COOKIE).unwrap_or(0);
+    socket.cookie = kread::read_or_zero(sk, fields::SKC_COOKIE);
     describe_home(sk, socket)?;
     match kread!(sk, SKC_FAMILY)? {
         AF_INET => {
             socket.family = FAMILY_IPV4;
-            set_ipv4(&mut socket.local, kread!(sk, SKC_RCV_SADDR)?);
-            set_ipv4(&mut socket.peer, kread!(sk, SKC_DADDR)?);
+            kread::read_into(sk, fields::SKC_RCV_SADDR, ipv4_of(&mut socket.local))?;
+            kread::read_into(sk, fields::SKC_DADDR, ipv4_of(&mut socket.peer))?;
         }
         AF_INET6 => {
             kread::read_into(sk, fields::SKC_V6_RCV_SADDR, &mut socket.local)?;
@@ -52,8 +54,8 @@ pub fn describe_request(listener: KernelPointer, request: KernelPointer, socket:
     match kread!(request, REQ_FAMILY)? {
         AF_INET => {
             socket.family = FAMILY_IPV4;
-            set_ipv4(&mut socket.local, kread!(request, REQ_RCV_SADDR)?);
-            set_ipv4(&mut socket.peer, kread!(request, REQ_DADDR)?);
+            kread::read_into(request, fields::REQ_RCV_SADDR, ipv4_of(&mut socket.local))?;
+            kread::read_into(request, fields::REQ_DADDR, ipv4_of(&mut socket.peer))?;
         }
         AF_INET6 => {
             kread::read_into(request, fields::REQ_V6_RCV_SADDR, &mut socket.local)?;
@@ -69,7 +71,7 @@ pub fn describe_request(listener: KernelPointer, request: KernelPointer, socket:
 #[inline(always)]
 fn describe_home(sk: KernelPointer, socket: &mut Socket) -> Result<()> {
     socket.netns = netns(sk)?;
-    socket.cgroup_id = cgroup(sk).and_then(cgroup_id).unwrap_or(0);
+    socket.cgroup_id = known_cgroup_id(sk);
     Ok(())
 }
 
@@ -91,6 +93,17 @@ pub fn cgroup(sk: KernelPointer) -> Result<KernelPointer> {
     if value & 3 == 0 && value != 0 { Ok(value) } else { Err(Error::Read) }
 }
 
+/// cgroup id of a socket; 0 where it does not read.
+#[inline(always)]
+fn known_cgroup_id(sk: KernelPointer) -> u64 {
+    let cgroup = if kread::present(fields::SK_CGROUP) {
+        kread::read_or_zero(sk, fields::SK_CGROUP)
+    } else {
+        cgroup(sk).unwrap_or(0)
+    };
+    kread::read_or_zero(kread::read_or_zero(cgroup, fields::CGROUP_KN), fields::KERNFS_ID)
+}
+
 /// cgroup id of a `struct cgroup`.
 #[inline(always)]
 pub fn cgroup_id(cgroup: KernelPointer) -> Result<u64> {
@@ -104,12 +117,32 @@ fn settle_ipv6(socket: &mut Socket) {
     // ::ffff:0:0/96
     if upper == 0 && lower as u32 == u32::from_le_bytes([0, 0, 0xff, 0xff]) {
         socket.family = FAMILY_IPV4;
-        let [_, local] = words(&socket.local);
-        set_ipv4(&mut socket.local, ((local >> 32) as u32).to_ne_bytes());
-        set_ipv4(&mut socket.peer, ((lower >> 32) as u32).to_ne_bytes());
+        unmap(&mut socket.local);
+        unmap(&mut socket.peer);
     } else {
         socket.family = FAMILY_IPV6;
     }
+}
+
+/// Where IPv4 is in an address.
+#[inline(always)]
+fn ipv4_of(address: &mut Address) -> &mut [u8; 4] {
+    // SAFETY: the first four of sixteen bytes.
+    unsafe { &mut *(&raw mut *address).cast() }
+}
+
+/// The IPv4 address at the end of a mapped one, to its beginning; the rest zero.
+#[inline(always)]
+fn unmap(address: &mut Address) {
+    // SAFETY: the last four of sixteen bytes.
+    let last = unsafe { (&raw const *address).cast::<[u8; 4]>().add(3) };
+    let mut ipv4 = MaybeUninit::<[u8; 4]>::uninit();
+    // SAFETY: four bytes are four bytes; `copy` writes all of them.
+    let ipv4 = unsafe { &mut *ipv4.as_mut_ptr() };
+    kread::copy(last, ipv4);
+    // SAFETY: an address is plain bytes.
+    kread::blank(unsafe { &mut *(&raw mut *address).cast::<MaybeUninit<Address>>() });
+    kread::copy(ipv4, ipv4_of(address));
 }
 
 /// IPv4 in the first four bytes, the rest zero.

@@ -5,6 +5,8 @@
 #![no_std]
 #![no_main]
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::macros::{map, raw_tracepoint};
 use aya_ebpf::maps::{HashMap, PerCpuArray, PerCpuHashMap};
@@ -79,21 +81,22 @@ fn try_retransmit(ctx: &RawTracePointContext) -> Result<()> {
         return Err(Error::NotOurs);
     }
     let settings = emit::settings().ok_or(Error::NotOurs)?;
-    let mut socket = Socket::default();
-    socket::describe(sk, &mut socket)?;
+    let mut socket = MaybeUninit::uninit();
+    let socket = blank(&mut socket);
+    socket::describe(sk, socket)?;
     let segments = u32::from(kread::read_at::<u16>(
         kread::address(skb, fields::SKB_CB)? + u64::from(kread::slot(fields::TCP_SKB_CB_GSO_SEGS).offset),
     )?);
     let cause = cause(sk, i32::from(socket.state))?;
-    set_owner(&mut socket, sk);
-    if !passes(settings, &socket, sk)? {
+    set_owner(socket, sk);
+    if !passes(settings, socket, sk)? {
         return Ok(());
     }
-    total(&socket, TOTAL_RETRANSMITS, cause as u8, 0, u64::from(segments));
+    total(socket, TOTAL_RETRANSMITS, cause as u8, 0, u64::from(segments));
     if settings.tcp_kinds & (1 << KIND_RETRANSMIT) != 0 {
         let Some(record) = emit::reserve::<RetransmitRecord>() else { return Ok(()) };
         record.header = header::<RetransmitRecord>(KIND_RETRANSMIT);
-        record.socket = socket;
+        record.socket = *socket;
         record.segments = segments;
         record.srtt_us = kread!(sk, SRTT_US).map_or(ABSENT, |eighths| eighths >> 3);
         record.cwnd = kread!(sk, SND_CWND).unwrap_or(ABSENT);
@@ -131,17 +134,18 @@ pub fn tcp_retransmit_synack(ctx: RawTracePointContext) -> i32 {
 fn try_retransmit_synack(ctx: &RawTracePointContext) -> Result<()> {
     let (listener, request): (u64, u64) = (ctx.arg(0), ctx.arg(1));
     let settings = emit::settings().ok_or(Error::NotOurs)?;
-    let mut socket = Socket::default();
-    socket::describe_request(listener, request, &mut socket)?;
-    set_owner(&mut socket, listener);
-    if !passes(settings, &socket, listener)? {
+    let mut socket = MaybeUninit::uninit();
+    let socket = blank(&mut socket);
+    socket::describe_request(listener, request, socket)?;
+    set_owner(socket, listener);
+    if !passes(settings, socket, listener)? {
         return Ok(());
     }
-    total(&socket, TOTAL_RETRANSMITS, Cause::SynAck as u8, 0, 1);
+    total(socket, TOTAL_RETRANSMITS, Cause::SynAck as u8, 0, 1);
     if settings.tcp_kinds & (1 << KIND_RETRANSMIT) != 0 {
         let Some(record) = emit::reserve::<RetransmitRecord>() else { return Ok(()) };
         record.header = header::<RetransmitRecord>(KIND_RETRANSMIT);
-        record.socket = socket;
+        record.socket = *socket;
         record.segments = 1;
         record.srtt_us = ABSENT;
         record.cwnd = ABSENT;
@@ -182,17 +186,18 @@ fn try_reset(sk: KernelPointer, direction: u8, reason: u32) -> Result<()> {
     if state == socket::TCP_TIME_WAIT || state == socket::TCP_NEW_SYN_RECV {
         return Err(Error::NotOurs);
     }
-    let mut socket = Socket::default();
-    socket::describe(sk, &mut socket)?;
-    set_owner(&mut socket, sk);
-    if !passes(settings, &socket, sk)? {
+    let mut socket = MaybeUninit::uninit();
+    let socket = blank(&mut socket);
+    socket::describe(sk, socket)?;
+    set_owner(socket, sk);
+    if !passes(settings, socket, sk)? {
         return Ok(());
     }
-    total(&socket, TOTAL_RESETS, direction, 0, 1);
+    total(socket, TOTAL_RESETS, direction, 0, 1);
     if settings.tcp_kinds & (1 << KIND_RESET) != 0 {
         let Some(record) = emit::reserve::<ResetRecord>() else { return Ok(()) };
         record.header = header::<ResetRecord>(KIND_RESET);
-        record.socket = socket;
+        record.socket = *socket;
         record.reason = reason;
         record.direction = direction;
         emit::submit(record);
@@ -269,20 +274,21 @@ pub fn tcp_destroy_sock(ctx: RawTracePointContext) -> i32 {
 
 fn connected(sk: KernelPointer, role: u8) -> Result<()> {
     let settings = emit::settings().ok_or(Error::NotOurs)?;
-    let mut socket = Socket::default();
-    socket::describe(sk, &mut socket)?;
+    let mut socket = MaybeUninit::uninit();
+    let socket = blank(&mut socket);
+    socket::describe(sk, socket)?;
     // The hook comes before the change.
     socket.state = TCP_ESTABLISHED as u8;
-    let syn_ns = set_owner(&mut socket, sk);
-    if !passes(settings, &socket, sk)? {
+    let syn_ns = set_owner(socket, sk);
+    if !passes(settings, socket, sk)? {
         return Ok(());
     }
     let duration_ns = if syn_ns == 0 { 0 } else { now().saturating_sub(syn_ns) };
-    total(&socket, TOTAL_CONNECTIONS, role, 0, 1);
+    total(socket, TOTAL_CONNECTIONS, role, 0, 1);
     if role == ROLE_CLIENT && duration_ns != 0 {
         handshake(socket.cgroup_id, duration_ns);
     }
-    connect_record(settings, &socket, duration_ns, 0, role);
+    connect_record(settings, socket, duration_ns, 0, role);
     Ok(())
 }
 
@@ -294,17 +300,18 @@ fn failed(sk: KernelPointer) -> Result<()> {
         return Err(Error::NotOurs);
     }
     let settings = emit::settings().ok_or(Error::NotOurs)?;
-    let mut socket = Socket::default();
-    socket::describe(sk, &mut socket)?;
+    let mut socket = MaybeUninit::uninit();
+    let socket = blank(&mut socket);
+    socket::describe(sk, socket)?;
     // The hook comes before the change.
     socket.state = TCP_CLOSE as u8;
-    let syn_ns = set_owner(&mut socket, sk);
-    if !passes(settings, &socket, sk)? {
+    let syn_ns = set_owner(socket, sk);
+    if !passes(settings, socket, sk)? {
         return Ok(());
     }
     let duration_ns = if syn_ns == 0 { 0 } else { now().saturating_sub(syn_ns) };
-    total(&socket, TOTAL_CONNECTIONS, ROLE_CLIENT, errno as u32, 1);
-    connect_record(settings, &socket, duration_ns, errno as u32, ROLE_CLIENT);
+    total(socket, TOTAL_CONNECTIONS, ROLE_CLIENT, errno as u32, 1);
+    connect_record(settings, socket, duration_ns, errno as u32, ROLE_CLIENT);
     Ok(())
 }
 
@@ -339,13 +346,21 @@ fn passes(settings: &Settings, socket: &Socket, sk: KernelPointer) -> Result<boo
     Ok(socket::cgroup(sk).and_then(|cgroup| filter::cgroup(settings, cgroup)).unwrap_or(false))
 }
 
+/// A socket with nothing in it.
+#[inline(always)]
+fn blank(socket: &mut MaybeUninit<Socket>) -> &mut Socket {
+    kread::blank(socket);
+    // SAFETY: zeros are valid for all its fields.
+    unsafe { socket.assume_init_mut() }
+}
+
 /// Names the owner, where one is known, and returns when the SYN was sent (0: unknown).
 #[inline(always)]
 fn set_owner(socket: &mut Socket, sk: KernelPointer) -> u64 {
     let Some(state) = SOCKETS.get_ptr(sk) else { return 0 };
     // SAFETY: a value of the map, copied at once.
     unsafe {
-        socket.owner = (*state).owner;
+        kread::copy(&raw const (*state).owner, &mut socket.owner);
         (*state).syn_ns
     }
 }
