@@ -12,12 +12,14 @@ use tokio::signal::unix::{SignalKind as UnixSignal, signal};
 
 use crate::collect::{Ring, woken};
 use crate::config::{CgroupFilter, Config};
-use crate::entity::{Entities, ProcessLimits, Processes};
+use crate::entity::{Entities, ProcessLimits, Processes, sees_host_pids};
 use crate::event::key;
 use crate::kernel::btf::{BtfError, KernelBtf};
 use crate::kernel::cgroup::{Cgroup, CgroupError, CgroupRoot, TreeLimits};
 use crate::kernel::clock::{self, Clock};
+use crate::kernel::features::Features;
 use crate::kernel::fields::{Resolved, resolve};
+use crate::kernel::least::{self, Plan, Uses};
 use crate::kernel::privileges::{self, PrivilegeError};
 use crate::kernel::skipped::{self, open_programs};
 use crate::load::{self, Counters, LoadError, Loaded, SettingsMap};
@@ -94,9 +96,6 @@ pub enum StartError {
     /// The filter names nothing.
     #[error("{0}")]
     Filter(String),
-    /// The runtime refuses a ring.
-    #[error("cannot wait for a ring buffer: {0}")]
-    Ring(#[from] io::Error),
 }
 
 /// How a run ended.
@@ -149,7 +148,10 @@ struct Running {
 
 impl Pipeline {
     /// Loads and attaches the signals of `kinds`. With `degrade`, those that this host cannot run are left out with a
-    /// warning, as long as one remains; without, each must run. Must be called inside a runtime.
+    /// warning, as long as one remains; without, each must run. Gives up what privileges that takes.
+    ///
+    /// To be called while the process has one thread, so before there is a runtime: capabilities belong to threads, and
+    /// those that exist would keep theirs.
     ///
     /// # Errors
     ///
@@ -190,6 +192,7 @@ impl Pipeline {
         if let (true, Some(error)) = (signals.is_empty(), refused) {
             return Err(error.into());
         }
+        give_back_privileges(&signals);
         let clock = Clock::new();
         let now = clock.wall(clock::monotonic_ns());
         let tree = Entities::new(cgroup.as_ref().map(|root| root.path.as_path()), TreeLimits::default());
@@ -227,6 +230,9 @@ impl Pipeline {
     pub async fn run(&mut self, sink: &mut dyn Sink) -> io::Result<Report> {
         let mut interrupt = signal(UnixSignal::interrupt())?;
         let mut terminate = signal(UnixSignal::terminate())?;
+        for running in &mut self.signals {
+            running.ring.listen()?;
+        }
         let begun = Instant::now();
         let end = self.duration.map(|duration| begun + duration);
         let mut drain = tokio::time::interval(DRAIN_PERIOD);
@@ -498,7 +504,7 @@ fn start_signal(
     let mut settings_map = loaded.take_settings()?;
     settings_map.set(&settings)?;
     let signal = kind.start(config, fields, &mut loaded)?;
-    let ring = Ring::new(loaded.take_ring()?)?;
+    let ring = Ring::new(loaded.take_ring()?);
     let counters = loaded.take_counters()?;
     let logger = if config.program_log_level == 0 { None } else { loaded.logger() };
     // Last: from here on the programs run.
@@ -515,6 +521,24 @@ fn start_signal(
         skipped: 0,
         _loaded: loaded,
     })
+}
+
+/// What was needed to load and attach is not needed to run. A host that does not allow giving it back runs all the same.
+fn give_back_privileges(signals: &[Running]) {
+    let given_back = || -> io::Result<Plan> {
+        let read = |running: &Running| least::reads_without(|| running.counters.try_read());
+        let read = signals.first().map_or(Ok(true), read)?;
+        let plan = Plan::make(Uses::new(sees_host_pids(), read, &Features::of_this_host()))?;
+        plan.carry_out()?;
+        Ok(plan)
+    };
+    match given_back() {
+        Ok(Plan { keeps, drops: _, bounding: _ }) => {
+            let kept: Vec<String> = keeps.iter().map(|kept| kept.capability.to_string()).collect();
+            tracing::debug!(?kept, "capabilities given back");
+        }
+        Err(error) => tracing::warn!("capabilities that are no longer needed stay: {error}"),
+    }
 }
 
 /// The filter as the programs apply it.

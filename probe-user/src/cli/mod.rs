@@ -90,8 +90,7 @@ impl From<StartError> for Failure {
             StartError::Filter(message) => Self::usage(message),
             StartError::Load(
                 LoadError::Map { .. } | LoadError::Mapping { .. } | LoadError::Broken { .. },
-            )
-            | StartError::Ring(_) => Self::running(error),
+            ) => Self::running(error),
         }
     }
 }

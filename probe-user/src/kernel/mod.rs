@@ -7,5 +7,6 @@ pub mod cgroup;
 pub mod clock;
 pub mod features;
 pub mod fields;
+pub mod least;
 pub mod privileges;
 pub mod skipped;
