@@ -12,6 +12,7 @@ use tokio::signal::unix::{SignalKind as UnixSignal, signal};
 
 use crate::collect::{Ring, woken};
 use crate::config::{CgroupFilter, Config};
+use crate::doctor::{Diagnosis, Host, diagnose};
 use crate::entity::{Entities, ProcessLimits, Processes, sees_host_pids};
 use crate::event::key;
 use crate::kernel::btf::{BtfError, KernelBtf};
@@ -87,9 +88,14 @@ pub enum StartError {
     /// The kernel's BTF does not read.
     #[error(transparent)]
     Btf(#[from] BtfError),
-    /// No signal can run.
-    #[error(transparent)]
-    Load(#[from] LoadError),
+    /// A signal does not load or attach.
+    #[error("{signal}: {diagnosis}")]
+    Signal {
+        /// Which.
+        signal: &'static str,
+        /// Why, and what would help.
+        diagnosis: Diagnosis,
+    },
     /// The root of cgroup v2 is not to be had.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
@@ -168,30 +174,31 @@ impl Pipeline {
         let fields = resolve_fields(config)?;
         let wants_cgroup = kinds.iter().any(|kind| kind.object().needs_cgroup());
         let cgroup = match CgroupRoot::find() {
-            Ok(root) => Some(root),
             Err(error) if wants_cgroup && !degrade => return Err(error.into()),
-            Err(error) => {
-                tracing::warn!("{error}");
-                None
-            }
+            found => found.inspect_err(|error| tracing::warn!("{error}")),
         };
-        let filter = filter_settings(config, cgroup.as_ref())?;
+        let filter = filter_settings(config, cgroup.as_ref().ok())?;
 
         let mut signals = Vec::new();
         let mut refused = None;
         for kind in kinds {
-            match start_signal(*kind, config, &fields, cgroup.as_ref(), filter) {
+            match start_signal(*kind, config, &fields, cgroup.as_ref().ok(), filter) {
                 Ok(running) => signals.push(running),
-                Err(StartError::Load(error)) if degrade => {
-                    tracing::warn!("{} is off: {error}", kind.object().name);
-                    refused = Some(error);
+                Err(error) => {
+                    let signal = kind.object().name;
+                    let diagnosis = diagnose(&error, &Host::look(), cgroup.as_ref().err());
+                    if !degrade {
+                        return Err(StartError::Signal { signal, diagnosis });
+                    }
+                    tracing::warn!("{signal} is off: {diagnosis}");
+                    refused = Some(StartError::Signal { signal, diagnosis });
                 }
-                Err(error) => return Err(error),
             }
         }
         if let (true, Some(error)) = (signals.is_empty(), refused) {
-            return Err(error.into());
+            return Err(error);
         }
+        let cgroup = cgroup.ok();
         give_back_privileges(&signals);
         let clock = Clock::new();
         let now = clock.wall(clock::monotonic_ns());
@@ -491,7 +498,7 @@ fn start_signal(
     fields: &Resolved,
     cgroup: Option<&CgroupRoot>,
     filter: Settings,
-) -> Result<Running, StartError> {
+) -> Result<Running, LoadError> {
     let object = kind.object();
     let sizes = kind.sizes(config);
     let others = open_programs();

@@ -13,7 +13,7 @@ mod signals;
 use serde::Serialize;
 
 pub use self::host::Host;
-pub use self::refusal::explain as explain_refusal;
+pub use self::refusal::{Diagnosis, diagnose};
 use crate::config::Config;
 use crate::kernel::btf::KernelBtf;
 use crate::kernel::cgroup::CgroupRoot;

@@ -6,6 +6,7 @@
 mod batch;
 mod blocks;
 mod error;
+mod knock;
 mod plain;
 
 use std::io;
@@ -21,6 +22,7 @@ use probe_common::settings::Settings;
 pub use self::batch::{lookup_batch, lookup_batch_per_cpu};
 pub use self::blocks::Blocks;
 pub use self::error::LoadError;
+pub use self::knock::bpf_answers;
 pub use self::plain::Plain;
 use crate::kernel::cgroup::CgroupRoot;
 use crate::kernel::fields::Resolved;
