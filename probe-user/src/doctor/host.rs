@@ -27,6 +27,8 @@ pub struct Host {
     pub host_pids: bool,
     /// Whether this process is in the initial user namespace: only there do capabilities count for bpf(2).
     pub host_users: bool,
+    /// Whether no_new_privs is set.
+    pub no_new_privs: bool,
     /// Whether the kernel itself answers bpf(2), and nobody before it refuses.
     pub bpf_answers: bool,
 }
@@ -42,6 +44,7 @@ impl Host {
             // PROC_USER_INIT_INO of include/linux/proc_ns.h. A host that does not tell gets the benefit of the doubt.
             host_users: std::fs::read_link("/proc/self/ns/user")
                 .map_or(true, |name| name == Path::new("user:[4026531837]")),
+            no_new_privs: rustix::thread::no_new_privs().unwrap_or_default(),
             bpf_answers: crate::load::bpf_answers(),
         }
     }
@@ -94,7 +97,7 @@ pub(super) fn cgroup(root: &Result<CgroupRoot, CgroupError>) -> Check {
 
 /// What an administrator, or whoever started this process, has set.
 pub(super) fn settings(host: &Host, tried: &Tried) -> Vec<Check> {
-    let Host { features, host_pids, host_users, bpf_answers, privileges: _ } = host;
+    let Host { features, host_pids, host_users, bpf_answers, no_new_privs: _, privileges: _ } = host;
     vec![
         tracefs(features),
         jit(features),
@@ -230,10 +233,12 @@ pub(super) mod tests {
             memlock: None,
             security_modules: Vec::new(),
             seccomp: false,
+            bpf_stats: Some(false),
         };
         host.privileges = Ok(Privileges::of(&[BPF, PERFMON, NET_ADMIN].map(|need| need.any_of[0])));
         host.host_users = true;
         host.host_pids = true;
+        host.no_new_privs = false;
         host.bpf_answers = true;
         host
     }

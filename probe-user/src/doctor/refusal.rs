@@ -135,7 +135,7 @@ fn shut(host: &Host, bits: u8, hook: Option<Hook>) -> Vec<Gate> {
 }
 
 fn certain(host: &Host, bits: u8) -> Vec<Gate> {
-    let Host { features, privileges, host_pids: _, host_users, bpf_answers } = host;
+    let Host { features, privileges, host_pids: _, host_users, no_new_privs: _, bpf_answers } = host;
     let mut gates = Vec::new();
     let mut may_ask = true;
     match privileges {

@@ -4,6 +4,7 @@ use super::{Check, Diagnosis, Host, Verdict, diagnose, fields, memory};
 use crate::config::Config;
 use crate::kernel::cgroup::{CgroupError, CgroupRoot};
 use crate::kernel::fields::Resolved;
+use crate::kernel::least;
 use crate::load::{self, LoadError, ObjectSpec, ProgramSpec};
 use crate::signals::{self, SignalKind};
 
@@ -14,6 +15,8 @@ pub(super) struct Tried {
     pub(super) verdicts: Vec<(&'static str, Verdict)>,
     /// Bytes of the maps of each signal that loaded.
     pub(super) memory: Vec<(&'static str, u64)>,
+    /// Whether maps read without capabilities, tried with the first signal that runs.
+    pub(super) maps_read: Option<Result<bool, String>>,
     /// Whether the kernel took any program at all.
     pub(super) any_loaded: bool,
 }
@@ -93,17 +96,20 @@ impl Trial<'_> {
         tried: &mut Tried,
     ) -> Result<(), Diagnosis> {
         let object = kind.object();
-        let start = || -> Result<Option<u64>, Box<LoadError>> {
+        let start = || -> Result<_, Box<LoadError>> {
             let mut loaded = load::load(object, fields, &kind.sizes(self.config), 0)?;
             let bytes = memory::of_open_maps(u64::from(self.config.possible_cpus));
             let _settings = loaded.take_settings()?;
             let _signal = kind.start(self.config, fields, &mut loaded)?;
             let _ring = loaded.take_ring()?;
-            let _counters = loaded.take_counters()?;
+            let counters = loaded.take_counters()?;
             loaded.attach(self.cgroup.as_ref().ok())?;
-            Ok(bytes)
+            Ok((bytes, counters))
         };
-        let bytes = start().map_err(|error| self.diagnosis(&error))?;
+        let (bytes, counters) = start().map_err(|error| self.diagnosis(&error))?;
+        tried.maps_read.get_or_insert_with(|| {
+            least::reads_without(|| counters.try_read()).map_err(|error| error.to_string())
+        });
         tried.memory.extend(bytes.map(|bytes| (object.name, bytes)));
         Ok(())
     }
