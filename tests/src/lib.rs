@@ -6,5 +6,6 @@ pub mod dns_server;
 pub mod drop;
 pub mod netns;
 pub mod otlp_receiver;
+pub mod privileges;
 pub mod probe;
 pub mod workload;

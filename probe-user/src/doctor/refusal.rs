@@ -57,7 +57,11 @@ pub fn diagnose(error: &LoadError, host: &Host, cgroup: Option<&CgroupError>) ->
                 remedy: Some("boot another kernel, or give this one's BTF with --btf FILE".to_owned()),
             };
         }
-        LoadError::Object { .. } => (format!("cannot create the maps: {cause}"), None),
+        LoadError::Object { .. } => match error.system_error().filter(|_| error.is_permission_denied()) {
+            // Which was the first to be refused is chance.
+            Some(denied) => (format!("cannot create the maps: {denied}"), None),
+            None => (format!("cannot create the maps: {cause}"), None),
+        },
         LoadError::Program { program, .. } => (format!("cannot load program {program}: {cause}"), None),
         LoadError::Attach { program, hook, .. } => {
             (format!("cannot attach {program} to {hook}: {cause}"), Some(*hook))
