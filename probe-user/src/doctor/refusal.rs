@@ -54,7 +54,11 @@ pub fn diagnose(error: &LoadError, host: &Host, cgroup: Option<&CgroupError>) ->
             return Diagnosis {
                 verdict: Verdict::Kernel,
                 detail: format!("this kernel's BTF has no {fields}, which the programs read"),
-                remedy: Some("boot another kernel, or give this one's BTF with --btf FILE".to_owned()),
+                remedy: Some(
+                    "boot another kernel, or give this one's BTF with --btf FILE; `probe doctor` shows what runs \
+                     without"
+                        .to_owned(),
+                ),
             };
         }
         LoadError::Object { .. } => match error.system_error().filter(|_| error.is_permission_denied()) {
