@@ -2,6 +2,7 @@
 
 use std::future::poll_fn;
 use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::task::{Context, Poll};
 
 use aya::maps::{MapData, RingBuf};
@@ -59,9 +60,11 @@ pub fn record<T: Pod>(bytes: &[u8]) -> Result<T, DecodeError> {
     }
 }
 
-/// A ring buffer under tokio.
+/// A ring buffer, and from [`Self::listen`] on its wake-ups under tokio.
 pub struct Ring {
-    fd: AsyncFd<RingBuf<MapData>>,
+    ring: RingBuf<MapData>,
+    /// A descriptor of its own, so that waiting and reading do not share one.
+    wakes: Option<AsyncFd<OwnedFd>>,
 }
 
 impl std::fmt::Debug for Ring {
@@ -71,27 +74,35 @@ impl std::fmt::Debug for Ring {
 }
 
 impl Ring {
-    /// Registers a ring with the current runtime.
+    /// A ring nobody listens to yet.
+    #[must_use]
+    pub fn new(ring: RingBuf<MapData>) -> Self {
+        Self { ring, wakes: None }
+    }
+
+    /// Registers it with the current runtime. Before that, [`woken`] never hears of it.
     ///
     /// # Errors
     ///
-    /// When epoll refuses it.
+    /// When epoll refuses it, or there are too many descriptors.
     #[expect(unsafe_code, reason = "tokio leaves the descriptor's life to us")]
-    pub fn new(ring: RingBuf<MapData>) -> io::Result<Self> {
-        // SAFETY: the ring owns its map's descriptor, never changes it, and is owned by the `AsyncFd`.
-        let fd = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }?;
-        Ok(Self { fd })
+    pub fn listen(&mut self) -> io::Result<()> {
+        let fd = self.ring.as_fd().try_clone_to_owned()?;
+        // SAFETY: an `OwnedFd` stays the same descriptor, and is owned by the `AsyncFd`.
+        let wakes = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?;
+        self.wakes = Some(wakes);
+        Ok(())
     }
 
     fn poll_woken(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.fd.poll_read_ready(cx).map_ok(|mut guard| guard.clear_ready())
+        let Some(wakes) = &self.wakes else { return Poll::Pending };
+        wakes.poll_read_ready(cx).map_ok(|mut guard| guard.clear_ready())
     }
 
     /// Hands up to `most` records to `each`, without waiting. Returns how many.
     pub fn drain(&mut self, most: usize, mut each: impl FnMut(&[u8])) -> usize {
-        let ring = self.fd.get_mut();
         for taken in 0..most {
-            match ring.next() {
+            match self.ring.next() {
                 Some(record) => each(&record),
                 None => return taken,
             }

@@ -12,12 +12,15 @@ use tokio::signal::unix::{SignalKind as UnixSignal, signal};
 
 use crate::collect::{Ring, woken};
 use crate::config::{CgroupFilter, Config};
-use crate::entity::{Entities, ProcessLimits, Processes};
+use crate::doctor::{Diagnosis, Host, diagnose};
+use crate::entity::{Entities, ProcessLimits, Processes, sees_host_pids};
 use crate::event::key;
 use crate::kernel::btf::{BtfError, KernelBtf};
 use crate::kernel::cgroup::{Cgroup, CgroupError, CgroupRoot, TreeLimits};
 use crate::kernel::clock::{self, Clock};
+use crate::kernel::features::Features;
 use crate::kernel::fields::{Resolved, resolve};
+use crate::kernel::least::{self, Plan, Uses};
 use crate::kernel::privileges::{self, PrivilegeError};
 use crate::kernel::skipped::{self, open_programs};
 use crate::load::{self, Counters, LoadError, Loaded, SettingsMap};
@@ -85,18 +88,20 @@ pub enum StartError {
     /// The kernel's BTF does not read.
     #[error(transparent)]
     Btf(#[from] BtfError),
-    /// No signal can run.
-    #[error(transparent)]
-    Load(#[from] LoadError),
+    /// A signal does not load or attach.
+    #[error("{signal}: {diagnosis}")]
+    Signal {
+        /// Which.
+        signal: &'static str,
+        /// Why, and what would help.
+        diagnosis: Diagnosis,
+    },
     /// The root of cgroup v2 is not to be had.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
     /// The filter names nothing.
     #[error("{0}")]
     Filter(String),
-    /// The runtime refuses a ring.
-    #[error("cannot wait for a ring buffer: {0}")]
-    Ring(#[from] io::Error),
 }
 
 /// How a run ended.
@@ -149,7 +154,10 @@ struct Running {
 
 impl Pipeline {
     /// Loads and attaches the signals of `kinds`. With `degrade`, those that this host cannot run are left out with a
-    /// warning, as long as one remains; without, each must run. Must be called inside a runtime.
+    /// warning, as long as one remains; without, each must run. Gives up what privileges that takes.
+    ///
+    /// To be called while the process has one thread, so before there is a runtime: capabilities belong to threads, and
+    /// those that exist would keep theirs.
     ///
     /// # Errors
     ///
@@ -166,30 +174,32 @@ impl Pipeline {
         let fields = resolve_fields(config)?;
         let wants_cgroup = kinds.iter().any(|kind| kind.object().needs_cgroup());
         let cgroup = match CgroupRoot::find() {
-            Ok(root) => Some(root),
             Err(error) if wants_cgroup && !degrade => return Err(error.into()),
-            Err(error) => {
-                tracing::warn!("{error}");
-                None
-            }
+            found => found.inspect_err(|error| tracing::warn!("{error}")),
         };
-        let filter = filter_settings(config, cgroup.as_ref())?;
+        let filter = filter_settings(config, cgroup.as_ref().ok())?;
 
         let mut signals = Vec::new();
         let mut refused = None;
         for kind in kinds {
-            match start_signal(*kind, config, &fields, cgroup.as_ref(), filter) {
+            match start_signal(*kind, config, &fields, cgroup.as_ref().ok(), filter) {
                 Ok(running) => signals.push(running),
-                Err(StartError::Load(error)) if degrade => {
-                    tracing::warn!("{} is off: {error}", kind.object().name);
-                    refused = Some(error);
+                Err(error) => {
+                    let signal = kind.object().name;
+                    let diagnosis = diagnose(&error, &Host::look(), cgroup.as_ref().err());
+                    if !degrade {
+                        return Err(StartError::Signal { signal, diagnosis });
+                    }
+                    tracing::warn!("{signal} is off: {diagnosis}");
+                    refused = Some(StartError::Signal { signal, diagnosis });
                 }
-                Err(error) => return Err(error),
             }
         }
         if let (true, Some(error)) = (signals.is_empty(), refused) {
-            return Err(error.into());
+            return Err(error);
         }
+        let cgroup = cgroup.ok();
+        give_back_privileges(&signals);
         let clock = Clock::new();
         let now = clock.wall(clock::monotonic_ns());
         let tree = Entities::new(cgroup.as_ref().map(|root| root.path.as_path()), TreeLimits::default());
@@ -227,6 +237,9 @@ impl Pipeline {
     pub async fn run(&mut self, sink: &mut dyn Sink) -> io::Result<Report> {
         let mut interrupt = signal(UnixSignal::interrupt())?;
         let mut terminate = signal(UnixSignal::terminate())?;
+        for running in &mut self.signals {
+            running.ring.listen()?;
+        }
         let begun = Instant::now();
         let end = self.duration.map(|duration| begun + duration);
         let mut drain = tokio::time::interval(DRAIN_PERIOD);
@@ -502,7 +515,7 @@ fn start_signal(
     fields: &Resolved,
     cgroup: Option<&CgroupRoot>,
     filter: Settings,
-) -> Result<Running, StartError> {
+) -> Result<Running, LoadError> {
     let object = kind.object();
     let sizes = kind.sizes(config);
     let others = open_programs();
@@ -515,7 +528,7 @@ fn start_signal(
     let mut settings_map = loaded.take_settings()?;
     settings_map.set(&settings)?;
     let signal = kind.start(config, fields, &mut loaded)?;
-    let ring = Ring::new(loaded.take_ring()?)?;
+    let ring = Ring::new(loaded.take_ring()?);
     let counters = loaded.take_counters()?;
     let logger = if config.program_log_level == 0 { None } else { loaded.logger() };
     // Last: from here on the programs run.
@@ -532,6 +545,24 @@ fn start_signal(
         skipped: 0,
         loaded,
     })
+}
+
+/// What was needed to load and attach is not needed to run. A host that does not allow giving it back runs all the same.
+fn give_back_privileges(signals: &[Running]) {
+    let given_back = || -> io::Result<Plan> {
+        let read = |running: &Running| least::reads_without(|| running.counters.try_read());
+        let read = signals.first().map_or(Ok(true), read)?;
+        let plan = Plan::make(Uses::new(sees_host_pids(), read, &Features::of_this_host()))?;
+        plan.carry_out()?;
+        Ok(plan)
+    };
+    match given_back() {
+        Ok(Plan { keeps, drops: _, bounding: _ }) => {
+            let kept: Vec<String> = keeps.iter().map(|kept| kept.capability.to_string()).collect();
+            tracing::debug!(?kept, "capabilities given back");
+        }
+        Err(error) => tracing::warn!("capabilities that are no longer needed stay: {error}"),
+    }
 }
 
 /// The filter as the programs apply it.

@@ -114,7 +114,8 @@ fn make(program: &RawTracePoint, producer: usize, duration: Duration) -> Result<
 fn read(ring: RingBuf<MapData>, producers: usize, made: &AtomicBool) -> Result<u64> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let mut ring = Ring::new(ring)?;
+        let mut ring = Ring::new(ring);
+        ring.listen()?;
         let mut next = vec![0; producers];
         let mut delivered = 0;
         let mut wrong = None;

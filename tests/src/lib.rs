@@ -11,6 +11,7 @@ pub mod flooding;
 pub mod guest;
 pub mod netns;
 pub mod otlp_receiver;
+pub mod privileges;
 pub mod probe;
 pub mod protocol;
 pub mod require;

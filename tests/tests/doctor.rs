@@ -1,18 +1,16 @@
 //! `probe doctor` on the running kernel: what it says, how it ends, and that it leaves nothing behind.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::Output;
 
 use anyhow::{Context as _, Result, ensure};
-use probe_tests::probe::{DEADLINE, binary, command, poll, require_root, run};
+use probe_tests::privileges::{NOBODY, PublicCopy};
+use probe_tests::probe::{DEADLINE, command, poll, require_root, run};
 use probe_user::signals;
 use serde_json::Value;
 
-/// A user of no privileges, `nobody` nearly everywhere.
-const NOBODY: u32 = 65_534;
 /// What a line of the table must fit into.
 const COLUMNS: usize = 120;
 
@@ -23,7 +21,6 @@ impl Temporary {
     fn new(name: &str) -> Result<Self> {
         let path = std::env::temp_dir().join(format!("probe-doctor-{}-{name}", std::process::id()));
         std::fs::create_dir(&path)?;
-        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755))?;
         Ok(Self(path))
     }
 }
@@ -104,6 +101,16 @@ fn everything_works_here_and_nothing_stays() -> Result<()> {
         "CAP_NET_ADMIN",
         "CAP_SYS_PTRACE",
         "CAP_SYS_ADMIN",
+        "CAP_SYS_RESOURCE",
+        "CAP_SETPCAP",
+        "no_new_privs",
+        "capabilities kept",
+        "capabilities dropped",
+        "other users' executables",
+        "owners of older sockets",
+        "kernel stacks",
+        "bpf statistics",
+        "private cgroup mount",
     ] {
         ensure!(status(&checks, name) != "absent", "no check {name}");
         ensure!(status(&checks, name) != "unavailable", "{name}: {:?}", checks.get(name));
@@ -136,18 +143,10 @@ fn the_table_says_the_same_and_fits() -> Result<()> {
 #[test]
 fn without_privileges_the_capabilities_are_named() -> Result<()> {
     require_root()?;
-    // The build may lie where others may not look.
-    let directory = Temporary::new("nobody")?;
-    let copy = directory.0.join("probe");
-    std::fs::copy(binary()?, &copy)?;
-    std::fs::set_permissions(&copy, PermissionsExt::from_mode(0o755))?;
-    let output = std::process::Command::new(&copy)
-        .args(["doctor", "-o", "json"])
-        .env_clear()
-        .current_dir("/")
-        .uid(NOBODY)
-        .gid(NOBODY)
-        .output()?;
+    let copy = PublicCopy::new("nobody")?;
+    let mut command = command(["doctor", "-o", "json"])?;
+    copy.put_into(&mut command);
+    let output = command.uid(NOBODY).gid(NOBODY).output()?;
     ensure!(output.status.code() == Some(4), "{output:?}");
     let checks = checks(&output)?;
     for name in rows().iter().map(String::as_str).chain(["CAP_BPF", "CAP_PERFMON", "CAP_NET_ADMIN"]) {

@@ -12,9 +12,9 @@ use crate::telemetry::SelfStats;
 
 /// Shows one signal until the end.
 pub(super) fn show(config: &Config, kind: &'static dyn SignalKind) -> Result<ExitCode, Failure> {
+    let mut pipeline = Pipeline::start(config, &[kind], false, Arc::new(SelfStats::new()))?;
     block_on(async {
         let mut sink = StdoutSink::new(config, Style::Live, Some(kind.object().name));
-        let mut pipeline = Pipeline::start(config, &[kind], false, Arc::new(SelfStats::new()))?;
         if let Some(report) = ended(pipeline.run(&mut sink).await)? {
             closing_lines(&report);
         }

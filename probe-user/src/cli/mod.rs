@@ -14,8 +14,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::config::Config;
+use crate::doctor::Verdict;
 use crate::kernel::cgroup::CgroupError;
-use crate::load::LoadError;
 use crate::pipeline::StartError;
 
 /// Watches TCP, DNS and system calls of a Linux host with eBPF.
@@ -73,26 +73,16 @@ impl From<StartError> for Failure {
     fn from(error: StartError) -> Self {
         match &error {
             StartError::Privileges(_) => Self::privileges(error),
-            StartError::Load(load) if load.is_permission_denied() => Self::privileges(error),
+            StartError::Signal { diagnosis, .. } if diagnosis.verdict == Verdict::Privileges => {
+                Self::privileges(error)
+            }
             StartError::Cgroup(cgroup) if cgroup.is_permission_denied() => Self::privileges(error),
             // A filter that names no cgroup.
             StartError::Cgroup(CgroupError::NoCgroup { .. } | CgroupError::NotACgroup { .. }) => {
                 Self::usage(error.to_string())
             }
-            StartError::Btf(_) | StartError::Cgroup(_) => Self::kernel(error),
-            StartError::Load(
-                LoadError::MissingFields { .. }
-                | LoadError::Unknown { .. }
-                | LoadError::Object { .. }
-                | LoadError::Program { .. }
-                | LoadError::Attach { .. }
-                | LoadError::NoCgroup { .. },
-            ) => Self::kernel(error),
+            StartError::Btf(_) | StartError::Cgroup(_) | StartError::Signal { .. } => Self::kernel(error),
             StartError::Filter(message) => Self::usage(message),
-            StartError::Load(
-                LoadError::Map { .. } | LoadError::Mapping { .. } | LoadError::Broken { .. },
-            )
-            | StartError::Ring(_) => Self::running(error),
         }
     }
 }

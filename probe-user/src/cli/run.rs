@@ -67,19 +67,19 @@ pub(super) fn main(args: Args) -> Result<ExitCode, Failure> {
     let resources =
         Resources::resolve(&lookup, &host, &instance).map_err(|error| Failure::usage(error.to_string()))?;
 
+    let stats = Arc::new(SelfStats::new());
+    let mut pipeline = Pipeline::start(&config, signals::ALL, true, Arc::clone(&stats))?;
+    tracing::info!(signals = ?pipeline.signals(), "running");
     block_on(async {
-        let stats = Arc::new(SelfStats::new());
         let otlp = match &config.otlp {
             Some(otlp) => {
                 Some(OtlpSink::start(otlp, resources, &stats, config.interval, args.otlp.otlp_events)?)
             }
             None => None,
         };
-        let mut pipeline = Pipeline::start(&config, signals::ALL, true, Arc::clone(&stats))?;
         if otlp.is_some() {
             pipeline.begin_with(phase(&host, config.interval));
         }
-        tracing::info!(signals = ?pipeline.signals(), "running");
         // As a service that exports, the summary would only fill the journal.
         let speaks = otlp.is_none() || args.shared.output.is_some() || on_terminal();
         let mut stdout = StdoutSink::new(&config, Style::Summaries, None);

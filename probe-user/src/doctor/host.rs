@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::refusal::judges_bpf;
+use super::refusal::{MEMLOCK_FIX, judges_bpf};
 use super::signals::Tried;
 use super::{Check, Status, mib};
 use crate::entity::sees_host_pids;
@@ -28,6 +28,10 @@ pub struct Host {
     pub host_users: bool,
     /// Whether this kernel charges maps to RLIMIT_MEMLOCK, by its own types. One that does not tell is suspected.
     pub charges_memlock: bool,
+    /// Whether no_new_privs is set.
+    pub no_new_privs: bool,
+    /// Whether the kernel itself answers bpf(2), and nobody before it refuses.
+    pub bpf_answers: bool,
 }
 
 impl Host {
@@ -42,6 +46,8 @@ impl Host {
             host_users: std::fs::read_link("/proc/self/ns/user")
                 .map_or(true, |name| name == Path::new("user:[4026531837]")),
             charges_memlock: KernelBtf::from_host().map_or(true, |btf| Bpf::of(&btf).charges_memlock),
+            no_new_privs: rustix::thread::no_new_privs().unwrap_or_default(),
+            bpf_answers: crate::load::bpf_answers(),
         }
     }
 }
@@ -89,13 +95,21 @@ pub(super) fn cgroup(root: &Result<CgroupRoot, CgroupError>) -> Check {
 
 /// What an administrator, or whoever started this process, has set.
 pub(super) fn settings(host: &Host, tried: &Tried) -> Vec<Check> {
-    let Host { features, host_pids, host_users, charges_memlock, privileges: _ } = host;
+    let Host {
+        features,
+        host_pids,
+        host_users,
+        charges_memlock,
+        bpf_answers,
+        no_new_privs: _,
+        privileges: _,
+    } = host;
     vec![
         tracefs(features),
         jit(features),
         lockdown(features),
         unprivileged_bpf(features),
-        seccomp(features, tried.any_loaded),
+        seccomp(features, *bpf_answers),
         security_modules(features, tried.any_loaded),
         memlock(features, *charges_memlock, tried.any_loaded),
         pids(*host_pids),
@@ -141,11 +155,11 @@ fn unprivileged_bpf(features: &Features) -> Check {
     Check::ok("unprivileged_bpf_disabled", detail)
 }
 
-fn seccomp(features: &Features, loaded: bool) -> Check {
-    match (features.seccomp, loaded) {
+fn seccomp(features: &Features, bpf_answers: bool) -> Check {
+    match (features.seccomp, bpf_answers) {
         (false, _) => Check::ok("seccomp", "no filter on this process"),
         (true, true) => Check::ok("seccomp", "a filter is on this process; it lets bpf(2) through"),
-        (true, false) => Check::degraded("seccomp", "a filter is on this process; it may refuse bpf(2)")
+        (true, false) => Check::unavailable("seccomp", "a filter is on this process, and bpf(2) is refused")
             .fix("let the seccomp profile allow bpf(2)"),
     }
 }
@@ -178,7 +192,7 @@ fn memlock(features: &Features, charged: bool, loaded: bool) -> Check {
         }
         (Some(_), false) => {
             Check::degraded("memlock", format!("{limit}; this kernel counts maps towards it"))
-                .fix("ulimit -l unlimited (systemd: LimitMEMLOCK=infinity), or grant CAP_SYS_RESOURCE")
+                .fix(MEMLOCK_FIX)
         }
     }
 }
@@ -210,8 +224,9 @@ pub(super) fn cpus(features: &Features) -> Option<Check> {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use crate::kernel::privileges::{BPF, NET_ADMIN, PERFMON};
 
-    /// A host on which everything works, with whatever privileges this process has.
+    /// A host on which everything works, with no more privileges than that takes.
     pub(in crate::doctor) fn host() -> Host {
         let mut host = Host::look();
         host.features = Features {
@@ -225,10 +240,14 @@ pub(super) mod tests {
             memlock: None,
             security_modules: Vec::new(),
             seccomp: false,
+            bpf_stats: Some(false),
         };
+        host.privileges = Ok(Privileges::of(&[BPF, PERFMON, NET_ADMIN].map(|need| need.any_of[0])));
         host.host_users = true;
         host.host_pids = true;
         host.charges_memlock = false;
+        host.no_new_privs = false;
+        host.bpf_answers = true;
         host
     }
 
@@ -251,8 +270,8 @@ pub(super) mod tests {
                 lockdown,
                 Unavailable,
             ),
-            ("seccomp, nothing loaded", |features| features.seccomp = true, |f| seccomp(f, false), Degraded),
-            ("seccomp, loaded", |features| features.seccomp = true, |f| seccomp(f, true), Ok),
+            ("seccomp refuses", |features| features.seccomp = true, |f| seccomp(f, false), Unavailable),
+            ("seccomp allows", |features| features.seccomp = true, |f| seccomp(f, true), Ok),
             (
                 "apparmor, nothing loaded",
                 |features| features.security_modules = vec!["apparmor".into()],

@@ -3,8 +3,10 @@
 //! The checks are functions of facts, so that every host can be had in a unit test; [`examine`] collects the facts and
 //! loads and attaches every program of every signal for real, to take it away again at once.
 
+mod afterwards;
 mod capabilities;
 mod fields;
+mod further;
 mod host;
 mod memory;
 mod refusal;
@@ -13,11 +15,12 @@ mod signals;
 use serde::Serialize;
 
 pub use self::host::Host;
-pub use self::refusal::explain as explain_refusal;
+pub use self::refusal::{Diagnosis, diagnose};
 use crate::config::Config;
 use crate::kernel::btf::KernelBtf;
 use crate::kernel::cgroup::CgroupRoot;
 use crate::kernel::fields::resolve;
+use crate::kernel::least::{Plan, Uses};
 
 /// How well something works.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -142,6 +145,9 @@ pub fn examine(config: &Config) -> Findings {
     ];
     checks.extend(host::settings(&host, &programs));
     checks.extend(capabilities::checks(&host));
+    let plan = programs.maps_read.as_ref().map(|read| plan(&host, read));
+    checks.extend(afterwards::checks(plan.as_ref(), host.no_new_privs));
+    checks.extend(further::checks(&host, &cgroup));
     checks.extend(host::cpus(&host.features));
     checks.extend(memory::check(&programs.memory));
     if let Some(resolved) = &resolved {
@@ -149,6 +155,12 @@ pub fn examine(config: &Config) -> Findings {
     }
     checks.extend(programs.checks);
     Findings { checks, verdicts: programs.verdicts }
+}
+
+/// What a command would do with its privileges after attaching.
+fn plan(host: &Host, maps_read: &Result<bool, String>) -> Result<Plan, String> {
+    let uses = Uses::new(host.host_pids, *maps_read.as_ref().map_err(String::clone)?, &host.features);
+    Plan::make(uses).map_err(|error| error.to_string())
 }
 
 /// `what went wrong (what to do about it)` in its two parts.

@@ -1,10 +1,11 @@
 //! Each program of each signal: loaded and attached for real, and taken away again.
 
-use super::{Check, Host, Status, Verdict, explain_refusal, fields, memory};
+use super::{Check, Diagnosis, Host, Verdict, diagnose, fields, memory};
 use crate::config::Config;
 use crate::kernel::cgroup::{CgroupError, CgroupRoot};
 use crate::kernel::fields::Resolved;
-use crate::load::{self, Hook, LoadError, ObjectSpec, ProgramSpec};
+use crate::kernel::least;
+use crate::load::{self, LoadError, ObjectSpec, ProgramSpec};
 use crate::signals::{self, SignalKind};
 
 /// What came of it.
@@ -14,26 +15,10 @@ pub(super) struct Tried {
     pub(super) verdicts: Vec<(&'static str, Verdict)>,
     /// Bytes of the maps of each signal that loaded.
     pub(super) memory: Vec<(&'static str, u64)>,
+    /// Whether maps read without capabilities, tried with the first signal that runs.
+    pub(super) maps_read: Option<Result<bool, String>>,
     /// Whether the kernel took any program at all.
     pub(super) any_loaded: bool,
-}
-
-/// Why something does not run.
-struct Obstacle {
-    verdict: Verdict,
-    detail: String,
-    remedy: Option<String>,
-}
-
-impl Obstacle {
-    fn of_error(verdict: Verdict, error: impl std::fmt::Display) -> Self {
-        let Check { detail, remedy, .. } = Check::of_error(Status::Unavailable, "", error);
-        Self { verdict, detail, remedy }
-    }
-
-    fn check(&self, name: String) -> Check {
-        Check { remedy: self.remedy.clone(), ..Check::unavailable(name, self.detail.clone()) }
-    }
 }
 
 /// What all signals are tried with.
@@ -66,7 +51,7 @@ impl Trial<'_> {
         let outcome = self.fields_for(object).and_then(|fields| self.whole(kind, fields, tried));
         let (check, verdict) = match &outcome {
             Ok(()) => (self.running(kind), Verdict::Runs),
-            Err(obstacle) => (obstacle.check(format!("signal {}", object.name)), obstacle.verdict),
+            Err(diagnosis) => (diagnosis.check(format!("signal {}", object.name)), diagnosis.verdict),
         };
         tried.verdicts.push((object.name, verdict));
         tried.checks.push(check);
@@ -81,22 +66,22 @@ impl Trial<'_> {
                     tried.any_loaded = true;
                     Check::ok(name, format!("attached to {}", program.hook))
                 }
-                Err(obstacle) => obstacle.check(name),
+                Err(diagnosis) => diagnosis.check(name),
             });
         }
     }
 
     /// What the commands ask for before they load anything.
-    fn fields_for(&self, object: &ObjectSpec) -> Result<&Resolved, Obstacle> {
+    fn fields_for(&self, object: &ObjectSpec) -> Result<&Resolved, Diagnosis> {
         match &self.host.privileges {
             Ok(privileges) => {
                 privileges
                     .check(object.bit)
-                    .map_err(|missing| Obstacle::of_error(Verdict::Privileges, missing))?;
+                    .map_err(|missing| Diagnosis::of_error(Verdict::Privileges, missing))?;
             }
-            Err(unknown) => return Err(Obstacle::of_error(Verdict::Privileges, unknown)),
+            Err(unknown) => return Err(Diagnosis::of_error(Verdict::Privileges, unknown)),
         }
-        self.fields.ok_or_else(|| Obstacle {
+        self.fields.ok_or_else(|| Diagnosis {
             verdict: Verdict::Kernel,
             detail: "not tried: the layout of kernel structures is not known without BTF".to_owned(),
             remedy: None,
@@ -109,19 +94,22 @@ impl Trial<'_> {
         kind: &'static dyn SignalKind,
         fields: &Resolved,
         tried: &mut Tried,
-    ) -> Result<(), Obstacle> {
+    ) -> Result<(), Diagnosis> {
         let object = kind.object();
-        let start = || -> Result<Option<u64>, Box<LoadError>> {
+        let start = || -> Result<_, Box<LoadError>> {
             let mut loaded = load::load(object, fields, &kind.sizes(self.config), 0)?;
             let bytes = memory::of_open_maps(u64::from(self.config.cpu_ids));
             let _settings = loaded.take_settings()?;
             let _signal = kind.start(self.config, fields, &mut loaded)?;
             let _ring = loaded.take_ring()?;
-            let _counters = loaded.take_counters()?;
+            let counters = loaded.take_counters()?;
             loaded.attach(self.cgroup.as_ref().ok())?;
-            Ok(bytes)
+            Ok((bytes, counters))
         };
-        let bytes = start().map_err(|error| self.obstacle(&error))?;
+        let (bytes, counters) = start().map_err(|error| self.diagnosis(&error))?;
+        tried.maps_read.get_or_insert_with(|| {
+            least::reads_without(|| counters.try_read()).map_err(|error| error.to_string())
+        });
         tried.memory.extend(bytes.map(|bytes| (object.name, bytes)));
         Ok(())
     }
@@ -132,13 +120,13 @@ impl Trial<'_> {
         kind: &'static dyn SignalKind,
         program: &'static ProgramSpec,
         fields: &Resolved,
-    ) -> Result<(), Obstacle> {
+    ) -> Result<(), Diagnosis> {
         // A few dozen bytes that live as long as this short command: the loader wants what lives for ever.
         let object: &'static ObjectSpec =
             Box::leak(Box::new(ObjectSpec { programs: std::slice::from_ref(program), ..*kind.object() }));
-        let mut loaded =
-            load::load(object, fields, &kind.sizes(self.config), 0).map_err(|error| self.obstacle(&error))?;
-        loaded.attach(self.cgroup.as_ref().ok()).map_err(|error| self.obstacle(&error))
+        let mut loaded = load::load(object, fields, &kind.sizes(self.config), 0)
+            .map_err(|error| self.diagnosis(&error))?;
+        loaded.attach(self.cgroup.as_ref().ok()).map_err(|error| self.diagnosis(&error))
     }
 
     /// Of a signal that starts.
@@ -153,55 +141,7 @@ impl Trial<'_> {
         }
     }
 
-    fn obstacle(&self, error: &LoadError) -> Obstacle {
-        let verdict = if error.is_permission_denied() { Verdict::Privileges } else { Verdict::Kernel };
-        let remedy = (verdict == Verdict::Privileges).then(|| explain_refusal(self.host));
-        let cause = error.cause();
-        let (detail, remedy) = match error {
-            LoadError::NoCgroup { .. } => return self.no_cgroup(),
-            LoadError::Unknown { .. } => return Obstacle::of_error(verdict, error),
-            LoadError::MissingFields { fields, .. } => (
-                format!("this kernel's BTF has no {fields}"),
-                Some("boot another kernel, or give this one's BTF with --btf FILE".to_owned()),
-            ),
-            LoadError::Object { .. } => (format!("the kernel refused the maps: {cause}"), remedy),
-            LoadError::Program { program, .. } => {
-                (format!("the kernel refused program {program}: {cause}"), remedy)
-            }
-            LoadError::Attach { hook, .. } => {
-                (format!("cannot attach to {hook}: {cause}"), remedy.or_else(|| hook_remedy(*hook)))
-            }
-            LoadError::Map { .. } | LoadError::Mapping { .. } | LoadError::Broken { .. } => {
-                (error.to_string(), remedy)
-            }
-        };
-        Obstacle { verdict, detail, remedy }
-    }
-
-    fn no_cgroup(&self) -> Obstacle {
-        let Err(error) = self.cgroup else {
-            return Obstacle { verdict: Verdict::Kernel, detail: "no cgroup v2".to_owned(), remedy: None };
-        };
-        let denied = match error {
-            CgroupError::NotMounted(source) | CgroupError::Open { source, .. } => {
-                source.kind() == std::io::ErrorKind::PermissionDenied
-            }
-            CgroupError::Mounts(_)
-            | CgroupError::Namespaced { .. }
-            | CgroupError::NoCgroup { .. }
-            | CgroupError::NotACgroup { .. } => false,
-        };
-        let verdict = if denied { Verdict::Privileges } else { Verdict::Kernel };
-        let detail = "no root of cgroup v2 to attach to: see the check `cgroup v2`".to_owned();
-        Obstacle { detail, ..Obstacle::of_error(verdict, error) }
-    }
-}
-
-fn hook_remedy(hook: Hook) -> Option<String> {
-    match hook {
-        Hook::RawTracepoint(name) => Some(format!("boot a kernel that has the tracepoint {name}")),
-        Hook::CgroupEgress | Hook::CgroupIngress | Hook::CgroupSockAddr => {
-            Some("boot a kernel built with CONFIG_CGROUP_BPF=y".to_owned())
-        }
+    fn diagnosis(&self, error: &LoadError) -> Diagnosis {
+        diagnose(error, self.host, self.cgroup.as_ref().err())
     }
 }

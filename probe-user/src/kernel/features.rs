@@ -61,6 +61,8 @@ pub struct Features {
     pub memlock: Option<u64>,
     /// Security modules in force, /sys/kernel/security/lsm; empty where the host does not tell.
     pub security_modules: Vec<String>,
+    /// Whether the kernel measures programs, kernel.bpf_stats_enabled.
+    pub bpf_stats: Option<bool>,
     /// Whether a seccomp filter is on this process: it may refuse bpf(2) whatever the capabilities.
     pub seccomp: bool,
 }
@@ -99,6 +101,7 @@ impl Features {
             security_modules: read("sys/kernel/security/lsm")
                 .map(|text| text.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect())
                 .unwrap_or_default(),
+            bpf_stats: number("proc/sys/kernel/bpf_stats_enabled").map(|value| value != 0),
             seccomp: read_text(&root.join("proc/self/status"), 1 << 16).is_some_and(|status| {
                 status
                     .lines()
@@ -169,6 +172,7 @@ mod tests {
 
         write("proc/sys/net/core/bpf_jit_enable", "1\n");
         write("proc/sys/kernel/unprivileged_bpf_disabled", "2\n");
+        write("proc/sys/kernel/bpf_stats_enabled", "1\n");
         write("sys/kernel/security/lockdown", "none integrity [confidentiality]\n");
         write("sys/kernel/security/lsm", "lockdown,capability,apparmor,bpf");
         write("proc/self/status", "Name:\tx\nSeccomp:\t2\nSeccomp_filters:\t1\n");
@@ -183,6 +187,7 @@ mod tests {
         assert_eq!(full.security_modules, ["lockdown", "capability", "apparmor", "bpf"]);
         assert_eq!(full.tracefs.as_deref(), Some(Path::new("/sys/kernel/tracing")));
         assert!(full.seccomp);
+        assert_eq!((empty.bpf_stats, full.bpf_stats), (None, Some(true)));
 
         write("proc/sys/net/core/bpf_jit_enable", "7\n");
         write("sys/kernel/security/lockdown", "]none[\n");

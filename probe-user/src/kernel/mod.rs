@@ -11,5 +11,6 @@ pub mod features;
 pub mod fields;
 #[cfg(test)]
 pub(crate) mod fixtures;
+pub mod least;
 pub mod privileges;
 pub mod skipped;

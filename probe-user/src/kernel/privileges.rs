@@ -93,6 +93,11 @@ impl Privileges {
         Ok(Self { effective })
     }
 
+    #[cfg(test)]
+    pub(crate) fn of(effective: &[Capability]) -> Self {
+        Self { effective: effective.iter().copied().collect() }
+    }
+
     /// Whether a capability is effective.
     pub fn has(&self, capability: Capability) -> bool {
         self.effective.contains(&capability)
@@ -155,7 +160,7 @@ mod tests {
             ("no signal", &[], 0, None),
         ];
         for (name, effective, signal, expected) in cases {
-            let privileges = Privileges { effective: effective.iter().copied().collect() };
+            let privileges = Privileges::of(effective);
             let found = privileges.check(*signal).err().map(|missing| missing.to_string());
             assert_eq!(found.as_deref(), *expected, "{name}");
         }

@@ -1,4 +1,7 @@
-//! What can go wrong between an object and its attached programs.
+//! What can go wrong between an object and its attached programs. What that means on this host, `doctor` knows.
+
+use std::error::Error;
+use std::io;
 
 use aya::EbpfError;
 use aya::maps::MapError;
@@ -35,15 +38,15 @@ pub enum LoadError {
         source: Box<LoadError>,
     },
     /// The kernel refused a map, or the object does not parse.
-    #[error("{signal}: cannot create the maps: {}; {}", chain(source), advice(source))]
+    #[error("{signal}: cannot create the maps: {}", chain(source.as_ref()))]
     Object {
         /// Signal.
         signal: &'static str,
         /// Cause.
         source: Box<EbpfError>,
     },
-    /// The kernel's verifier refused a program.
-    #[error("{signal}: the kernel refused program {program}: {}; {}", chain(source), advice(source))]
+    /// The kernel refused a program.
+    #[error("{signal}: cannot load program {program}: {}", chain(source.as_ref()))]
     Program {
         /// Signal.
         signal: &'static str,
@@ -53,7 +56,7 @@ pub enum LoadError {
         source: Box<ProgramError>,
     },
     /// A program does not attach.
-    #[error("{signal}: cannot attach {program} to {hook}: {}; {}", chain(source), advice(source))]
+    #[error("{signal}: cannot attach {program} to {hook}: {}", chain(source.as_ref()))]
     Attach {
         /// Signal.
         signal: &'static str,
@@ -75,7 +78,7 @@ pub enum LoadError {
         program: &'static str,
     },
     /// A map does not read or write.
-    #[error("{signal}: map {map}: {}", chain(source))]
+    #[error("{signal}: map {map}: {}", chain(source.as_ref()))]
     Map {
         /// Signal.
         signal: &'static str,
@@ -92,7 +95,7 @@ pub enum LoadError {
         /// Map.
         map: &'static str,
         /// Cause.
-        source: std::io::Error,
+        source: io::Error,
     },
     /// The object and this code disagree.
     #[error(
@@ -107,10 +110,57 @@ pub enum LoadError {
 }
 
 impl LoadError {
-    /// Whether the kernel said that privileges are missing.
+    /// The signal.
+    #[must_use]
+    pub const fn signal(&self) -> &'static str {
+        match self {
+            Self::MissingFields { signal, .. }
+            | Self::Unknown { signal, .. }
+            | Self::Object { signal, .. }
+            | Self::Program { signal, .. }
+            | Self::Attach { signal, .. }
+            | Self::NoCgroup { signal, .. }
+            | Self::Map { signal, .. }
+            | Self::Mapping { signal, .. }
+            | Self::Broken { signal, .. } => signal,
+        }
+    }
+
+    /// Whether the kernel, or somebody before it, said that this process may not. The verifier says EACCES of programs that
+    /// it finds unsafe: that is no matter of privileges.
     #[must_use]
     pub fn is_permission_denied(&self) -> bool {
-        std::error::Error::source(self).is_some_and(is_denied)
+        let denied = |error: &io::Error| error.kind() == io::ErrorKind::PermissionDenied;
+        self.verifier().is_none() && self.system_error().is_some_and(denied)
+    }
+
+    /// What the system said, if it was the system.
+    #[must_use]
+    pub fn system_error(&self) -> Option<&io::Error> {
+        let mut cause = self.inner();
+        while let Some(error) = cause {
+            if let Some(io) = error.downcast_ref() {
+                return Some(io);
+            }
+            cause = error.source();
+        }
+        None
+    }
+
+    /// What the verifier found, when it was the verifier that refused.
+    #[must_use]
+    pub fn verifier(&self) -> Option<String> {
+        match self {
+            Self::Program { source, .. } => verifier(source),
+            Self::MissingFields { .. }
+            | Self::Unknown { .. }
+            | Self::Object { .. }
+            | Self::Attach { .. }
+            | Self::NoCgroup { .. }
+            | Self::Map { .. }
+            | Self::Mapping { .. }
+            | Self::Broken { .. } => None,
+        }
     }
 
     /// Names what the kernel did not know, where that is why it refused: it says no more than "invalid argument".
@@ -134,32 +184,45 @@ impl LoadError {
     /// What the kernel or aya said, on one line.
     #[must_use]
     pub fn cause(&self) -> String {
-        std::error::Error::source(self).map(chain).unwrap_or_default()
+        self.inner().map(chain).unwrap_or_default()
     }
-}
 
-fn is_denied(error: &(dyn std::error::Error + 'static)) -> bool {
-    let mut cause = Some(error);
-    while let Some(error) = cause {
-        if let Some(io) = error.downcast_ref::<std::io::Error>() {
-            return io.kind() == std::io::ErrorKind::PermissionDenied;
+    /// The cause as it is: [`Error::source`] has it in its box, which is another type.
+    fn inner(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::Object { source, .. } => Some(source.as_ref()),
+            Self::Program { source, .. } | Self::Attach { source, .. } => Some(source.as_ref()),
+            Self::Map { source, .. } => Some(source.as_ref()),
+            Self::Mapping { source, .. } => Some(source),
+            Self::Unknown { source, .. } => source.inner(),
+            Self::MissingFields { .. } | Self::NoCgroup { .. } | Self::Broken { .. } => None,
         }
-        cause = error.source();
     }
-    false
 }
 
-/// A bare EPERM says nothing: names the gates that may have been shut.
-fn advice(source: &(dyn std::error::Error + 'static)) -> String {
-    if is_denied(source) {
-        return format!("why: {}", crate::doctor::explain_refusal(&crate::doctor::Host::look()));
+fn verifier(error: &ProgramError) -> Option<String> {
+    match error {
+        ProgramError::LoadError { io_error: _, verifier_log } => reason(&verifier_log.to_string()),
+        _ => None,
     }
-    "`probe doctor` tells what this host lacks".to_owned()
 }
 
-/// An error with its causes, on one line; the verifier's log is cut to its last lines, which name the reason.
-fn chain(error: &dyn std::error::Error) -> String {
-    const LONGEST: usize = 600;
+/// The last words of a verifier's log about the program: after them come only its own statistics.
+fn reason(log: &str) -> Option<String> {
+    const LINES: usize = 2;
+    const STATISTICS: [&str; 4] = ["processed ", "verification time ", "stack depth ", "insns "];
+    let telling = |line: &&str| !line.is_empty() && !STATISTICS.iter().any(|word| line.starts_with(word));
+    let mut last: Vec<&str> = log.lines().rev().map(str::trim).filter(telling).take(LINES).collect();
+    last.reverse();
+    (!last.is_empty()).then(|| last.join(" / "))
+}
+
+/// An error with its causes, on one line.
+fn chain(error: &(dyn Error + 'static)) -> String {
+    if let Some(ProgramError::LoadError { io_error, .. }) = error.downcast_ref() {
+        // aya's own text has the whole log in it, or the words for it and then nothing.
+        return io_error.to_string();
+    }
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
@@ -170,6 +233,49 @@ fn chain(error: &dyn std::error::Error) -> String {
         }
         cause = error.source();
     }
-    let tail = text.char_indices().rev().nth(LONGEST).map_or(0, |(at, _)| at);
-    if tail == 0 { text } else { format!("…{}", text.get(tail..).unwrap_or_default()) }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_verifiers_reason_is_found_and_its_statistics_are_not() {
+        let cases = [
+            ("", None),
+            ("\n\n", None),
+            ("processed 0 insns (limit 1000000) max_states_per_insn 0 total_states 0\n", None),
+            (
+                "0: R1=ctx()\n; let x\n5: (61) r0 = *(u32 *)(r1 +400)\ninvalid bpf_context access off=400 size=4\n\
+                 verification time 30 usec\nprocessed 6 insns (limit 1000000)\n",
+                Some("5: (61) r0 = *(u32 *)(r1 +400) / invalid bpf_context access off=400 size=4"),
+            ),
+        ];
+        for (log, expected) in cases {
+            assert_eq!(reason(log).as_deref(), expected, "{log}");
+        }
+    }
+
+    #[test]
+    fn refusals_are_told_from_other_failures() {
+        let denied = || io::Error::from_raw_os_error(libc::EPERM);
+        let map = |io_error| {
+            let source =
+                Box::new(EbpfError::MapError(MapError::CreateError { name: "RING".into(), io_error }));
+            LoadError::Object { signal: "tcp", source }
+        };
+        assert!(map(denied()).is_permission_denied());
+        assert!(!map(io::Error::from_raw_os_error(libc::ENOMEM)).is_permission_denied());
+        assert_eq!(map(denied()).cause().matches("not permitted").count(), 1, "{}", map(denied()).cause());
+        let call = aya::sys::SyscallError { call: "bpf_link_create", io_error: denied() };
+        let attach = LoadError::Attach {
+            signal: "dns",
+            program: "dns_egress",
+            hook: Hook::CgroupEgress,
+            source: Box::new(ProgramError::SyscallError(call)),
+        };
+        assert!(attach.is_permission_denied());
+        assert!(attach.to_string().contains("cannot attach dns_egress"), "{attach}");
+    }
 }

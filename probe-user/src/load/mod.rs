@@ -6,12 +6,14 @@
 mod batch;
 mod blocks;
 mod error;
+mod knock;
 mod plain;
 
 use std::any::Any;
+use std::io;
 use std::os::fd::AsFd;
 
-use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, PerCpuHashMap, Queue, RingBuf};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, Queue, RingBuf};
 use aya::programs::{CgroupAttachMode, CgroupSkbAttachType, Program};
 use aya::{Ebpf, EbpfLoader};
 use bytemuck::Pod;
@@ -21,6 +23,7 @@ use probe_common::settings::Settings;
 pub use self::batch::{count_entries, lookup_batch, lookup_batch_per_cpu};
 pub use self::blocks::Blocks;
 pub use self::error::LoadError;
+pub use self::knock::bpf_answers;
 pub use self::plain::Plain;
 use crate::kernel::cgroup::CgroupRoot;
 use crate::kernel::fields::Resolved;
@@ -296,16 +299,22 @@ impl Loaded {
         self.ebpf.take_map(name).ok_or(LoadError::Broken { signal: self.spec.name, part: name })
     }
 
-    fn map_error(&self, map: &'static str, source: aya::maps::MapError) -> LoadError {
+    fn map_error(&self, map: &'static str, source: MapError) -> LoadError {
         LoadError::Map { signal: self.spec.name, map, source: Box::new(source) }
     }
 }
 
 /// Before 5.11 maps are charged to RLIMIT_MEMLOCK, whose default is far too small. Later kernels do not look at it.
+///
+/// Without CAP_SYS_RESOURCE it goes up to the hard limit, which `ulimit -l` or systemd's LimitMEMLOCK= may have raised.
 pub fn raise_memlock() {
-    use rustix::process::{Resource, Rlimit, setrlimit};
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let unlimited = Rlimit { current: None, maximum: None };
-    if let Err(error) = setrlimit(Resource::Memlock, unlimited) {
+    let maximum = getrlimit(Resource::Memlock).maximum;
+    let hard = Rlimit { current: maximum, maximum };
+    let raised =
+        setrlimit(Resource::Memlock, unlimited).or_else(|_refused| setrlimit(Resource::Memlock, hard));
+    if let Err(error) = raised {
         tracing::debug!(%error, "RLIMIT_MEMLOCK stays as it is");
     }
 }
@@ -318,7 +327,7 @@ pub fn wait_for_programs() {
     let result = unsafe { libc::syscall(libc::SYS_membarrier, libc::MEMBARRIER_CMD_GLOBAL, 0, 0) };
     if result != 0 {
         // On CPUs without a tick there is none: then a record of the last microseconds may be missed, as after the end.
-        tracing::debug!(error = %std::io::Error::last_os_error(), "no grace period");
+        tracing::debug!(error = %io::Error::last_os_error(), "no grace period");
     }
 }
 
@@ -362,12 +371,25 @@ impl std::fmt::Debug for Counters {
 }
 
 impl Counters {
+    /// Reads one: whether maps read at all.
+    ///
+    /// # Errors
+    ///
+    /// When they do not.
+    pub fn try_read(&self) -> io::Result<()> {
+        match self.map.get(&0, 0) {
+            Ok(_values) => Ok(()),
+            Err(MapError::SyscallError(error)) => Err(error.io_error),
+            Err(error) => Err(io::Error::other(error)),
+        }
+    }
+
     /// Calls `each` with what every counter has risen by since the last call, where it has.
     ///
     /// # Errors
     ///
     /// When the map cannot be read.
-    pub fn deltas(&mut self, mut each: impl FnMut(Counter, u64)) -> Result<(), aya::maps::MapError> {
+    pub fn deltas(&mut self, mut each: impl FnMut(Counter, u64)) -> Result<(), MapError> {
         for ((counter, index), last) in Counter::ALL.iter().zip(0u32..).zip(&mut self.last) {
             let now: u64 = self.map.get(&index, 0)?.iter().sum();
             let delta = now.saturating_sub(*last);

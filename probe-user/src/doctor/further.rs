@@ -1,0 +1,122 @@
+//! What goes beyond the signals' needs: what each takes, and what is lost without.
+
+use caps::Capability;
+
+use super::{Check, Host};
+use crate::kernel::cgroup::{CgroupError, CgroupRoot};
+
+pub(super) fn checks(host: &Host, cgroup: &Result<CgroupRoot, CgroupError>) -> Vec<Check> {
+    let held = |capability| match &host.privileges {
+        Ok(privileges) => privileges.has(capability),
+        Err(_) => false,
+    };
+    vec![
+        executables(host.host_pids, held(Capability::CAP_SYS_PTRACE)),
+        older_sockets(held(Capability::CAP_SYS_ADMIN)),
+        stacks(held(Capability::CAP_PERFMON), held(Capability::CAP_SYSLOG)),
+        statistics(host.features.bpf_stats),
+        private_cgroup(cgroup),
+    ]
+}
+
+const fn word(held: bool) -> &'static str {
+    if held { "held" } else { "not held" }
+}
+
+fn executables(host_pids: bool, ptrace: bool) -> Check {
+    const NAME: &str = "other users' executables";
+    match (host_pids, ptrace) {
+        (true, true) => Check::ok(NAME, "read from /proc, with CAP_SYS_PTRACE"),
+        (true, false) => Check::degraded(
+            NAME,
+            "CAP_SYS_PTRACE is not held; lost: process.executable.name of other users' processes (their comm is \
+             known all the same)",
+        )
+        .fix("grant CAP_SYS_PTRACE"),
+        (false, _) => Check::degraded(NAME, "lost, whatever the capabilities: pids are not the host's here")
+            .fix("run in the host's pid namespace (Kubernetes: hostPID: true)"),
+    }
+}
+
+fn older_sockets(admin: bool) -> Check {
+    let detail = format!(
+        "this version does not look for them; lost: pid and comm of connections that began before probe. It takes \
+         CAP_SYS_ADMIN ({}) to enter their network namespaces, or an iter/task_file program",
+        word(admin)
+    );
+    Check::degraded("owners of older sockets", detail).fix("start probe before what it is to watch")
+}
+
+fn stacks(perfmon: bool, syslog: bool) -> Check {
+    let detail = format!(
+        "not used; nothing is lost. They take CAP_PERFMON ({}), and names for their addresses CAP_SYSLOG ({})",
+        word(perfmon),
+        word(syslog)
+    );
+    Check::ok("kernel stacks", detail)
+}
+
+fn statistics(enabled: Option<bool>) -> Check {
+    let detail = match enabled {
+        Some(true) => "on: the kernel takes the time of every run of a program (kernel.bpf_stats_enabled)",
+        Some(false) => {
+            "off; lost: run time of the programs in bpftool, which probe does not need. CAP_SYS_ADMIN switches them \
+             on (kernel.bpf_stats_enabled, or BPF_ENABLE_STATS)"
+        }
+        None => "not known: kernel.bpf_stats_enabled does not read here; probe does not need them",
+    };
+    Check::ok("bpf statistics", detail)
+}
+
+fn private_cgroup(cgroup: &Result<CgroupRoot, CgroupError>) -> Check {
+    const NAME: &str = "private cgroup mount";
+    match cgroup {
+        Ok(root) if root.is_private() => Check::ok(NAME, "in use, with CAP_SYS_ADMIN"),
+        Ok(_) => Check::ok(NAME, "not needed: cgroup v2 is mounted (without a mount it takes CAP_SYS_ADMIN)"),
+        Err(CgroupError::NotMounted(error)) => Check::unavailable(
+            NAME,
+            format!("cgroup v2 is mounted nowhere, and mounting it failed: {error}; lost: dns, and names of cgroups"),
+        )
+        .fix("grant CAP_SYS_ADMIN, or run: mount -t cgroup2 none /sys/fs/cgroup/unified"),
+        Err(_) => Check::ok(NAME, "of no help: see the check `cgroup v2`"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::doctor::Status;
+    use crate::doctor::host::tests::host;
+    use crate::kernel::privileges::Privileges;
+
+    fn status(host: &Host, cgroup: &Result<CgroupRoot, CgroupError>, name: &str) -> Status {
+        checks(host, cgroup).into_iter().find(|check| check.check == name).unwrap().status
+    }
+
+    #[test]
+    fn what_is_lost_by_what_is_missing() {
+        use Status::{Degraded, Ok, Unavailable};
+        let namespaced = || Err(CgroupError::Namespaced { path: "/sys/fs/cgroup".into(), inode: 7 });
+        let unmounted = || Err(CgroupError::NotMounted(std::io::ErrorKind::PermissionDenied.into()));
+        let least = host();
+        let mut tracing = host();
+        tracing.privileges = Result::Ok(Privileges::of(&[Capability::CAP_SYS_PTRACE]));
+        let mut contained = tracing.clone();
+        contained.host_pids = false;
+        let cases = [
+            (&least, namespaced(), "other users' executables", Degraded),
+            (&tracing, namespaced(), "other users' executables", Ok),
+            (&contained, namespaced(), "other users' executables", Degraded),
+            (&least, namespaced(), "private cgroup mount", Ok),
+            (&least, unmounted(), "private cgroup mount", Unavailable),
+            (&least, namespaced(), "owners of older sockets", Degraded),
+            (&least, namespaced(), "kernel stacks", Ok),
+        ];
+        for (host, cgroup, name, expected) in cases {
+            assert_eq!(status(host, &cgroup, name), expected, "{name}");
+            for check in checks(host, &cgroup) {
+                assert!(check.status == Ok || check.remedy.is_some(), "{check:?}");
+            }
+        }
+    }
+}
