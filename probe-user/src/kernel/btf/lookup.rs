@@ -9,6 +9,9 @@ const MAX_NAME: usize = 512;
 const MAX_DEPTH: u32 = 32;
 /// Limit for the members visited in one search.
 const MAX_STEPS: u32 = 1 << 16;
+/// Variants of an enum that are listed; the kernel's longest has some hundred. A name may be shared, so the list could take a
+/// hundred times the file's size.
+const MAX_VARIANTS: u32 = 4_096;
 
 /// Where a member is inside the outermost struct of a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,10 +50,10 @@ impl KernelBtf {
         })
     }
 
-    /// All variants of an enum, in the order of the kernel's source; none where the kernel has no such enum.
+    /// The variants of an enum (the first 4,096), in the order of the kernel's source; none where the kernel has no such enum.
     pub fn enum_variants(&self, name: &str) -> Vec<Variant> {
         let Some(ty) = self.enums(name).next() else { return Vec::new() };
-        (0..ty.vlen)
+        (0..ty.vlen.min(MAX_VARIANTS))
             .filter_map(|index| {
                 let (name, value) = self.enum_element(ty, index)?;
                 Some(Variant { name: String::from_utf8_lossy(self.name_at(name)).into_owned(), value })
@@ -292,6 +295,21 @@ mod tests {
         let names: Vec<_> = btf.enum_variants("small").into_iter().map(|v| (v.name, v.value)).collect();
         assert_eq!(names, [("MINUS".to_owned(), -1), ("TWO".to_owned(), 2)]);
         assert!(btf.enum_variants("none").is_empty());
+        Ok(())
+    }
+
+    #[test]
+    fn a_list_of_variants_is_bounded() -> TestResult {
+        let mut blob = Blob::new();
+        let name = "N".repeat(MAX_NAME * 2);
+        let at = blob.raw(&name, 16, false, 0, 4, &[]); // its name is the first string, at 1
+        assert_eq!(at, 1);
+        let tail: Vec<u32> = (0..3 * MAX_VARIANTS).flat_map(|value| [1, value]).collect();
+        blob.raw("hostile", 6, false, 3 * MAX_VARIANTS, 4, &tail);
+        let btf = KernelBtf::from_bytes(blob.bytes())?;
+        let variants = btf.enum_variants("hostile");
+        assert_eq!(variants.len(), MAX_VARIANTS as usize);
+        assert!(variants.iter().all(|variant| variant.name.len() == MAX_NAME));
         Ok(())
     }
 
