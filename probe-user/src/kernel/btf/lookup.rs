@@ -3,12 +3,12 @@
 use super::KernelBtf;
 use super::format::{Kind, TYPE_LEN, Type, type_at, u32_at};
 
-/// Longest name that is looked at; the kernel allows 511 bytes.
+/// Longest name that is looked at, its closing zero included; the kernel allows as much.
 const MAX_NAME: usize = 512;
 /// Limit for chains of typedefs and qualifiers, arrays of arrays and structs in structs.
 const MAX_DEPTH: u32 = 32;
-/// Limit for the members visited in one search.
-const MAX_STEPS: u32 = 1 << 16;
+/// Limit for the members visited in one search; `task_struct` has some three hundred.
+const MAX_STEPS: u32 = 1 << 12;
 /// Variants of an enum that are listed; the kernel's longest has some hundred. A name may be shared, so the list could take a
 /// hundred times the file's size.
 const MAX_VARIANTS: u32 = 4_096;
@@ -56,7 +56,7 @@ impl KernelBtf {
         (0..ty.vlen.min(MAX_VARIANTS))
             .filter_map(|index| {
                 let (name, value) = self.enum_element(ty, index)?;
-                Some(Variant { name: String::from_utf8_lossy(self.name_at(name)).into_owned(), value })
+                Some(Variant { name: String::from_utf8_lossy(self.name_at(name)?).into_owned(), value })
             })
             .collect()
     }
@@ -176,7 +176,7 @@ impl KernelBtf {
             let place = self.element_u32(outer, at + 8)?;
             let (bit, width) = if outer.flag { (place & 0x00ff_ffff, place >> 24) } else { (place, 0) };
             let member = Member { bit: bit.into(), type_id, width };
-            if self.name_at(member_name).is_empty() {
+            if self.name_at(member_name).is_some_and(<[u8]>::is_empty) {
                 let inner =
                     self.strip(type_id).and_then(|anonymous| self.member_of(anonymous, name, depth, steps));
                 if let Some(inner) = inner {
@@ -223,7 +223,7 @@ impl KernelBtf {
         (0..count).map_while(move |index| {
             let at = index.checked_mul(8)?;
             let name = self.element_u32(prototype, at)?;
-            Some((self.name_at(name), self.element_u32(prototype, at + 4)?))
+            Some((self.name_at(name).unwrap_or_default(), self.element_u32(prototype, at + 4)?))
         })
     }
 
@@ -253,10 +253,11 @@ impl KernelBtf {
         self.bytes.get(at..self.strings_end).unwrap_or_default()
     }
 
-    fn name_at(&self, name: u32) -> &[u8] {
+    /// None where no zero ends it.
+    fn name_at(&self, name: u32) -> Option<&[u8]> {
         let rest = self.strings_from(name);
-        let rest = rest.get(..MAX_NAME).unwrap_or(rest);
-        rest.split(|&byte| byte == 0).next().unwrap_or_default()
+        let len = rest.iter().take(MAX_NAME).position(|&byte| byte == 0)?;
+        rest.get(..len)
     }
 
     fn name_is(&self, name: u32, wanted: &[u8]) -> bool {
@@ -301,7 +302,7 @@ mod tests {
     #[test]
     fn a_list_of_variants_is_bounded() -> TestResult {
         let mut blob = Blob::new();
-        let name = "N".repeat(MAX_NAME * 2);
+        let name = "N".repeat(MAX_NAME - 1);
         let at = blob.raw(&name, 16, false, 0, 4, &[]); // its name is the first string, at 1
         assert_eq!(at, 1);
         let tail: Vec<u32> = (0..3 * MAX_VARIANTS).flat_map(|value| [1, value]).collect();
@@ -309,7 +310,28 @@ mod tests {
         let btf = KernelBtf::from_bytes(blob.bytes())?;
         let variants = btf.enum_variants("hostile");
         assert_eq!(variants.len(), MAX_VARIANTS as usize);
-        assert!(variants.iter().all(|variant| variant.name.len() == MAX_NAME));
+        assert!(variants.iter().all(|variant| variant.name.len() == MAX_NAME - 1));
+        Ok(())
+    }
+
+    #[test]
+    fn a_name_that_nothing_ends_is_none() -> TestResult {
+        let mut blob = Blob::new();
+        let long = blob.raw(&"N".repeat(MAX_NAME), 16, false, 0, 4, &[]); // at 1 of the strings
+        let beyond = u32::MAX;
+        blob.raw("e", 6, false, 3, 4, &[1, 10, beyond, 11, 0, 12]);
+        let int = blob.int("int", 4);
+        let inner = blob.structure("", 4, &[("x", int, 0)]);
+        blob.raw("s", 4, false, 1, 4, &[beyond, inner, 0]);
+        let btf = KernelBtf::from_bytes(blob.bytes())?;
+        assert_eq!(long, 1);
+        assert_eq!(btf.enum_variants("e"), [Variant { name: String::new(), value: 12 }]);
+        let outer = btf.named("s").next().ok_or("no struct")?;
+        assert_eq!(
+            btf.member(outer, ["x"].into_iter()),
+            Err("x"),
+            "a member without a name is not an anonymous one"
+        );
         Ok(())
     }
 
