@@ -8,6 +8,7 @@ mod ci;
 mod deny;
 mod docs;
 mod ebpf;
+mod fuzz;
 mod process;
 mod setup;
 mod test;
@@ -35,6 +36,8 @@ enum Task {
     Ebpf(ebpf::Args),
     /// Unit tests and, as root, the live tests on the running kernel
     Test(test::Args),
+    /// Fuzz targets under tests/fuzz, each for some seconds
+    Fuzz(fuzz::Args),
     /// What probe costs, side by side with others: as root
     Bench(bench::Args),
     /// Everything CI asks before the tests: format, clippy, licences, BPF objects
@@ -64,6 +67,7 @@ fn dispatch(task: Task) -> Result<ExitCode> {
         Task::Ebpf(args) => ebpf::run(&args)?,
         // Its sum is the last line, whatever the outcome, so it prints its own errors.
         Task::Test(args) => return test::run(&args),
+        Task::Fuzz(args) => fuzz::run(&args)?,
         Task::Bench(args) => bench::run(&args)?,
         Task::Check => check::run()?,
         Task::Docs => docs::run()?,
