@@ -503,7 +503,63 @@ pub fn rcodes() -> impl Iterator<Item = Cow<'static, str>> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    /// The labels of a name in presentation format (RFC 1035, 5.1).
+    fn unescape(text: &str) -> Vec<Vec<u8>> {
+        let mut labels = vec![Vec::new()];
+        let mut rest = text.as_bytes();
+        while let Some((&octet, tail)) = rest.split_first() {
+            let (octet, tail) = match (octet, tail) {
+                (b'.', _) => {
+                    labels.push(Vec::new());
+                    rest = tail;
+                    continue;
+                }
+                (b'\\', [a, b, c, tail @ ..]) if a.is_ascii_digit() => {
+                    let digits = [*a, *b, *c];
+                    (std::str::from_utf8(&digits).unwrap().parse().unwrap(), tail)
+                }
+                (b'\\', [escaped, tail @ ..]) => (*escaped, tail),
+                (octet, tail) => (octet, tail),
+            };
+            labels.last_mut().unwrap().push(octet);
+            rest = tail;
+        }
+        labels
+    }
+
+    proptest! {
+        #[test]
+        fn text_says_what_was_on_the_wire(
+            labels in prop::collection::vec(prop::collection::vec(prop_oneof![any::<u8>(), Just(b'.'), Just(b'\\')], 1..=63), 1..=3),
+            cut in 0_usize..200,
+        ) {
+            let mut wire: Vec<u8> = labels.iter().flat_map(|label| [&[label.len() as u8], &label[..]].concat()).collect();
+            wire.push(0);
+            let text = name_text(&wire).unwrap();
+            prop_assert!(text.bytes().all(|octet| (0x20..0x7f).contains(&octet)), "{}", text);
+            let folded: Vec<Vec<u8>> = labels.iter().map(|label| label.to_ascii_lowercase()).collect();
+            prop_assert_eq!(unescape(&text), folded);
+            // A part of a name is none, and neither is more than one.
+            prop_assert_eq!(name_text(wire.get(..cut.min(wire.len() - 1)).unwrap()), None);
+            wire.push(0);
+            prop_assert_eq!(name_text(&wire), None);
+        }
+    }
+
+    #[test]
+    fn every_type_and_code_has_a_name_of_its_own() {
+        let types: std::collections::HashSet<_> = (0..=u16::MAX).map(type_text).collect();
+        assert_eq!(types.len(), 1 << 16);
+        for qtype in 0..=u16::MAX {
+            assert_eq!(type_named(&type_text(qtype)), Some(type_text(qtype)));
+        }
+        let codes: std::collections::HashSet<_> = (0..=u16::MAX).map(rcode_text).collect();
+        assert_eq!(codes.len(), 1 << 16);
+    }
 
     #[test]
     fn names() {

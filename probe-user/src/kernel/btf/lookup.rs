@@ -267,6 +267,8 @@ impl KernelBtf {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::kernel::btf_blob::Blob;
 
@@ -363,6 +365,101 @@ mod tests {
         }
         assert_eq!(btf.size_of(u32::MAX), None);
         Ok(())
+    }
+
+    /// A struct as it is declared: members, and where each of them is anonymous what is inside.
+    #[derive(Clone, Debug)]
+    enum Shape {
+        Word(u8),
+        Anonymous { union: bool, members: Vec<Shape> },
+        Named(Vec<Shape>),
+    }
+
+    fn shape() -> impl Strategy<Value = Shape> {
+        let word = prop_oneof![Just(1_u8), Just(2), Just(4), Just(8)].prop_map(Shape::Word);
+        word.prop_recursive(4, 24, 4, |inner| {
+            let members = prop::collection::vec(inner, 1..4);
+            prop_oneof![
+                (any::<bool>(), members.clone())
+                    .prop_map(|(union, members)| Shape::Anonymous { union, members }),
+                members.prop_map(Shape::Named),
+            ]
+        })
+    }
+
+    /// Puts members into a blob one after another, and says by which path each word is found, and at which bit.
+    fn lay_out(
+        blob: &mut Blob,
+        union: bool,
+        members: &[Shape],
+        prefix: &str,
+        base: u32,
+        words: &mut Vec<(String, u32)>,
+    ) -> (Vec<(String, u32, u32)>, u32) {
+        let (mut laid_out, mut end, mut largest) = (Vec::new(), 0, 0);
+        for member in members {
+            let at = if union { 0 } else { end };
+            // Every name is used once, so a path means one word.
+            let name = format!("m{}", words.len());
+            let (name, ty, size) = match member {
+                Shape::Word(size) => {
+                    words.push((format!("{prefix}{name}"), base + at));
+                    let size = u32::from(*size);
+                    (name, blob.int("int", size), size)
+                }
+                Shape::Anonymous { union, members } => {
+                    let (inner, size) = lay_out(blob, *union, members, prefix, base + at, words);
+                    (String::new(), record(blob, "", *union, size, &inner), size)
+                }
+                Shape::Named(members) => {
+                    words.push((format!("{prefix}{name}"), base + at));
+                    let path = format!("{prefix}{name}.");
+                    let (inner, size) = lay_out(blob, false, members, &path, base + at, words);
+                    (name, record(blob, "named", false, size, &inner), size)
+                }
+            };
+            laid_out.push((name, ty, at * 8));
+            end = at + size;
+            largest = end.max(largest);
+        }
+        (laid_out, largest)
+    }
+
+    fn record(blob: &mut Blob, name: &str, union: bool, size: u32, members: &[(String, u32, u32)]) -> u32 {
+        let members: Vec<_> = members.iter().map(|(name, ty, bit)| (name.as_str(), *ty, *bit)).collect();
+        if union { blob.union(name, size, &members) } else { blob.structure(name, size, &members) }
+    }
+
+    proptest! {
+        #[test]
+        fn every_member_is_found_where_it_was_put(members in prop::collection::vec(shape(), 1..6)) {
+            let mut blob = Blob::new();
+            let mut words = Vec::new();
+            let (laid_out, size) = lay_out(&mut blob, false, &members, "", 0, &mut words);
+            let outer = record(&mut blob, "outer", false, size, &laid_out);
+            let btf = KernelBtf::from_bytes(blob.bytes()).unwrap();
+            prop_assert_eq!(btf.size_of(outer), Some(size.into()));
+            let outer = btf.named("outer").next().unwrap();
+            for (path, at) in words {
+                let found = btf.member(outer, path.split('.')).map(|member| member.bit);
+                prop_assert_eq!(found, Ok(u64::from(at) * 8), "{}", path);
+            }
+            prop_assert_eq!(btf.member(outer, ["absent"].into_iter()), Err("absent"));
+        }
+
+        #[test]
+        fn any_sections_are_read_or_refused(types in prop::collection::vec(any::<u8>(), 0..400), strings in prop::collection::vec(any::<u8>(), 0..40)) {
+            let mut bytes = vec![0x9f, 0xeb, 1, 0];
+            for word in [24, 0, types.len(), types.len(), strings.len()] {
+                bytes.extend_from_slice(&(word as u32).to_le_bytes());
+            }
+            bytes.extend([types, strings].concat());
+            if let Ok(btf) = KernelBtf::from_bytes(bytes) {
+                for id in 0..100 {
+                    let _ = (btf.size_of(id), btf.element_size(id), btf.kind_of(id));
+                }
+            }
+        }
     }
 
     #[test]

@@ -70,7 +70,43 @@ pub fn process_cgroups(text: &[u8]) -> ProcessCgroups {
 }
 #[cfg(test)]
 mod tests {
+    use std::os::unix::ffi::OsStrExt;
+
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn a_mount_point_written_as_the_kernel_does_comes_back(path in prop::collection::vec(any::<u8>(), 0..80)) {
+            let mut line = b"38 31 0:35 / ".to_vec();
+            for &byte in &path {
+                // mangle_path of fs/seq_file.c, as show_mountinfo calls it.
+                match byte {
+                    b' ' | b'\t' | b'\n' | b'\\' | b'#' => line.extend_from_slice(format!("\\{byte:03o}").as_bytes()),
+                    _ => line.push(byte),
+                }
+            }
+            line.extend_from_slice(b" rw,relatime shared:9 - cgroup2 cgroup2 rw\n");
+            let found = cgroup2_mounts(&line);
+            prop_assert_eq!(found.iter().map(|path| path.as_os_str().as_bytes()).collect::<Vec<_>>(), [&path[..]]);
+            prop_assert!(cgroup2_mounts(&path).len() <= path.len());
+        }
+
+        #[test]
+        fn the_cgroups_of_a_process_come_back(unified in "/[^\n]{0,40}", legacy in prop::collection::vec("/[^\n]{0,40}", 0..8)) {
+            prop_assume!(legacy.iter().chain([&unified]).all(|path| !path.ends_with(" (deleted)")));
+            let lines: Vec<String> = legacy.iter().map(|path| format!("9:cpu,cpuacct:{path}\n")).collect();
+            let text = format!("{}0::{unified}\n", lines.concat());
+            prop_assert_eq!(process_cgroups(text.as_bytes()), ProcessCgroups { unified: Some(unified), legacy });
+        }
+
+        #[test]
+        fn any_bytes_are_some_cgroups(bytes in prop::collection::vec(prop_oneof![Just(b':'), Just(b'\n'), Just(b'0'), any::<u8>()], 0..60)) {
+            let ProcessCgroups { unified, legacy } = process_cgroups(&bytes);
+            prop_assert!(legacy.len() + usize::from(unified.is_some()) <= 64);
+        }
+    }
 
     #[test]
     fn mounts_of_cgroup2_among_others() {
