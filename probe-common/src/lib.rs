@@ -13,6 +13,7 @@ pub mod dns;
 pub mod fields;
 pub mod hist;
 pub mod loss;
+pub mod question;
 pub mod settings;
 pub mod syscalls;
 pub mod tcp;

@@ -131,6 +131,7 @@ pub async fn woken(rings: &[&Ring]) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use probe_common::tcp::{KIND_RETRANSMIT, RetransmitRecord};
+    use proptest::prelude::*;
 
     use super::*;
 
@@ -153,6 +154,28 @@ mod tests {
         for len in 0..bytes.len() {
             assert_eq!(header(&bytes[..len]), Err(DecodeError::Length(len)));
             assert!(record::<RetransmitRecord>(&bytes[..len]).is_err());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_header_says_what_its_bytes_say(mut bytes in prop::collection::vec(any::<u8>(), 0..200), lie: bool) {
+            if !lie && let Some(head) = bytes.get(..8) {
+                let len = bytes.len() as u32;
+                let head = [&head[..2], &WIRE_VERSION.to_ne_bytes()[..], &len.to_ne_bytes()[..]].concat();
+                bytes[..8].copy_from_slice(&head);
+            }
+            let word = |at: usize| bytes.get(at..at + 2).map(|word| u16::from_ne_bytes([word[0], word[1]]));
+            match header(&bytes) {
+                Ok(header) => {
+                    prop_assert_eq!((header.version, header.len as usize), (WIRE_VERSION, bytes.len()));
+                    prop_assert_eq!(Some(header.kind), word(0));
+                }
+                Err(DecodeError::Length(len)) => prop_assert!(len == bytes.len() && (lie || len < 16)),
+                Err(DecodeError::Version(version)) => prop_assert!(lie && version != WIRE_VERSION && word(2) == Some(version)),
+                Err(other) => prop_assert!(false, "{}", other),
+            }
+            prop_assert_eq!(record::<RetransmitRecord>(&bytes).is_ok(), bytes.len() == size_of::<RetransmitRecord>());
         }
     }
 

@@ -57,7 +57,9 @@ pub(crate) fn run() -> Result<()> {
 
 fn format(root: &Path) -> Result<Outcome> {
     process::run(process::cargo().current_dir(root).args(["fmt", "--all", "--check"]))?;
-    process::run(process::cargo().current_dir(root.join("probe-ebpf")).args(["fmt", "--check"]))?;
+    for other in ["probe-ebpf", "tests/fuzz"] {
+        process::run(process::cargo().current_dir(root.join(other)).args(["fmt", "--check"]))?;
+    }
     Ok(Outcome::Passed)
 }
 

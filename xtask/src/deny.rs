@@ -15,8 +15,8 @@ use crate::{
     toolchain::{CARGO_DENY, tools_dir},
 };
 
-/// Both lock files, one deny.toml.
-const MANIFESTS: [&str; 2] = ["Cargo.toml", "probe-ebpf/Cargo.toml"];
+/// Every lock file, one deny.toml.
+const MANIFESTS: [&str; 3] = ["Cargo.toml", "probe-ebpf/Cargo.toml", "tests/fuzz/Cargo.toml"];
 
 pub(crate) fn run(root: &Path) -> Result<Outcome> {
     let Some(deny) = installed(root).or_else(|| install(root)) else {

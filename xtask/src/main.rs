@@ -9,6 +9,7 @@ mod ci;
 mod deny;
 mod docs;
 mod ebpf;
+mod fuzz;
 mod live;
 mod process;
 #[expect(unreachable_pub, reason = "the tests' library exports it")]
@@ -43,6 +44,8 @@ enum Task {
     Test(test::Args),
     /// The live tests on other kernels, in virtual machines, and the table of all
     Vm(vm::Args),
+    /// Fuzz targets under tests/fuzz, each for some seconds
+    Fuzz(fuzz::Args),
     /// What probe costs, side by side with others: as root
     Bench(bench::Args),
     /// Cut a kernel's BTF down to a fixture under tests/fixtures/btf
@@ -75,6 +78,7 @@ fn dispatch(task: Task) -> Result<ExitCode> {
         // Its sum is the last line, whatever the outcome, so it prints its own errors.
         Task::Test(args) => return test::run(&args),
         Task::Vm(args) => return vm::run(&args),
+        Task::Fuzz(args) => fuzz::run(&args)?,
         Task::Bench(args) => bench::run(&args)?,
         Task::Btf(args) => btf::run(&args)?,
         Task::Check => check::run()?,

@@ -20,9 +20,10 @@ use aya_ebpf::maps::{Array, HashMap, LruHashMap};
 use aya_ebpf::programs::{SkBuffContext, SockAddrContext};
 use aya_log_ebpf::warn;
 use probe_common::dns::{
-    Asker, KIND_ANSWERED, KIND_ORPHAN, KIND_RESENT, LookupRecord, NAME_MAX, NAME_ROOM, Pending, PendingKey,
+    Asker, KIND_ANSWERED, KIND_ORPHAN, KIND_RESENT, LookupRecord, NAME_ROOM, Pending, PendingKey,
 };
 use probe_common::loss::Counter;
+use probe_common::question::{self, NO_QUESTION, Octets};
 use probe_common::settings::{FILTER_CGROUP, FILTER_COMM, FILTER_TGID, Settings};
 use probe_common::wire::{Address, FAMILY_IPV4, FAMILY_IPV6, Owner, RecordHeader};
 use probe_ebpf::{Error, Result, emit, filter, kread, socket, task};
@@ -485,89 +486,30 @@ fn provably_1_to_256(len: u32) -> u32 {
     (black_box(len.wrapping_sub(1)) & 0xff) + 1
 }
 
-/// [`parse_question`] found none. A name has a length of 1 at least.
-const NO_QUESTION: u64 = 0;
-
-/// The question at `start`: its hash in the upper half, then 16 bits of type, 16 of the name's length, the closing zero
-/// included.
-///
-/// A function of its own for its stack, and all in one number, since what it returns must be plain. Two passes, because
-/// verifiers (that of 5.10 above all) follow every way out of a loop: the first goes from label to label, the second takes
-/// eight bytes at a time, and neither leaves its loop with anything they know for certain.
+/// The question at `start`, packed as by [`question::parse`]. A function of its own for its stack, which returns one plain
+/// number.
 #[inline(never)]
 fn parse_question(skb: *mut __sk_buff, start: u32) -> u64 {
-    const MAX_LABELS: u32 = 128;
-    const WORDS: u32 = NAME_ROOM as u32 / 8;
-    /// 64-bit FNV prime and offset basis, taking words for octets.
-    const PRIME: u64 = 0x0000_0100_0000_01b3;
-    const BASIS: u64 = 0xcbf2_9ce4_8422_2325;
-
-    let mut len = 0;
-    let mut at = 0;
-    for _ in 0..MAX_LABELS {
-        let mut label = [0u8; 1];
-        // SAFETY: the context of the hook, and a byte of our own.
-        let failed = unsafe { bpf_skb_load_bytes(skb.cast(), start + at, label.as_mut_ptr().cast(), 1) };
-        // A compression pointer (RFC 1035, 4.1.4) has nothing before it to point to.
-        if failed != 0 || label[0] > 63 {
-            return NO_QUESTION;
-        }
-        at += u32::from(label[0]) + 1;
-        if at > NAME_MAX as u32 {
-            return NO_QUESTION;
-        }
-        if label[0] == 0 {
-            len = at;
-            break;
-        }
-    }
-    if len == 0 {
-        return NO_QUESTION;
-    }
-
-    // From here on the length is a number like any other: what the verifier learned of it on each way out would be followed
-    // apart.
-    let Ok(len) = kread::read_at::<u32>((&raw const len) as u64) else { return NO_QUESTION };
-
-    let mut tail = [0u8; 4];
-    // SAFETY: the context of the hook, and four bytes of our own.
-    let failed = unsafe { bpf_skb_load_bytes(skb.cast(), start + len, tail.as_mut_ptr().cast(), 4) };
-    if failed != 0 {
-        return NO_QUESTION;
-    }
-    let mut hash = (BASIS ^ u64::from(u32::from_be_bytes(tail))).wrapping_mul(PRIME);
-    for word in 0..WORDS {
-        let at = word * 8;
-        if at >= len {
-            break;
-        }
-        // Beyond the name there are zeros.
-        let mut octets = 0u64;
-        let left = if len - at < 8 { len - at } else { 8 };
-        let size = (black_box(left.wrapping_sub(1)) & 7) + 1;
-        // SAFETY: the context of the hook, and at most eight bytes of our own.
-        let failed = unsafe { bpf_skb_load_bytes(skb.cast(), start + at, (&raw mut octets).cast(), size) };
-        if failed != 0 {
-            return NO_QUESTION;
-        }
-        hash = (hash ^ lower_case(octets)).wrapping_mul(PRIME);
-        hash ^= hash >> 32;
-    }
-    let qtype = u16::from_be_bytes([tail[0], tail[1]]);
-    let found = (hash & !0xffff_ffff) | (u64::from(qtype) << 16) | u64::from(len);
-    // Each way out of the loop has told the verifier another bound of the length; see above.
+    let found = question::parse(&Payload(skb), start);
+    // Each way out of its loops has told the verifier another bound of the length, which the caller's code would be followed
+    // for apart.
     kread::read_at((&raw const found) as u64).unwrap_or(NO_QUESTION)
 }
 
-/// Eight octets with A to Z in lower case (RFC 4343, section 3). A label's length is below 64, so never taken for a letter.
-#[inline(always)]
-fn lower_case(word: u64) -> u64 {
-    const EACH: u64 = 0x0101_0101_0101_0101;
-    let low = word & (0x7f * EACH);
-    // The highest bit of each octet: from A on, beyond Z, beyond ASCII.
-    let from_a = low + (0x80 - b'A' as u64) * EACH;
-    let beyond_z = low + (0x80 - b'Z' as u64 - 1) * EACH;
-    word | ((from_a & !beyond_z & !word & (0x80 * EACH)) >> 2)
+/// The octets of a packet, from the network header on.
+struct Payload(*mut __sk_buff);
+
+impl Octets for Payload {
+    #[inline(always)]
+    fn load<const N: usize>(&self, at: u32, room: &mut [u8; N], len: u32) -> bool {
+        // SAFETY: the context of the hook, and `len` bytes of the parser's, which asks for `N` at most.
+        unsafe { bpf_skb_load_bytes(self.0.cast(), at, room.as_mut_ptr().cast(), len) == 0 }
+    }
+
+    #[inline(always)]
+    fn forget(number: &u32) -> Option<u32> {
+        kread::read_at((&raw const *number) as u64).ok()
+    }
 }
 
 #[inline(always)]

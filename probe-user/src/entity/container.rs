@@ -141,6 +141,8 @@ fn pod_of(part: &[u8]) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     const ID: &str = "3f37e9702f3961bba773444f8be29ad8c0ffee00c0ffee00c0ffee00c0ffee00";
@@ -303,6 +305,39 @@ mod tests {
         {
             let found = container_of(format!("/{pod}/docker-{ID}.scope").as_bytes());
             assert_eq!(found.map(|container| container.pod_uid), Some(None), "{pod}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_innermost_container_is_found_wherever_it_hides(
+            above in prop::collection::vec("[a-z_@]{1,12}(\\.slice|\\.service)?", 0..6),
+            nested in prop::option::of("[0-9a-f]{64}"),
+            id in "[0-9a-f]{64}",
+            below in prop::collection::vec("[a-z_]{1,12}(\\.scope)?", 0..4),
+        ) {
+            let nested = nested.map(|outer| format!("docker-{outer}.scope"));
+            let parts: Vec<String> = above.into_iter().chain(nested).chain([format!("cri-containerd-{id}.scope")]).chain(below).collect();
+            let expected = ContainerIdentity { container_id: id, runtime: Some(Runtime::Containerd), pod_uid: None };
+            prop_assert_eq!(container_of(format!("/{}", parts.join("/")).as_bytes()), Some(expected));
+        }
+
+        #[test]
+        fn what_is_taken_for_an_identity_has_the_form_of_one(
+            path in prop::collection::vec(prop_oneof![
+                Just(b"/".to_vec()), Just(b"docker-".to_vec()), Just(b":crio:".to_vec()), Just(b"kubepods-pod".to_vec()),
+                Just(b".slice".to_vec()), Just(b".scope".to_vec()), Just(UID_.into()), Just(UID.into()), Just(ID.into()),
+                prop::collection::vec(any::<u8>(), 0..20),
+            ], 0..12),
+        ) {
+            let path = path.concat();
+            if let Some(found) = container_of(&path) {
+                let id = found.container_id.as_bytes();
+                prop_assert!((12..=64).contains(&id.len()) && id.iter().all(u8::is_ascii_hexdigit));
+                prop_assert!(path.windows(id.len()).any(|window| window == id));
+                prop_assert!(found.runtime.is_some() || id.len() == 64);
+                prop_assert!(found.pod_uid.is_none_or(|uid| !uid.contains('_') && matches!(uid.len(), 32 | 36)));
+            }
         }
     }
 

@@ -81,7 +81,8 @@ impl Entities {
         Self::at(proc, cgroup_root, limits)
     }
 
-    fn at(proc: Option<&Path>, cgroup_root: Option<&Path>, limits: TreeLimits) -> Self {
+    /// With another directory in place of /proc; None: processes tell nothing.
+    pub fn at(proc: Option<&Path>, cgroup_root: Option<&Path>, limits: TreeLimits) -> Self {
         Self {
             tree: cgroup_root.map(|root| CgroupTree::new(root, limits)),
             proc: proc.map(Path::to_owned),

@@ -81,7 +81,8 @@ impl Processes {
         Self::at(Path::new("/proc"), limits)
     }
 
-    fn at(proc: &Path, limits: ProcessLimits) -> Self {
+    /// Nothing known yet; reads another directory in place of /proc.
+    pub fn at(proc: &Path, limits: ProcessLimits) -> Self {
         Self { proc: proc.to_owned(), limits, known: HashMap::new(), evicted: 0 }
     }
 
@@ -172,7 +173,7 @@ fn text(bytes: &[u8]) -> Option<Arc<str>> {
 
 /// Name and start time (ticks since boot) from /proc/PID/stat: `1 (comm) S …`, where the name may hold blanks
 /// and parentheses itself. Total over any bytes.
-fn parse_stat(stat: &[u8]) -> Option<(&[u8], u64)> {
+pub fn parse_stat(stat: &[u8]) -> Option<(&[u8], u64)> {
     let open = stat.iter().position(|&byte| byte == b'(')?;
     let close = stat.iter().rposition(|&byte| byte == b')')?;
     let comm = stat.get(open + 1..close)?;

@@ -88,10 +88,9 @@ impl SignalKind for Dns {
         loaded: &mut Loaded,
     ) -> Result<Box<dyn Signal>, LoadError> {
         Ok(Box::new(Running {
-            options: config.dns.clone(),
+            timeout: config.dns.timeout,
             pending: loaded.take_hash("PENDING")?,
-            given_up: GivenUp::default(),
-            summary: Summary::default(),
+            lookups: Lookups::new(config.dns.clone()),
             orphans: 0,
             late: 0,
             unsolicited: 0,
@@ -102,10 +101,9 @@ impl SignalKind for Dns {
 }
 
 struct Running {
-    options: DnsOptions,
+    timeout: Duration,
     pending: aya::maps::HashMap<MapData, Plain<PendingKey>, Plain<Pending>>,
-    given_up: GivenUp,
-    summary: Summary,
+    lookups: Lookups,
     /// Answers without a waiting question, as the programs count them.
     orphans: u64,
     /// Those of them that were late.
@@ -117,8 +115,16 @@ struct Running {
     limit: u32,
 }
 
+/// What becomes of lookups: needs no kernel.
+#[derive(Debug)]
+pub struct Lookups {
+    options: DnsOptions,
+    given_up: GivenUp,
+    summary: Summary,
+}
+
 /// Questions reported as unanswered lately, by key; bounded, oldest out first.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct GivenUp {
     by_key: HashMap<PendingKey, (u64, Pending)>,
     /// Every insertion. A key that was taken or inserted again has entries here that mean nothing any more.
@@ -172,6 +178,67 @@ fn anywhere(key: &PendingKey) -> PendingKey {
 
 impl Signal for Running {
     fn record(&mut self, bytes: &[u8], context: &mut Context<'_>) -> Result<(), DecodeError> {
+        self.lookups.record(bytes, context)
+    }
+
+    fn tick(&mut self, context: &mut Context<'_>) -> io::Result<()> {
+        let timeout_ns = u64::try_from(self.timeout.as_nanos()).unwrap_or(u64::MAX);
+        let now_ns = clock::monotonic_ns();
+        let mut silent = Vec::new();
+        let mut waiting = 0;
+        lookup_batch(&self.pending, |key: &PendingKey, pending: &Pending| {
+            waiting += 1;
+            // A question is complete once its time is set.
+            if pending.sent_ns != 0 && now_ns.saturating_sub(pending.sent_ns) > timeout_ns {
+                silent.push((*key, *pending));
+            }
+        })?;
+        self.waiting = waiting;
+        for (key, pending) in silent {
+            // Who removes it, reports it: the answer may have come this very moment.
+            if self.pending.remove(&Plain(key)).is_ok() {
+                self.lookups.give_up(now_ns, key, pending, context);
+            }
+        }
+        Ok(())
+    }
+
+    fn counted(&mut self, counter: Counter, by: u64) {
+        match counter {
+            Counter::DnsMalformed => self.lookups.summary.malformed += by,
+            Counter::DnsOrphans => self.orphans += by,
+            _ => {}
+        }
+    }
+
+    fn interval(&mut self, _next: u32, _context: &mut Context<'_>) -> io::Result<super::Summary> {
+        // The programs cannot tell an answer that is late from one that nobody waited for. Records may come after their count.
+        let mut summary = self.lookups.take_summary();
+        self.late += summary.late;
+        let unsolicited = self.orphans.saturating_sub(self.late);
+        summary.unsolicited = unsolicited.saturating_sub(self.unsolicited);
+        self.unsolicited = self.unsolicited.max(unsolicited);
+        Ok(super::Summary::Dns(summary))
+    }
+
+    fn fill(&mut self) -> io::Result<Vec<(&'static str, u64, u64)>> {
+        Ok(vec![(Counter::PendingFull.place(), self.waiting, u64::from(self.limit))])
+    }
+}
+
+impl Lookups {
+    /// None yet.
+    #[must_use]
+    pub fn new(options: DnsOptions) -> Self {
+        Self { options, given_up: GivenUp::default(), summary: Summary::default() }
+    }
+
+    /// Takes a record in, as [`Signal::record`].
+    ///
+    /// # Errors
+    ///
+    /// When it is none of this signal's.
+    pub fn record(&mut self, bytes: &[u8], context: &mut Context<'_>) -> Result<(), DecodeError> {
         let header = collect::header(bytes)?;
         let mut record: LookupRecord = collect::record(bytes)?;
         let outcome = match header.kind {
@@ -201,65 +268,23 @@ impl Signal for Running {
         Ok(())
     }
 
-    fn tick(&mut self, context: &mut Context<'_>) -> io::Result<()> {
-        let timeout_ns = u64::try_from(self.options.timeout.as_nanos()).unwrap_or(u64::MAX);
-        let now_ns = clock::monotonic_ns();
-        let mut silent = Vec::new();
-        let mut waiting = 0;
-        lookup_batch(&self.pending, |key: &PendingKey, pending: &Pending| {
-            waiting += 1;
-            // A question is complete once its time is set.
-            if pending.sent_ns != 0 && now_ns.saturating_sub(pending.sent_ns) > timeout_ns {
-                silent.push((*key, *pending));
-            }
-        })?;
-        self.waiting = waiting;
-        for (key, mut pending) in silent {
-            // Who removes it, reports it: the answer may have come this very moment.
-            if self.pending.remove(&Plain(key)).is_err() {
-                continue;
-            }
-            pending.attempt = pending.attempt.saturating_add(self.given_up.attempts(&key));
-            let record = LookupRecord {
-                header: probe_common::wire::RecordHeader { time_ns: now_ns, ..Default::default() },
-                key,
-                flags: 0,
-                answers: 0,
-                _pad: 0,
-                pending,
-            };
-            match Lookup::decode(&record, Outcome::Unanswered, context) {
-                Ok(lookup) => self.take_in(lookup, context),
-                Err(error) => tracing::debug!(%error, "a waiting question does not decode"),
-            }
-            self.given_up.insert(now_ns, key, pending);
+    /// Reports a question that has waited too long, and remembers it in case its answer comes late.
+    pub fn give_up(&mut self, now_ns: u64, key: PendingKey, mut pending: Pending, context: &mut Context<'_>) {
+        pending.attempt = pending.attempt.saturating_add(self.given_up.attempts(&key));
+        let header = probe_common::wire::RecordHeader { time_ns: now_ns, ..Default::default() };
+        let record = LookupRecord { header, key, flags: 0, answers: 0, _pad: 0, pending };
+        match Lookup::decode(&record, Outcome::Unanswered, context) {
+            Ok(lookup) => self.take_in(lookup, context),
+            Err(error) => tracing::debug!(%error, "a waiting question does not decode"),
         }
-        Ok(())
+        self.given_up.insert(now_ns, key, pending);
     }
 
-    fn counted(&mut self, counter: Counter, by: u64) {
-        match counter {
-            Counter::DnsMalformed => self.summary.malformed += by,
-            Counter::DnsOrphans => self.orphans += by,
-            _ => {}
-        }
+    /// Ends an interval: what it brought, except what only the programs' counters tell.
+    pub fn take_summary(&mut self) -> Summary {
+        std::mem::take(&mut self.summary)
     }
 
-    fn interval(&mut self, _next: u32, _context: &mut Context<'_>) -> io::Result<super::Summary> {
-        // The programs cannot tell an answer that is late from one that nobody waited for. Records may come after their count.
-        self.late += self.summary.late;
-        let unsolicited = self.orphans.saturating_sub(self.late);
-        self.summary.unsolicited = unsolicited.saturating_sub(self.unsolicited);
-        self.unsolicited = self.unsolicited.max(unsolicited);
-        Ok(super::Summary::Dns(std::mem::take(&mut self.summary)))
-    }
-
-    fn fill(&mut self) -> io::Result<Vec<(&'static str, u64, u64)>> {
-        Ok(vec![(Counter::PendingFull.place(), self.waiting, u64::from(self.limit))])
-    }
-}
-
-impl Running {
     fn take_in(&mut self, lookup: Lookup, context: &mut Context<'_>) {
         let entity = &lookup.who.entity;
         let server = lookup.server.map(|(address, _)| attr(key::SERVER_ADDRESS, address.to_string()));
@@ -478,7 +503,63 @@ pub fn rcodes() -> impl Iterator<Item = Cow<'static, str>> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    /// The labels of a name in presentation format (RFC 1035, 5.1).
+    fn unescape(text: &str) -> Vec<Vec<u8>> {
+        let mut labels = vec![Vec::new()];
+        let mut rest = text.as_bytes();
+        while let Some((&octet, tail)) = rest.split_first() {
+            let (octet, tail) = match (octet, tail) {
+                (b'.', _) => {
+                    labels.push(Vec::new());
+                    rest = tail;
+                    continue;
+                }
+                (b'\\', [a, b, c, tail @ ..]) if a.is_ascii_digit() => {
+                    let digits = [*a, *b, *c];
+                    (std::str::from_utf8(&digits).unwrap().parse().unwrap(), tail)
+                }
+                (b'\\', [escaped, tail @ ..]) => (*escaped, tail),
+                (octet, tail) => (octet, tail),
+            };
+            labels.last_mut().unwrap().push(octet);
+            rest = tail;
+        }
+        labels
+    }
+
+    proptest! {
+        #[test]
+        fn text_says_what_was_on_the_wire(
+            labels in prop::collection::vec(prop::collection::vec(prop_oneof![any::<u8>(), Just(b'.'), Just(b'\\')], 1..=63), 1..=3),
+            cut in 0_usize..200,
+        ) {
+            let mut wire: Vec<u8> = labels.iter().flat_map(|label| [&[label.len() as u8], &label[..]].concat()).collect();
+            wire.push(0);
+            let text = name_text(&wire).unwrap();
+            prop_assert!(text.bytes().all(|octet| (0x20..0x7f).contains(&octet)), "{}", text);
+            let folded: Vec<Vec<u8>> = labels.iter().map(|label| label.to_ascii_lowercase()).collect();
+            prop_assert_eq!(unescape(&text), folded);
+            // A part of a name is none, and neither is more than one.
+            prop_assert_eq!(name_text(wire.get(..cut.min(wire.len() - 1)).unwrap()), None);
+            wire.push(0);
+            prop_assert_eq!(name_text(&wire), None);
+        }
+    }
+
+    #[test]
+    fn every_type_and_code_has_a_name_of_its_own() {
+        let types: std::collections::HashSet<_> = (0..=u16::MAX).map(type_text).collect();
+        assert_eq!(types.len(), 1 << 16);
+        for qtype in 0..=u16::MAX {
+            assert_eq!(type_named(&type_text(qtype)), Some(type_text(qtype)));
+        }
+        let codes: std::collections::HashSet<_> = (0..=u16::MAX).map(rcode_text).collect();
+        assert_eq!(codes.len(), 1 << 16);
+    }
 
     #[test]
     fn names() {

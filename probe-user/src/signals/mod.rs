@@ -204,3 +204,87 @@ pub fn errno_name(errno: u32) -> Cow<'static, str> {
         None => format!("ERRNO{errno}").into(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use probe_common::dns::LookupRecord;
+    use probe_common::syscalls::SlowRecord;
+    use probe_common::tcp::{ConnectRecord, ResetRecord, RetransmitRecord};
+    use probe_common::wire::{RecordHeader, WIRE_VERSION};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::config::DnsOptions;
+    use crate::entity::{Entities, ProcessLimits, Processes};
+    use crate::kernel::cgroup::TreeLimits;
+    use crate::series::Limits;
+    use crate::sink::{console, json};
+
+    /// A record of a length that some signal has, with a header that is in order; small numbers are likely, since many
+    /// fields hold few.
+    fn record() -> impl Strategy<Value = Vec<u8>> {
+        let lengths = [
+            size_of::<RetransmitRecord>(),
+            size_of::<ResetRecord>(),
+            size_of::<ConnectRecord>(),
+            size_of::<SlowRecord>(),
+            size_of::<LookupRecord>(),
+        ];
+        let octet = prop_oneof![3 => 0_u8..8, 1 => any::<u8>()];
+        let body = prop::sample::select(lengths.to_vec())
+            .prop_flat_map(move |len| prop::collection::vec(octet.clone(), len));
+        (body, 0_u16..5, any::<u64>()).prop_map(|(mut bytes, kind, time_ns)| {
+            let header = RecordHeader { kind, version: WIRE_VERSION, len: bytes.len() as u32, time_ns };
+            bytes[..size_of::<RecordHeader>()].copy_from_slice(bytemuck::bytes_of(&header));
+            bytes
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(128))]
+        #[test]
+        fn records_are_told_once_or_refused(records in prop::collection::vec((0..4, record()), 1..6)) {
+            let clock = Clock::new();
+            let mut owners = Owners::new(
+                Entities::at(None, None, TreeLimits::default()),
+                Processes::at(Path::new("/dev/null/proc"), ProcessLimits::default()),
+            );
+            let mut store = Store::new(Limits::default(), 1);
+            let tcp = tcp::Records::new([(1, "no_socket".into())].into());
+            let mut lookups = dns::Lookups::new(DnsOptions::default());
+            let mut told = 0;
+            for (signal, bytes) in &records {
+                let mut events = Vec::new();
+                let mut push = |event| events.push(event);
+                let context = &mut Context { clock: &clock, owners: &mut owners, store: &mut store, events: Some(&mut push) };
+                let result = match signal {
+                    0 => tcp.record(bytes, context),
+                    1 => lookups.record(bytes, context),
+                    2 => syscalls::record(bytes, context),
+                    _ => {
+                        if let Ok(record) = crate::collect::record::<LookupRecord>(bytes) {
+                            lookups.give_up(record.header.time_ns, record.key, record.pending, context);
+                        }
+                        Ok(())
+                    }
+                };
+                prop_assert!(events.len() <= usize::from(result.is_ok()));
+                for event in &events {
+                    told += u64::from(matches!(event, Event::Lookup(_)));
+                    let (mut line, mut text) = (Vec::new(), Vec::new());
+                    json::write(&mut line, event).unwrap();
+                    prop_assert!(serde_json::from_slice::<serde_json::Value>(&line).unwrap()["event"] == event.event_name());
+                    console::event(&mut text, event).unwrap();
+                    for line in [line, text] {
+                        let line = String::from_utf8(line).unwrap();
+                        prop_assert_eq!(line.chars().filter(|character| character.is_control()).collect::<String>(), "\n");
+                    }
+                }
+            }
+            let summary = lookups.take_summary();
+            prop_assert_eq!(told, summary.durations.count() + summary.unanswered + summary.late);
+        }
+    }
+}

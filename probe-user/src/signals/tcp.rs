@@ -116,7 +116,7 @@ impl SignalKind for Tcp {
             last_totals: HashMap::default(),
             last_handshakes: HashMap::default(),
             reclaimed: Instant::now(),
-            reset_reasons: kernel.reset_reasons.clone(),
+            records: Records::new(kernel.reset_reasons.clone()),
         }))
     }
 }
@@ -165,8 +165,41 @@ struct Running {
     last_handshakes: HashMap<u64, Last<Box<Sums>>>,
     /// When entries were last looked through for cgroups that are gone.
     reclaimed: Instant,
+    records: Records,
+}
+
+/// What the records mean: needs no kernel.
+#[derive(Debug)]
+pub struct Records {
     /// Names of `enum sk_rst_reason`.
     reset_reasons: StdHashMap<u32, Arc<str>>,
+}
+
+impl Records {
+    /// With the names of `enum sk_rst_reason` by value, as `kernel::fields` finds them.
+    #[must_use]
+    pub fn new(reset_reasons: StdHashMap<u32, Arc<str>>) -> Self {
+        Self { reset_reasons }
+    }
+
+    /// Takes a record in, as [`Signal::record`].
+    ///
+    /// # Errors
+    ///
+    /// When it is none of this signal's.
+    pub fn record(&self, bytes: &[u8], context: &mut Context<'_>) -> Result<(), DecodeError> {
+        let header = collect::header(bytes)?;
+        let event = match header.kind {
+            KIND_RETRANSMIT => Event::Retransmit(Retransmit::decode(bytes, context)?),
+            KIND_RESET => Event::Reset(Reset::decode(bytes, &self.reset_reasons, context)?),
+            KIND_CONNECT => Event::Connect(Connect::decode(bytes, context)?),
+            kind => return Err(DecodeError::Kind(kind)),
+        };
+        if let Some(events) = &mut context.events {
+            events(event);
+        }
+        Ok(())
+    }
 }
 
 /// What an entry said last.
@@ -199,17 +232,7 @@ impl Sums {
 
 impl Signal for Running {
     fn record(&mut self, bytes: &[u8], context: &mut Context<'_>) -> Result<(), DecodeError> {
-        let header = collect::header(bytes)?;
-        let event = match header.kind {
-            KIND_RETRANSMIT => Event::Retransmit(Retransmit::decode(bytes, context)?),
-            KIND_RESET => Event::Reset(Reset::decode(bytes, &self.reset_reasons, context)?),
-            KIND_CONNECT => Event::Connect(Connect::decode(bytes, context)?),
-            kind => return Err(DecodeError::Kind(kind)),
-        };
-        if let Some(events) = &mut context.events {
-            events(event);
-        }
-        Ok(())
+        self.records.record(bytes, context)
     }
 
     fn tick(&mut self, _context: &mut Context<'_>) -> io::Result<()> {

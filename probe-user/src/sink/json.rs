@@ -2,10 +2,13 @@
 
 use std::io::{self, Write};
 
-use serde_json::{Map, Value};
+use serde::Serialize;
+use serde_json::ser::Formatter;
+use serde_json::{Map, Serializer, Value};
 
 use crate::event::{AttrValue, Attributes};
 use crate::kernel::clock::rfc3339;
+use crate::sink::console::is_hostile;
 
 /// Writes an event as one line.
 ///
@@ -19,8 +22,26 @@ pub fn write(out: &mut dyn Write, event: &dyn Attributes) -> io::Result<()> {
     event.visit(&mut |key, value| {
         object.insert(key.to_owned(), json(value));
     });
-    serde_json::to_writer(&mut *out, &Value::Object(object))?;
+    Value::Object(object).serialize(&mut Serializer::with_formatter(&mut *out, Harmless))?;
     out.write_all(b"\n")
+}
+
+/// Compact, and escapes what JSON itself lets pass and a terminal or a reader does not: DEL, C1, bidirectional controls.
+struct Harmless;
+
+impl Formatter for Harmless {
+    fn write_string_fragment<W: ?Sized + Write>(&mut self, out: &mut W, fragment: &str) -> io::Result<()> {
+        for part in fragment.split_inclusive(is_hostile) {
+            let hostile = part.chars().next_back().filter(|last| is_hostile(*last));
+            let plain = part.len() - hostile.map_or(0, char::len_utf8);
+            out.write_all(part.get(..plain).unwrap_or_default().as_bytes())?;
+            if let Some(hostile) = hostile {
+                // None of them is beyond the basic plane.
+                write!(out, "\\u{:04x}", u32::from(hostile))?;
+            }
+        }
+        Ok(())
+    }
 }
 
 fn json(value: AttrValue<'_>) -> Value {
@@ -50,7 +71,7 @@ mod tests {
             1_700_000_000_000_000_001
         }
         fn visit(&self, visitor: &mut dyn FnMut(&'static str, AttrValue<'_>)) {
-            visitor("text", AttrValue::Str("a\u{1b}[m\"\u{202e}"));
+            visitor("text", AttrValue::Str("a\u{1b}[m\"\u{202e}b\u{9b}\u{7f}名"));
             visitor("port", AttrValue::Int(53));
             visitor("seconds", AttrValue::Float(0.25));
             visitor("yes", AttrValue::Bool(true));
@@ -64,11 +85,13 @@ mod tests {
         let mut line = Vec::new();
         write(&mut line, &Everything).unwrap();
         assert_eq!(line.iter().filter(|byte| **byte == b'\n').count(), 1);
-        assert!(!line.contains(&0x1b), "escapes are JSON's");
+        let text = std::str::from_utf8(&line).unwrap();
+        assert!(!text.trim_end_matches('\n').contains(is_hostile), "escapes are JSON's: {text}");
+        assert!(text.contains("\\u202eb\\u009b\\u007f名"), "{text}");
         let value: Value = serde_json::from_slice(&line).unwrap();
         assert_eq!(value["time"], "2023-11-14T22:13:20.000000001Z");
         assert_eq!(value["event"], "probe.test");
-        assert_eq!(value["text"], "a\u{1b}[m\"\u{202e}");
+        assert_eq!(value["text"], "a\u{1b}[m\"\u{202e}b\u{9b}\u{7f}名");
         assert_eq!(value["port"], 53);
         assert_eq!(value["seconds"], 0.25);
         assert_eq!(value["map"]["ENOENT"], 2);

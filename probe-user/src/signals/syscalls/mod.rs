@@ -151,29 +151,37 @@ struct Running {
     interval: u32,
 }
 
+/// Takes a record in, as [`Signal::record`]: needs no kernel.
+///
+/// # Errors
+///
+/// When it is none of this signal's.
+pub fn record(bytes: &[u8], context: &mut Context<'_>) -> Result<(), DecodeError> {
+    let header = collect::header(bytes)?;
+    if header.kind != KIND_SLOW {
+        return Err(DecodeError::Kind(header.kind));
+    }
+    let record: SlowRecord = collect::record(bytes)?;
+    let id = SyscallId::try_from(record.id).map_err(|_too_large| DecodeError::Value("system call"))?;
+    if let Some(events) = &mut context.events {
+        let owner = Owner { start_ns: record.start_ns, tgid: record.tgid, _pad: 0, comm: record.comm };
+        let errno = (-4095..0).contains(&record.ret).then(|| record.ret.unsigned_abs());
+        events(Event::SyscallSlow(Slow {
+            time_unix_ns: context.clock.wall(record.header.time_ns),
+            who: context.owners.who(&owner, record.cgroup_id, 0),
+            tid: record.tid,
+            syscall: names::name(id),
+            duration: Duration::from_nanos(record.duration_ns),
+            args: (record.has_args != 0).then_some(record.args),
+            error: errno.and_then(|errno| u32::try_from(errno).ok()).map(errno_name),
+        }));
+    }
+    Ok(())
+}
+
 impl Signal for Running {
     fn record(&mut self, bytes: &[u8], context: &mut Context<'_>) -> Result<(), DecodeError> {
-        let header = collect::header(bytes)?;
-        if header.kind != KIND_SLOW {
-            return Err(DecodeError::Kind(header.kind));
-        }
-        let record: SlowRecord = collect::record(bytes)?;
-        if let Some(events) = &mut context.events {
-            let owner = Owner { start_ns: record.start_ns, tgid: record.tgid, _pad: 0, comm: record.comm };
-            let id =
-                SyscallId::try_from(record.id).map_err(|_too_large| DecodeError::Value("system call"))?;
-            let errno = (-4095..0).contains(&record.ret).then(|| record.ret.unsigned_abs());
-            events(Event::SyscallSlow(Slow {
-                time_unix_ns: context.clock.wall(record.header.time_ns),
-                who: context.owners.who(&owner, record.cgroup_id, 0),
-                tid: record.tid,
-                syscall: names::name(id),
-                duration: Duration::from_nanos(record.duration_ns),
-                args: (record.has_args != 0).then_some(record.args),
-                error: errno.and_then(|errno| u32::try_from(errno).ok()).map(errno_name),
-            }));
-        }
-        Ok(())
+        record(bytes, context)
     }
 
     fn tick(&mut self, context: &mut Context<'_>) -> io::Result<()> {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use comfy_table::{CellAlignment, Table, presets};
 
+pub(in crate::sink) use self::text::is_hostile;
 pub use self::text::{escape, seconds};
 use crate::entity::Entity;
 use crate::kernel::clock::rfc3339;

@@ -19,7 +19,8 @@ pub fn escape(text: &str) -> String {
     safe
 }
 
-fn is_hostile(character: char) -> bool {
+/// What [`escape`] escapes.
+pub(in crate::sink) fn is_hostile(character: char) -> bool {
     character.is_control()
         || matches!(
             character,

@@ -1,164 +1,17 @@
-//! The kernel's own type information (BTF), read in place.
-//!
-//! A reader of our own, because the libraries hold every type and name as objects of their own. Over the
-//! reference host's 5.5 MB /sys/kernel/btf/vmlinux (126,586 types), release build: `btf` 0.5 took 213 ms, 3.0
-//! million allocations and 69 MiB of anonymous memory, `btfparse` 1.3 took 121 ms, 0.7 million and 60 MiB;
-//! the whole agent is to stay under 40 MiB. This one keeps the file's bytes and four bytes a type, which is 6
-//! MB for the moment of start-up, and answers the table of fields in a few milliseconds. (`btf` also lets the
-//! last of several types of one name win, and multiplies array sizes unchecked.)
-//!
-//! The format is that of Documentation/bpf/btf.rst. Every function is total over any bytes: lengths, ids and
-//! offsets are checked where they are used, chains and nesting have limits.
+//! What is asked of the types: members, sizes, enums, prototypes. Total over any bytes that [`KernelBtf`] took.
 
-use std::fs::File;
-use std::io::Read;
-use std::path::{Path, PathBuf};
+use super::KernelBtf;
+use super::format::{Kind, TYPE_LEN, Type, type_at, u32_at};
 
-/// Larger files are refused; the kernels of distributions have 5 to 12 MB.
-const MAX_BYTES: u64 = 64 << 20;
-/// Longest name that is looked at; the kernel allows 511 bytes.
+/// Longest name that is looked at, its closing zero included; the kernel allows as much.
 const MAX_NAME: usize = 512;
 /// Limit for chains of typedefs and qualifiers, arrays of arrays and structs in structs.
 const MAX_DEPTH: u32 = 32;
-/// Limit for the members visited in one search.
-const MAX_STEPS: u32 = 1 << 16;
-
-const MAGIC: u16 = 0xeb9f;
-/// magic, version, flags, hdr_len and the two sections' offset and length.
-const HEADER_LEN: usize = 24;
-/// `struct btf_type`: name_off, info, size or type.
-const TYPE_LEN: usize = 12;
-
-/// Why BTF cannot be used at all.
-#[derive(Debug, thiserror::Error)]
-pub enum BtfError {
-    /// The running kernel does not publish its types.
-    #[error(
-        "this kernel has no BTF at {} (boot one built with CONFIG_DEBUG_INFO_BTF=y, or give its BTF with --btf FILE)",
-        .0.display()
-    )]
-    Absent(PathBuf),
-    /// The file cannot be read.
-    #[error("cannot read BTF from {}: {source} (give a readable BTF file of the running kernel with --btf FILE)", .path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// The file is larger than any kernel's BTF.
-    #[error(
-        "BTF is larger than {MAX_BYTES} bytes (give the raw BTF of the running kernel with --btf FILE, not a whole vmlinux)"
-    )]
-    TooLarge,
-    /// What is wrong with a file.
-    #[error("{}: {source}", .path.display())]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// [`Self::TooLarge`] or [`Self::Malformed`].
-        source: Box<Self>,
-    },
-    /// These bytes are not BTF.
-    #[error(
-        "not BTF: {what} at byte {at} (give the raw BTF of the running kernel with --btf FILE; `bpftool btf dump file FILE` must accept it)"
-    )]
-    Malformed {
-        /// What is wrong.
-        what: &'static str,
-        /// Where: bytes from the start of the file.
-        at: usize,
-    },
-}
-
-/// The kinds of type that BTF knows, `BTF_KIND_*`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
-    Int,
-    Ptr,
-    Array,
-    Struct,
-    Union,
-    Enum,
-    Fwd,
-    Typedef,
-    Volatile,
-    Const,
-    Restrict,
-    Func,
-    FuncProto,
-    Var,
-    DataSec,
-    Float,
-    DeclTag,
-    TypeTag,
-    Enum64,
-}
-
-impl Kind {
-    fn from_number(number: u32) -> Option<Self> {
-        Some(match number {
-            1 => Self::Int,
-            2 => Self::Ptr,
-            3 => Self::Array,
-            4 => Self::Struct,
-            5 => Self::Union,
-            6 => Self::Enum,
-            7 => Self::Fwd,
-            8 => Self::Typedef,
-            9 => Self::Volatile,
-            10 => Self::Const,
-            11 => Self::Restrict,
-            12 => Self::Func,
-            13 => Self::FuncProto,
-            14 => Self::Var,
-            15 => Self::DataSec,
-            16 => Self::Float,
-            17 => Self::DeclTag,
-            18 => Self::TypeTag,
-            19 => Self::Enum64,
-            _ => return None,
-        })
-    }
-
-    /// Bytes that follow `struct btf_type`: once, and for each of its `vlen` elements.
-    fn trailer(self) -> (usize, usize) {
-        match self {
-            Self::Int | Self::Var | Self::DeclTag => (4, 0),
-            Self::Array => (12, 0),
-            Self::Struct | Self::Union | Self::DataSec | Self::Enum64 => (0, 12),
-            Self::Enum | Self::FuncProto => (0, 8),
-            Self::Ptr
-            | Self::Fwd
-            | Self::Typedef
-            | Self::Volatile
-            | Self::Const
-            | Self::Restrict
-            | Self::Func
-            | Self::Float
-            | Self::TypeTag => (0, 0),
-        }
-    }
-
-    /// Only names or qualifies another type.
-    fn is_modifier(self) -> bool {
-        matches!(self, Self::Typedef | Self::Volatile | Self::Const | Self::Restrict | Self::TypeTag)
-    }
-}
-
-/// The head of one type; what follows it is read when asked for.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Type {
-    /// Position of `struct btf_type` in the file.
-    at: usize,
-    name: u32,
-    pub(crate) kind: Kind,
-    vlen: u32,
-    /// For structs: members carry bit-field widths. For enums: values are signed.
-    flag: bool,
-    /// Bytes of the type, or the id of the type it refers to: depends on the kind.
-    size_or_type: u32,
-}
+/// Limit for the members visited in one search; `task_struct` has some three hundred.
+const MAX_STEPS: u32 = 1 << 12;
+/// Variants of an enum that are listed; the kernel's longest has some hundred. A name may be shared, so the list could take a
+/// hundred times the file's size.
+const MAX_VARIANTS: u32 = 4_096;
 
 /// Where a member is inside the outermost struct of a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -180,110 +33,7 @@ pub struct Variant {
     pub value: i64,
 }
 
-/// The types of a kernel: the bytes of its BTF and where each type starts.
-///
-/// Needed while BPF programs are prepared; drop it afterwards.
-pub struct KernelBtf {
-    bytes: Vec<u8>,
-    /// Position of every type in `bytes`; entry i is type id i + 1 (0 is void).
-    types: Vec<u32>,
-    strings_at: usize,
-    strings_end: usize,
-}
-
-impl std::fmt::Debug for KernelBtf {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { bytes, types, .. } = self;
-        f.debug_struct("KernelBtf").field("bytes", &bytes.len()).field("types", &types.len()).finish()
-    }
-}
-
 impl KernelBtf {
-    /// Where the running kernel publishes its types.
-    pub const HOST_PATH: &str = "/sys/kernel/btf/vmlinux";
-
-    /// Reads the BTF of the running kernel.
-    ///
-    /// # Errors
-    /// [`BtfError::Absent`] where the kernel publishes none; others as for [`Self::from_file`].
-    pub fn from_host() -> Result<Self, BtfError> {
-        match Self::from_file(Path::new(Self::HOST_PATH)) {
-            Err(BtfError::Read { path, source }) if source.kind() == std::io::ErrorKind::NotFound => {
-                Err(BtfError::Absent(path))
-            }
-            other => other,
-        }
-    }
-
-    /// Reads BTF from a file: raw BTF, as in /sys/kernel/btf or from `pahole --btf_encode_detached`.
-    ///
-    /// # Errors
-    /// The file cannot be read, is too large or is not little-endian BTF.
-    pub fn from_file(path: &Path) -> Result<Self, BtfError> {
-        let read = || -> std::io::Result<Vec<u8>> {
-            let file = File::open(path)?;
-            let len = file.metadata()?.len().min(MAX_BYTES);
-            // The file is read once: room for all of it, and one byte more to see its end.
-            let mut bytes = Vec::with_capacity(usize::try_from(len).unwrap_or(0).saturating_add(1));
-            file.take(MAX_BYTES + 1).read_to_end(&mut bytes)?;
-            Ok(bytes)
-        };
-        let bytes = read().map_err(|source| BtfError::Read { path: path.to_owned(), source })?;
-        Self::from_bytes(bytes)
-            .map_err(|source| BtfError::File { path: path.to_owned(), source: Box::new(source) })
-    }
-
-    /// Takes raw BTF from memory. Total over any bytes.
-    ///
-    /// # Errors
-    /// The bytes are too many or are not little-endian BTF.
-    pub fn from_bytes(bytes: Vec<u8>) -> Result<Self, BtfError> {
-        if bytes.len() as u64 > MAX_BYTES {
-            return Err(BtfError::TooLarge);
-        }
-        let malformed = |what, at| BtfError::Malformed { what, at };
-        let magic = bytes.first_chunk::<2>().map(|magic| u16::from_le_bytes(*magic));
-        match magic {
-            Some(MAGIC) => {}
-            Some(other) if other.swap_bytes() == MAGIC => {
-                return Err(malformed("big-endian types, these programs are little-endian", 0));
-            }
-            Some(_) | None => return Err(malformed("no BTF magic number", 0)),
-        }
-        if bytes.get(2) != Some(&1) {
-            return Err(malformed("unknown version", 2));
-        }
-        let field = |at| u32_at(&bytes, at).map(|value| value as usize).ok_or(malformed("short header", at));
-        let (header, type_off, type_len) = (field(4)?, field(8)?, field(12)?);
-        let (str_off, str_len) = (field(16)?, field(20)?);
-        if header < HEADER_LEN {
-            return Err(malformed("header length too small", 4));
-        }
-        // Cannot overflow on 64 bits: each is a u32.
-        let (types_at, strings_at) = (header + type_off, header + str_off);
-        let (types_end, strings_end) = (types_at + type_len, strings_at + str_len);
-        if types_end > bytes.len() {
-            return Err(malformed("type section beyond the end", 8));
-        }
-        if strings_end > bytes.len() {
-            return Err(malformed("string section beyond the end", 16));
-        }
-
-        let mut types = Vec::with_capacity(type_len / 30);
-        let mut at = types_at;
-        while at < types_end {
-            let ty = type_at(&bytes, at).ok_or(malformed("type of unknown kind", at))?;
-            let (once, each) = ty.kind.trailer();
-            let next = at + TYPE_LEN + once + each * ty.vlen as usize;
-            if next > types_end {
-                return Err(malformed("type beyond the end of its section", at));
-            }
-            types.push(at as u32); // at < MAX_BYTES
-            at = next;
-        }
-        Ok(Self { bytes, types, strings_at, strings_end })
-    }
-
     /// Whether the kernel has a tracepoint of this name, by the prototype that raw tracepoints are checked
     /// against.
     pub fn tracepoint_exists(&self, name: &str) -> bool {
@@ -300,13 +50,13 @@ impl KernelBtf {
         })
     }
 
-    /// All variants of an enum, in the order of the kernel's source; none where the kernel has no such enum.
+    /// The variants of an enum (the first 4,096), in the order of the kernel's source; none where the kernel has no such enum.
     pub fn enum_variants(&self, name: &str) -> Vec<Variant> {
         let Some(ty) = self.enums(name).next() else { return Vec::new() };
-        (0..ty.vlen)
+        (0..ty.vlen.min(MAX_VARIANTS))
             .filter_map(|index| {
                 let (name, value) = self.enum_element(ty, index)?;
-                Some(Variant { name: String::from_utf8_lossy(self.name_at(name)).into_owned(), value })
+                Some(Variant { name: String::from_utf8_lossy(self.name_at(name)?).into_owned(), value })
             })
             .collect()
     }
@@ -426,7 +176,7 @@ impl KernelBtf {
             let place = self.element_u32(outer, at + 8)?;
             let (bit, width) = if outer.flag { (place & 0x00ff_ffff, place >> 24) } else { (place, 0) };
             let member = Member { bit: bit.into(), type_id, width };
-            if self.name_at(member_name).is_empty() {
+            if self.name_at(member_name).is_some_and(<[u8]>::is_empty) {
                 let inner =
                     self.strip(type_id).and_then(|anonymous| self.member_of(anonymous, name, depth, steps));
                 if let Some(inner) = inner {
@@ -473,7 +223,7 @@ impl KernelBtf {
         (0..count).map_while(move |index| {
             let at = index.checked_mul(8)?;
             let name = self.element_u32(prototype, at)?;
-            Some((self.name_at(name), self.element_u32(prototype, at + 4)?))
+            Some((self.name_at(name).unwrap_or_default(), self.element_u32(prototype, at + 4)?))
         })
     }
 
@@ -503,10 +253,11 @@ impl KernelBtf {
         self.bytes.get(at..self.strings_end).unwrap_or_default()
     }
 
-    fn name_at(&self, name: u32) -> &[u8] {
+    /// None where no zero ends it.
+    fn name_at(&self, name: u32) -> Option<&[u8]> {
         let rest = self.strings_from(name);
-        let rest = rest.get(..MAX_NAME).unwrap_or(rest);
-        rest.split(|&byte| byte == 0).next().unwrap_or_default()
+        let len = rest.iter().take(MAX_NAME).position(|&byte| byte == 0)?;
+        rest.get(..len)
     }
 
     fn name_is(&self, name: u32, wanted: &[u8]) -> bool {
@@ -514,91 +265,14 @@ impl KernelBtf {
     }
 }
 
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
-    bytes.get(at..)?.first_chunk::<4>().map(|word| u32::from_le_bytes(*word))
-}
-
-fn type_at(bytes: &[u8], at: usize) -> Option<Type> {
-    let head = bytes.get(at..)?.first_chunk::<TYPE_LEN>()?;
-    let info = u32_at(head, 4)?;
-    Some(Type {
-        at,
-        name: u32_at(head, 0)?,
-        // The bits that old kernels leave zero are read as well: newer ones give the count 24 bits and the
-        // kind 7.
-        kind: Kind::from_number((info >> 24) & 0x7f)?,
-        vlen: info & 0x00ff_ffff,
-        flag: info >> 31 == 1,
-        size_or_type: u32_at(head, 8)?,
-    })
-}
-
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::kernel::btf_blob::Blob;
 
     type TestResult = Result<(), Box<dyn std::error::Error>>;
-
-    #[test]
-    fn bytes_that_are_not_btf_are_refused_with_the_place() {
-        let whole = {
-            let mut blob = Blob::new();
-            let int = blob.int("int", 4);
-            blob.structure("s", 4, &[("a", int, 0)]);
-            blob.bytes()
-        };
-        let with = |at: usize, byte: u8| {
-            let mut bytes = whole.clone();
-            if let Some(place) = bytes.get_mut(at) {
-                *place = byte;
-            }
-            bytes
-        };
-        let mut big_endian = whole.clone();
-        if let Some(magic) = big_endian.get_mut(..2) {
-            magic.reverse();
-        }
-        let cases: &[(&str, Vec<u8>, &str)] = &[
-            ("empty", Vec::new(), "no BTF magic"),
-            ("an ELF file", b"\x7fELF\x02\x01\x01".to_vec(), "no BTF magic"),
-            ("big-endian", big_endian, "big-endian"),
-            ("version 2", with(2, 2), "unknown version"),
-            ("magic alone", vec![0x9f, 0xeb, 1], "short header"),
-            ("header of 8 bytes", with(4, 8), "header length"),
-            ("type section too long", with(15, 0x7f), "type section"),
-            ("string section too long", with(23, 0x7f), "string section"),
-            ("kind 31", with(24 + 7, 31), "unknown kind"),
-            ("kind 0", with(24 + 7, 0), "unknown kind"),
-            ("65,280 members", with(24 + 16 + 5, 0xff), "beyond the end of its section"),
-        ];
-        for (name, bytes, expected) in cases {
-            let error = KernelBtf::from_bytes(bytes.clone()).map(drop).map_err(|error| error.to_string());
-            assert!(error.as_ref().is_err_and(|text| text.contains(expected)), "{name}: {error:?}");
-        }
-        assert!(KernelBtf::from_bytes(whole).is_ok());
-    }
-
-    #[test]
-    fn every_kind_is_stepped_over() -> TestResult {
-        let mut blob = Blob::new();
-        let int = blob.int("int", 4);
-        for kind in [2, 7, 8, 9, 10, 11, 12, 16, 18] {
-            blob.raw("x", kind, false, 0, int, &[]);
-        }
-        blob.raw("v", 14, false, 0, int, &[1]);
-        blob.raw(".data", 15, false, 2, 8, &[1, 0, 4, 1, 4, 4]);
-        blob.raw("tag", 17, false, 0, int, &[u32::MAX]);
-        blob.array(int, 3);
-        blob.prototype(&[("a", int)]);
-        blob.enumeration("e", false, &[("A", 0)]);
-        blob.enumeration64("e64", &[("B", 0)]);
-        blob.union("u", 4, &[("a", int, 0)]);
-        blob.structure("last", 4, &[("a", int, 0)]);
-        let btf = KernelBtf::from_bytes(blob.bytes())?;
-        assert_eq!(btf.named("last").map(|ty| ty.kind).collect::<Vec<_>>(), [Kind::Struct]);
-        Ok(())
-    }
 
     #[test]
     fn enums_are_read_signed_unsigned_and_wide() -> TestResult {
@@ -624,6 +298,42 @@ mod tests {
         let names: Vec<_> = btf.enum_variants("small").into_iter().map(|v| (v.name, v.value)).collect();
         assert_eq!(names, [("MINUS".to_owned(), -1), ("TWO".to_owned(), 2)]);
         assert!(btf.enum_variants("none").is_empty());
+        Ok(())
+    }
+
+    #[test]
+    fn a_list_of_variants_is_bounded() -> TestResult {
+        let mut blob = Blob::new();
+        let name = "N".repeat(MAX_NAME - 1);
+        let at = blob.raw(&name, 16, false, 0, 4, &[]); // its name is the first string, at 1
+        assert_eq!(at, 1);
+        let tail: Vec<u32> = (0..3 * MAX_VARIANTS).flat_map(|value| [1, value]).collect();
+        blob.raw("hostile", 6, false, 3 * MAX_VARIANTS, 4, &tail);
+        let btf = KernelBtf::from_bytes(blob.bytes())?;
+        let variants = btf.enum_variants("hostile");
+        assert_eq!(variants.len(), MAX_VARIANTS as usize);
+        assert!(variants.iter().all(|variant| variant.name.len() == MAX_NAME - 1));
+        Ok(())
+    }
+
+    #[test]
+    fn a_name_that_nothing_ends_is_none() -> TestResult {
+        let mut blob = Blob::new();
+        let long = blob.raw(&"N".repeat(MAX_NAME), 16, false, 0, 4, &[]); // at 1 of the strings
+        let beyond = u32::MAX;
+        blob.raw("e", 6, false, 3, 4, &[1, 10, beyond, 11, 0, 12]);
+        let int = blob.int("int", 4);
+        let inner = blob.structure("", 4, &[("x", int, 0)]);
+        blob.raw("s", 4, false, 1, 4, &[beyond, inner, 0]);
+        let btf = KernelBtf::from_bytes(blob.bytes())?;
+        assert_eq!(long, 1);
+        assert_eq!(btf.enum_variants("e"), [Variant { name: String::new(), value: 12 }]);
+        let outer = btf.named("s").next().ok_or("no struct")?;
+        assert_eq!(
+            btf.member(outer, ["x"].into_iter()),
+            Err("x"),
+            "a member without a name is not an anonymous one"
+        );
         Ok(())
     }
 
@@ -655,6 +365,101 @@ mod tests {
         }
         assert_eq!(btf.size_of(u32::MAX), None);
         Ok(())
+    }
+
+    /// A struct as it is declared: members, and where each of them is anonymous what is inside.
+    #[derive(Clone, Debug)]
+    enum Shape {
+        Word(u8),
+        Anonymous { union: bool, members: Vec<Shape> },
+        Named(Vec<Shape>),
+    }
+
+    fn shape() -> impl Strategy<Value = Shape> {
+        let word = prop_oneof![Just(1_u8), Just(2), Just(4), Just(8)].prop_map(Shape::Word);
+        word.prop_recursive(4, 24, 4, |inner| {
+            let members = prop::collection::vec(inner, 1..4);
+            prop_oneof![
+                (any::<bool>(), members.clone())
+                    .prop_map(|(union, members)| Shape::Anonymous { union, members }),
+                members.prop_map(Shape::Named),
+            ]
+        })
+    }
+
+    /// Puts members into a blob one after another, and says by which path each word is found, and at which bit.
+    fn lay_out(
+        blob: &mut Blob,
+        union: bool,
+        members: &[Shape],
+        prefix: &str,
+        base: u32,
+        words: &mut Vec<(String, u32)>,
+    ) -> (Vec<(String, u32, u32)>, u32) {
+        let (mut laid_out, mut end, mut largest) = (Vec::new(), 0, 0);
+        for member in members {
+            let at = if union { 0 } else { end };
+            // Every name is used once, so a path means one word.
+            let name = format!("m{}", words.len());
+            let (name, ty, size) = match member {
+                Shape::Word(size) => {
+                    words.push((format!("{prefix}{name}"), base + at));
+                    let size = u32::from(*size);
+                    (name, blob.int("int", size), size)
+                }
+                Shape::Anonymous { union, members } => {
+                    let (inner, size) = lay_out(blob, *union, members, prefix, base + at, words);
+                    (String::new(), record(blob, "", *union, size, &inner), size)
+                }
+                Shape::Named(members) => {
+                    words.push((format!("{prefix}{name}"), base + at));
+                    let path = format!("{prefix}{name}.");
+                    let (inner, size) = lay_out(blob, false, members, &path, base + at, words);
+                    (name, record(blob, "named", false, size, &inner), size)
+                }
+            };
+            laid_out.push((name, ty, at * 8));
+            end = at + size;
+            largest = end.max(largest);
+        }
+        (laid_out, largest)
+    }
+
+    fn record(blob: &mut Blob, name: &str, union: bool, size: u32, members: &[(String, u32, u32)]) -> u32 {
+        let members: Vec<_> = members.iter().map(|(name, ty, bit)| (name.as_str(), *ty, *bit)).collect();
+        if union { blob.union(name, size, &members) } else { blob.structure(name, size, &members) }
+    }
+
+    proptest! {
+        #[test]
+        fn every_member_is_found_where_it_was_put(members in prop::collection::vec(shape(), 1..6)) {
+            let mut blob = Blob::new();
+            let mut words = Vec::new();
+            let (laid_out, size) = lay_out(&mut blob, false, &members, "", 0, &mut words);
+            let outer = record(&mut blob, "outer", false, size, &laid_out);
+            let btf = KernelBtf::from_bytes(blob.bytes()).unwrap();
+            prop_assert_eq!(btf.size_of(outer), Some(size.into()));
+            let outer = btf.named("outer").next().unwrap();
+            for (path, at) in words {
+                let found = btf.member(outer, path.split('.')).map(|member| member.bit);
+                prop_assert_eq!(found, Ok(u64::from(at) * 8), "{}", path);
+            }
+            prop_assert_eq!(btf.member(outer, ["absent"].into_iter()), Err("absent"));
+        }
+
+        #[test]
+        fn any_sections_are_read_or_refused(types in prop::collection::vec(any::<u8>(), 0..400), strings in prop::collection::vec(any::<u8>(), 0..40)) {
+            let mut bytes = vec![0x9f, 0xeb, 1, 0];
+            for word in [24, 0, types.len(), types.len(), strings.len()] {
+                bytes.extend_from_slice(&(word as u32).to_le_bytes());
+            }
+            bytes.extend([types, strings].concat());
+            if let Ok(btf) = KernelBtf::from_bytes(bytes) {
+                for id in 0..100 {
+                    let _ = (btf.size_of(id), btf.element_size(id), btf.kind_of(id));
+                }
+            }
+        }
     }
 
     #[test]
