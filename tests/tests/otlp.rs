@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use probe_tests::otlp_receiver::{Fault, Point, PointValue, Receiver};
+use probe_tests::probe::patient;
 use probe_user::entity::{ContainerIdentity, Entity, Runtime};
 use probe_user::event::{AttrValue, Attributes, key, name};
 use probe_user::series::{Limits, Store, attr, metrics};
@@ -322,14 +323,14 @@ async fn a_hanging_collector_costs_a_timeout_and_no_more() -> Result<()> {
         agent.tick();
     }
     assert!(
-        started.elapsed() < Duration::from_secs(2),
+        started.elapsed() < patient(Duration::from_secs(2)),
         "nobody waits for the network: {:?}",
         started.elapsed()
     );
     receiver.wait_for("a second attempt", DEADLINE, |r| (r.calls() >= 2).then_some(()))?;
     let flushing = Instant::now();
     assert_eq!(agent.exporter.flush(Duration::from_millis(300)).await, Flushed::DeadlinePassed);
-    assert!(flushing.elapsed() < Duration::from_millis(1_500), "{:?}", flushing.elapsed());
+    assert!(flushing.elapsed() < patient(Duration::from_millis(1_500)), "{:?}", flushing.elapsed());
     assert!(agent.failed("otlp_metrics", "timeout") + agent.failed("otlp_metrics", "superseded") >= 998);
     assert_eq!(said(&receiver.endpoint()).len(), 1);
     receiver.set_fault(Fault::None);
@@ -341,7 +342,7 @@ async fn a_hanging_collector_costs_a_timeout_and_no_more() -> Result<()> {
     agent.exporter.event(&Entity::Host, &Retransmit(START));
     let ending = Instant::now();
     assert_eq!(agent.exporter.shutdown(Duration::from_millis(300)).await, Flushed::DeadlinePassed);
-    assert!(ending.elapsed() < Duration::from_millis(1_500), "{:?}", ending.elapsed());
+    assert!(ending.elapsed() < patient(Duration::from_millis(1_500)), "{:?}", ending.elapsed());
     Ok(())
 }
 
@@ -447,7 +448,7 @@ fn own_metrics(workers: usize) -> Result<()> {
         stats.add(metrics::PROBE_EVENTS, &[attr(key::SIGNAL, "tcp")], 1);
         let ending = Instant::now();
         assert!(telemetry.shutdown(Duration::from_secs(10)).await, "the last export went well");
-        assert!(ending.elapsed() < Duration::from_secs(5), "{:?}", ending.elapsed());
+        assert!(ending.elapsed() < patient(Duration::from_secs(5)), "{:?}", ending.elapsed());
         anyhow::Ok(())
     })?;
     let points = receiver.points();
@@ -490,6 +491,6 @@ async fn own_metrics_do_not_hold_up_the_end_when_the_collector_hangs() -> Result
     receiver.wait_for("an export", DEADLINE, |r| (r.calls() > 0).then_some(()))?;
     let ending = Instant::now();
     assert!(!telemetry.shutdown(Duration::from_millis(300)).await);
-    assert!(ending.elapsed() < Duration::from_secs(1), "{:?}", ending.elapsed());
+    assert!(ending.elapsed() < patient(Duration::from_secs(1)), "{:?}", ending.elapsed());
     Ok(())
 }

@@ -55,7 +55,7 @@ pub(crate) struct Args {
     #[arg(long)]
     refresh: bool,
     /// Machines at a time
-    #[arg(long, value_name = "N", default_value_t = 4)]
+    #[arg(long, value_name = "N", default_value_t = 2)]
     jobs: usize,
     /// Write the table into README.md and docs/kernels.md
     #[arg(long, conflicts_with_all = ["test", "exec"])]
