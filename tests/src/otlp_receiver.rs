@@ -300,6 +300,14 @@ impl Receiver {
         self.metrics().iter().flat_map(|arrived| points(&arrived.message)).collect()
     }
 
+    /// The data points that were accepted after the first so many requests, in order, and how many requests there are now.
+    #[must_use]
+    pub fn points_after(&self, requests: usize) -> (Vec<Point>, usize) {
+        let inbox = self.shared.lock();
+        let new = inbox.metrics.get(requests..).unwrap_or_default();
+        (new.iter().flat_map(|arrived| points(&arrived.message)).collect(), inbox.metrics.len())
+    }
+
     /// Every log record that was accepted, in order.
     #[must_use]
     pub fn records(&self) -> Vec<Record> {

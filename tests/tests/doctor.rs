@@ -8,6 +8,7 @@ use std::process::Output;
 use anyhow::{Context as _, Result, ensure};
 use probe_tests::privileges::{NOBODY, PublicCopy};
 use probe_tests::probe::{DEADLINE, command, poll, require_root, run};
+use probe_tests::require::kernel_before;
 use probe_user::signals;
 use serde_json::Value;
 
@@ -65,6 +66,11 @@ fn rows() -> Vec<String> {
     rows
 }
 
+/// What a row says on this kernel. Why a reset was sent is told from 6.10 on.
+fn expected(row: &str) -> Result<&'static str> {
+    Ok(if row == "signal tcp" && kernel_before("6.10")? { "degraded" } else { "ok" })
+}
+
 #[test]
 fn everything_works_here_and_nothing_stays() -> Result<()> {
     require_root()?;
@@ -78,7 +84,7 @@ fn everything_works_here_and_nothing_stays() -> Result<()> {
     ensure!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
     let checks = checks(&output)?;
     for name in rows() {
-        ensure!(status(&checks, &name) == "ok", "{name}: {:?}", checks.get(&name));
+        ensure!(status(&checks, &name) == expected(&name)?, "{name}: {:?}", checks.get(&name));
     }
     for name in [
         "kernel",
@@ -130,8 +136,9 @@ fn the_table_says_the_same_and_fits() -> Result<()> {
     ensure!(output.status.code() == Some(0), "{output:?}");
     let text = String::from_utf8(output.stdout)?;
     for name in rows() {
-        let line = text.lines().find(|line| line.starts_with(&format!("{name} "))).context(name)?;
-        ensure!(line.contains(" ok "), "{line}");
+        let line = text.lines().find(|line| line.starts_with(&format!("{name} ")));
+        let line = line.with_context(|| name.clone())?;
+        ensure!(line.contains(&format!(" {} ", expected(&name)?)), "{line}");
     }
     for line in text.lines() {
         ensure!(line.chars().count() <= COLUMNS, "too wide: {line}");

@@ -43,7 +43,8 @@ fn a_helper_that_the_kernel_lacks_is_named() -> Result<()> {
     ensure!(unknown == &format!("helper {NO_HELPER}"), "{unknown}");
     ensure!(*part == "inet_sock_set_state", "{part} is not the first that calls it");
     // What the verifier said stays to be read.
-    ensure!(error.cause().contains(&format!("#{NO_HELPER}")), "{error}");
+    let said = error.verifier().context("the verifier said nothing")?;
+    ensure!(said.contains(&format!("#{NO_HELPER}")), "{said}");
     ensure!(!error.is_permission_denied(), "{error}");
 
     // The object as it is loads, so that nothing else was the matter.

@@ -152,8 +152,8 @@ impl LoadError {
     pub fn verifier(&self) -> Option<String> {
         match self {
             Self::Program { source, .. } => verifier(source),
+            Self::Unknown { source, .. } => source.verifier(),
             Self::MissingFields { .. }
-            | Self::Unknown { .. }
             | Self::Object { .. }
             | Self::Attach { .. }
             | Self::NoCgroup { .. }
