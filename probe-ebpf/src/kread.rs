@@ -6,7 +6,7 @@
 use core::mem::MaybeUninit;
 use core::ptr::{addr_of, read_volatile};
 
-use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
+use aya_ebpf::helpers::generated::{bpf_probe_read_kernel, bpf_probe_read_kernel_str};
 use probe_common::fields::{FIELD_COUNT, Field, FieldSlot, KernelPointer};
 
 use crate::{Error, Result};
@@ -107,6 +107,17 @@ pub fn read_into<T: Copy>(base: KernelPointer, field: Field<T>, value: &mut T) -
         bpf_probe_read_kernel((&raw mut *value).cast(), size_of::<T>() as u32, address as *const _)
     };
     if failed == 0 { Ok(()) } else { Err(Error::Read) }
+}
+
+/// Reads text of the kernel object at `base` up to its NUL; zeros after that, whatever the kernel has left there: in 5.10 a
+/// shorter name of a task leaves the end of the longer one before it.
+#[inline(always)]
+pub fn read_text<const N: usize>(base: KernelPointer, field: Field<[u8; N]>) -> Result<[u8; N]> {
+    let address = address(base, field)?;
+    let mut text = [0; N];
+    // SAFETY: as in `read_at`; the helper writes no further than `N` bytes.
+    let len = unsafe { bpf_probe_read_kernel_str((&raw mut text).cast(), N as u32, address as *const _) };
+    if len >= 0 { Ok(text) } else { Err(Error::Read) }
 }
 
 /// The address behind a pointer that the verifier keeps typed (a context's socket), on which it allows no arithmetic: read

@@ -21,7 +21,7 @@ pub fn owner_of(task: KernelPointer) -> Result<Owner> {
         start_ns: kread!(leader, TASK_START_BOOTTIME)?,
         tgid: kread!(leader, TASK_TGID)? as u32,
         _pad: 0,
-        comm: kread!(leader, TASK_COMM)?,
+        comm: kread::read_text(leader, fields::TASK_COMM)?,
     })
 }
 
