@@ -22,8 +22,10 @@ const END: Duration = Duration::from_secs(60);
 pub const DEADLINE: Duration = Duration::from_secs(10);
 /// How many times longer everything may take in an emulated machine.
 const EMULATED: u32 = 6;
-/// Between two looks at something that cannot be waited for.
+/// Between two looks at something that cannot be waited for. In an emulated machine, looking takes the time of what is looked
+/// at.
 const POLL: Duration = Duration::from_millis(5);
+const EMULATED_POLL: Duration = Duration::from_millis(40);
 
 /// Fails unless this process is root: a live test that cannot run must not pass.
 ///
@@ -67,7 +69,7 @@ pub fn poll<T>(what: &str, deadline: Duration, mut ask: impl FnMut() -> Result<O
         if late {
             bail!("{what}: not within {deadline:?}");
         }
-        std::thread::sleep(POLL);
+        std::thread::sleep(if in_guest() { EMULATED_POLL } else { POLL });
     }
 }
 
