@@ -65,12 +65,12 @@ impl Live {
             found.with_context(|| format!("cargo named no executable {name}"))
         };
         ensure!(!suites.is_empty(), "cargo named no programs of tests");
-        Ok(Self {
-            suites,
-            probe: path_of(&probe, "probe")?,
-            runner: path_of(&bins, "live")?,
-            tools: bins.into_iter().filter(|built| built.name != "live").map(|built| built.path).collect(),
-        })
+        let (probe, runner) = (path_of(&probe, "probe")?, path_of(&bins, "live")?);
+        // Cargo names them in the order in which it happened to build them.
+        let mut tools = bins.into_iter().map(|built| built.path).collect::<Vec<_>>();
+        tools.retain(|path| *path != runner);
+        tools.sort();
+        Ok(Self { suites, probe, runner, tools })
     }
 
     /// The tests whose `suite::name` contains `filter`.

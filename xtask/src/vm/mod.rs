@@ -233,3 +233,22 @@ fn identity(live: &Live) -> Result<Vec<(PathBuf, u64, u128)>> {
     };
     live.programs().map(of).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{live::Ended, protocol::Outcome};
+
+    #[test]
+    fn the_hosts_results_are_read_back() {
+        let tests = [
+            ("a::b".to_owned(), Ended { outcome: Outcome::Passed, seconds: 1.5 }),
+            ("a::c".to_owned(), Ended { outcome: Outcome::Failed { output: "x\n".into() }, seconds: 0.0 }),
+        ];
+        let results = Results { kernel: "6.18".into(), tests: tests.into_iter().collect() };
+        let kept = HostResults { programs: vec![("/x".into(), 7, 1_795_324_246_248_454_111)], results };
+        let text = serde_json::to_vec(&kept).unwrap();
+        let read: HostResults = serde_json::from_slice(&text).unwrap();
+        assert_eq!(serde_json::to_vec(&read).unwrap(), text);
+    }
+}
