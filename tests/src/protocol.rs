@@ -24,6 +24,9 @@ pub struct Plan {
     pub env: BTreeMap<String, String>,
     /// A test that takes longer is killed and has failed.
     pub timeout_s: u64,
+    /// Whether a test that failed is tried once more. Emulated machines stand still at times, and tests take that for silence;
+    /// it is said, and the first failure shown.
+    pub second_try: bool,
 }
 
 /// One program of tests.
@@ -54,6 +57,8 @@ pub enum Event {
         outcome: Outcome,
         /// How long it took.
         seconds: f64,
+        /// What it wrote at its first try, which failed.
+        first_failure: Option<String>,
     },
     /// A line that the command wrote.
     Output {

@@ -29,10 +29,17 @@ pub fn run(plan: &Plan, events: &mut dyn Write) -> Result<()> {
     for suite in &plan.suites {
         for test in &suite.tests {
             let start = Instant::now();
-            let outcome = run_test(plan, suite, test)
-                .unwrap_or_else(|error| Outcome::Failed { output: format!("{error:#}") });
+            let run = || {
+                run_test(plan, suite, test)
+                    .unwrap_or_else(|error| Outcome::Failed { output: format!("{error:#}") })
+            };
+            let (outcome, first_failure) = match run() {
+                Outcome::Failed { output } if plan.second_try => (run(), Some(output)),
+                outcome => (outcome, None),
+            };
             let name = format!("{}::{test}", suite.name);
-            tell(events, &Event::Test { name, outcome, seconds: start.elapsed().as_secs_f64() })?;
+            let seconds = start.elapsed().as_secs_f64();
+            tell(events, &Event::Test { name, outcome, seconds, first_failure })?;
         }
     }
     let code = match plan.command.split_first() {

@@ -37,6 +37,8 @@ pub(crate) struct Live {
 pub(crate) struct Ended {
     pub(crate) outcome: Outcome,
     pub(crate) seconds: f64,
+    /// Its first try failed.
+    pub(crate) retried: bool,
 }
 
 /// Results of one kernel, by suite and test.
@@ -48,7 +50,7 @@ pub(crate) struct Results {
 }
 
 impl Live {
-    /// Builds tests, tools and, optimised, `probe`: in emulated machines everything waits for it.
+    /// Builds tests, tools and `probe`, all optimised: emulated machines are slow enough.
     pub(crate) fn build(root: &Path) -> Result<Self> {
         let tests = executables(root, &["test", "--no-run", "--package", "probe-tests", "--test", "*"])?;
         let of_kind = |kind: &str| {
@@ -58,8 +60,7 @@ impl Live {
         let mut suites = of_kind("test");
         suites.sort();
         let bins = executables(root, &["build", "--package", "probe-tests", "--bins"])?;
-        let probe =
-            executables(root, &["build", "--profile", "live", "--package", "probe-user", "--bin", "probe"])?;
+        let probe = executables(root, &["build", "--package", "probe-user", "--bin", "probe"])?;
         let path_of = |all: &[Executable], name: &str| {
             let found = all.iter().find(|built| built.name == name).map(|built| built.path.clone());
             found.with_context(|| format!("cargo named no executable {name}"))
@@ -132,7 +133,11 @@ impl Results {
                 }
                 return Ok(true);
             }
-            Event::Test { name, outcome, seconds } => {
+            Event::Test { name, outcome, seconds, first_failure } => {
+                if let Some(output) = &first_failure {
+                    say(format_args!("{prefix}test {name} ... FAILED, and is tried once more"));
+                    output.lines().for_each(|line| say(format_args!("{prefix}    {line}")));
+                }
                 match &outcome {
                     Outcome::Passed => say(format_args!("{prefix}test {name} ... ok ({seconds:.1} s)")),
                     Outcome::Skipped { reason } => {
@@ -143,7 +148,8 @@ impl Results {
                         output.lines().for_each(|line| say(format_args!("{prefix}    {line}")));
                     }
                 }
-                let twice = self.tests.insert(name, Ended { outcome, seconds });
+                let twice =
+                    self.tests.insert(name, Ended { outcome, seconds, retried: first_failure.is_some() });
                 ensure!(twice.is_none(), "a test ran twice: {line}");
             }
         }
@@ -175,7 +181,8 @@ struct Executable {
 /// Builds, and reads from cargo's messages where everything is.
 fn executables(root: &Path, args: &[&str]) -> Result<Vec<Executable>> {
     let mut command = process::cargo();
-    command.current_dir(root).args(args).args(["--locked", "--message-format=json-render-diagnostics"]);
+    command.current_dir(root).args(args).args(["--profile", "live", "--locked"]);
+    command.arg("--message-format=json-render-diagnostics");
     let messages = output(&mut command)?;
     let messages = messages.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
     let found = messages.filter_map(|message| {

@@ -91,6 +91,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let host = if with_host { Some(host_results(&root, &live, &plan)?) } else { None };
 
     plan.timeout_s = TIMEOUT.as_secs();
+    plan.second_try = true;
     plan.env.extend([(IN_GUEST.into(), "1".into()), ("PATH".into(), "/bin".into())]);
     say(format_args!("==== {} tests on each of {} kernels; {}", tests.len(), kernels.len(), qemu.version()?));
     let start = Instant::now();
@@ -112,6 +113,9 @@ fn conclude(
 ) -> Result<ExitCode> {
     for (title, results) in &columns {
         say(format_args!("{title}: {}", results.kernel));
+        for (name, _) in results.tests.iter().filter(|(_, ended)| ended.retried) {
+            say(format_args!("    at the second try: {name}"));
+        }
     }
     let table = Table::new(columns, tests.into_iter());
     say(table.full());
@@ -242,8 +246,11 @@ mod tests {
     #[test]
     fn the_hosts_results_are_read_back() {
         let tests = [
-            ("a::b".to_owned(), Ended { outcome: Outcome::Passed, seconds: 1.5 }),
-            ("a::c".to_owned(), Ended { outcome: Outcome::Failed { output: "x\n".into() }, seconds: 0.0 }),
+            ("a::b".to_owned(), Ended { outcome: Outcome::Passed, seconds: 1.5, retried: false }),
+            (
+                "a::c".to_owned(),
+                Ended { outcome: Outcome::Failed { output: "x\n".into() }, seconds: 0.0, retried: true },
+            ),
         ];
         let results = Results { kernel: "6.18".into(), tests: tests.into_iter().collect() };
         let kept = HostResults { programs: vec![("/x".into(), 7, 1_795_324_246_248_454_111)], results };

@@ -162,7 +162,7 @@ mod tests {
     use crate::live::Ended;
 
     fn results(outcomes: &[(&str, Outcome)]) -> Results {
-        let ended = |outcome: &Outcome| Ended { outcome: outcome.clone(), seconds: 1.0 };
+        let ended = |outcome: &Outcome| Ended { outcome: outcome.clone(), seconds: 1.0, retried: false };
         Results {
             kernel: "x".into(),
             tests: outcomes.iter().map(|(name, outcome)| ((*name).to_owned(), ended(outcome))).collect(),
