@@ -32,6 +32,9 @@ fuzz_target!(|bytes: &[u8]| {
                 assert!(bits <= u32::from(spec.size) * 8, "{}: {slot:?} is beyond what is loaded", spec.path);
                 assert!(slot.width != 0 || slot.shift == 0, "{}: {slot:?}", spec.path);
             }
+            FieldKind::Pointer => {
+                assert!((slot.shift, slot.width) == (0, 0) && spec.size == 8, "{}: {slot:?}", spec.path);
+            }
             // A program's context holds no more than twelve arguments (MAX_BPF_FUNC_ARGS).
             FieldKind::TraceArg => assert!(slot.offset < 16 && slot.width == 0, "{}: {slot:?}", spec.path),
         }

@@ -75,12 +75,11 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let kernels = kernels::obtain(&directory, &series, args.refresh)?;
     let qemu = Qemu::obtain(&directory)?;
     let live = Live::build(&root)?;
-    let mut plan = match &args.exec {
-        Some(command) => {
-            Plan { command: command.split_whitespace().map(str::to_owned).collect(), ..Plan::default() }
-        }
-        None => live.plan(args.test.as_deref())?,
-    };
+    let mut plan = live.plan(args.test.as_deref())?;
+    if let Some(command) = &args.exec {
+        plan.suites.clear();
+        plan.command = command.split_whitespace().map(str::to_owned).collect();
+    }
     let tests = live::names(&plan).collect::<Vec<_>>();
     ensure!(
         args.exec.is_some() || !tests.is_empty(),
