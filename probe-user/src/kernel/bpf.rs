@@ -29,6 +29,7 @@ const CALLED: &[bpf_func_id] = &[
     bpf_func_id::BPF_FUNC_map_pop_elem,
     bpf_func_id::BPF_FUNC_sk_fullsock,
     bpf_func_id::BPF_FUNC_probe_read_kernel,
+    bpf_func_id::BPF_FUNC_probe_read_kernel_str,
     bpf_func_id::BPF_FUNC_ringbuf_reserve,
     bpf_func_id::BPF_FUNC_ringbuf_submit,
     bpf_func_id::BPF_FUNC_ringbuf_discard,
