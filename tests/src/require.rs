@@ -1,11 +1,13 @@
-//! Skips: what a kernel may lack, and from which one on it may not.
+//! Skips: what a kernel may lack, and from which one on it may not; what only a machine of the test's own may do.
 
 use std::io::Write as _;
 
 use anyhow::{Context as _, Result, bail};
 
+use crate::probe::in_guest;
+
 /// How a test says that it was skipped, in front of the reason.
-pub const SKIP_MARK: &str = "@skipped ";
+pub(crate) const SKIP_MARK: &str = "@skipped ";
 
 /// Ends a test early, with `Ok`, on a kernel that lacks a feature; on one that should have it the test fails.
 /// `require!(has_reason, "argument reason of tcp_send_reset", since = "6.10")`
@@ -27,9 +29,24 @@ pub fn skip(feature: &str, since: &str) -> Result<()> {
     if !kernel_before(since)? {
         bail!("{feature}: absent, though kernels have it from {since} on");
     }
+    say(&format!("{feature}: from {since} on"))
+}
+
+/// Whether the test may do what would disturb a host. It is reported as skipped where not.
+///
+/// # Errors
+///
+/// stdout does not take the report.
+pub fn own_machine(what: &str) -> Result<bool> {
+    if !in_guest() {
+        say(&format!("{what}: in virtual machines only"))?;
+    }
+    Ok(in_guest())
+}
+
+fn say(reason: &str) -> Result<()> {
     // Not by a macro: the test harness would capture that.
-    writeln!(std::io::stdout().lock(), "{SKIP_MARK}{feature}: from {since} on")?;
-    Ok(())
+    Ok(writeln!(std::io::stdout().lock(), "{SKIP_MARK}{reason}")?)
 }
 
 /// Whether the running kernel is older than `version`: for tests whose expectation differs.

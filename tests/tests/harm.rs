@@ -2,7 +2,6 @@
 #![expect(clippy::print_stdout, reason = "the figures are what a reader wants to see")]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Write as _;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsFd as _;
 use std::process::Stdio;
@@ -15,8 +14,7 @@ use probe_tests::drop::Cgroup;
 use probe_tests::netns::Netns;
 use probe_tests::otlp_receiver::{Point, PointValue, Receiver};
 use probe_tests::probe::{Probe, attached_links, binary, command, fdinfo, handles_interrupt, in_guest, poll};
-use probe_tests::protocol::IN_GUEST;
-use probe_tests::require::SKIP_MARK;
+use probe_tests::require::own_machine;
 use probe_tests::traffic::Traffic;
 use probe_tests::workload::Workload;
 use probe_user::kernel::cgroup::CgroupRoot;
@@ -456,10 +454,8 @@ fn a_clock_that_is_set_disturbs_no_duration() -> Result<()> {
     const SERVER: &str = "127.0.0.2:53";
     const MINUTE_NS: u64 = 60_000_000_000;
 
-    if std::env::var_os(IN_GUEST).is_none() {
-        // Everything on a machine shares its clock; a virtual machine is the test's own.
-        // Not by a macro: the test harness would capture that.
-        writeln!(std::io::stdout().lock(), "{SKIP_MARK}setting the clock: in virtual machines only")?;
+    // Everything on a machine shares its clock.
+    if !own_machine("setting the clock")? {
         return Ok(());
     }
     let netns = Netns::new()?;

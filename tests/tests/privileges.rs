@@ -23,13 +23,13 @@ const REFUSED: &str = "127.0.0.3:9";
 const COMMANDS: [&str; 4] = ["tcp", "dns", "syscalls", "run"];
 
 /// Something to see for each signal.
-struct Traffic {
+struct Stimulus {
     netns: Netns,
     _server: DnsServer,
     workload: Workload,
 }
 
-impl Traffic {
+impl Stimulus {
     fn new() -> Result<Self> {
         let netns = Netns::new()?;
         let server = netns.run(|| DnsServer::start(&[SERVER.parse::<SocketAddr>()?], &[]))??;
@@ -114,13 +114,13 @@ fn require_threads(probe: &Probe, kept: CapabilitySet) -> Result<Vec<ThreadPrivi
 #[test]
 fn three_capabilities_are_enough_for_all_signals() -> Result<()> {
     let copy = PublicCopy::new("least")?;
-    let mut traffic = Traffic::new()?;
+    let mut stimulus = Stimulus::new()?;
     for name in COMMANDS {
         let probe = Probe::start_with(&[name, "--interval", "250ms"], |command| {
             copy.put_into(command);
             as_nobody(command, LEAST);
         })?;
-        let line = traffic.wait_seen(name, &probe).context(name)?;
+        let line = stimulus.wait_seen(name, &probe).context(name)?;
         if let Some(line) = line {
             let executable = line.text("process.executable.name");
             ensure!(executable.is_none(), "nobody may not know this: {}", line.0);
@@ -136,10 +136,10 @@ fn three_capabilities_are_enough_for_all_signals() -> Result<()> {
 #[test]
 fn root_keeps_what_is_used_and_nothing_else() -> Result<()> {
     require_root()?;
-    let mut traffic = Traffic::new()?;
+    let mut stimulus = Stimulus::new()?;
     for name in COMMANDS {
         let probe = Probe::start(&[name, "--interval", "250ms"])?;
-        let line = traffic.wait_seen(name, &probe).context(name)?;
+        let line = stimulus.wait_seen(name, &probe).context(name)?;
         if let Some(line) = line {
             let executable = line.text("process.executable.name");
             ensure!(executable == Some("workload"), "what CAP_SYS_PTRACE is kept for: {}", line.0);

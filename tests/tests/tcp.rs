@@ -18,7 +18,9 @@ use probe_tests::counters::Counters;
 use probe_tests::drop::{Cgroup, Loss, RuleExt as _, lose};
 use probe_tests::netns::Netns;
 use probe_tests::probe::{DEADLINE, Line, Probe, poll};
+use probe_tests::require;
 use probe_tests::workload::Workload;
+use probe_user::kernel::btf::KernelBtf;
 
 const PEER: &str = env!("CARGO_BIN_EXE_tcp_peer");
 const CLIENT: &str = "test-client";
@@ -289,6 +291,7 @@ live! {
     timeout_and_slow_start
     fast
     tail_loss_probe
+    reset_reasons
     segments_of_one_skb
     failed_retransmits_do_not_count
     mix_under_cubic
@@ -748,6 +751,32 @@ fn resets() -> Result<()> {
     assert_eq!(refused.int("process.pid"), Some(scene.client.pid().into()));
     let outcome = scene.finish()?;
     assert_eq!(outcome.events.len(), 9, "{:?}", outcome.events);
+    Ok(())
+}
+
+/// Why a reset was sent, in the kernel's own words: those of `enum sk_rst_reason` of its BTF.
+fn reset_reasons() -> Result<()> {
+    let reasons = KernelBtf::from_host()?.enum_variants("sk_rst_reason");
+    let told = reasons.iter().any(|reason| reason.name == "SK_RST_REASON_TCP_STATE");
+    require!(told, "the reason of a reset by SO_LINGER", since = "6.12");
+    let mut scene = Scene::new("reasons")?;
+    for address in LOOPBACKS {
+        let port = scene.server.listen(address, "")?;
+        let connection = scene.connect(address, port, "")?;
+        scene.client.tell(&format!("reset {}", connection.client))?;
+        for (direction, local_port, reason) in
+            [("transmit", connection.client_port, Some("tcp_state")), ("receive", port, None)]
+        {
+            let event = scene.probe.line(direction, |line| {
+                scene.is_ours(line)
+                    && line.event() == "tcp.reset"
+                    && line.int("network.local.port") == Some(local_port.into())
+            })?;
+            // One that was received carries none.
+            assert_eq!(event.text("tcp.reset.reason"), reason, "{event:?}");
+        }
+    }
+    assert_eq!(scene.finish()?.events.len(), 4);
     Ok(())
 }
 

@@ -59,7 +59,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     }
     complaints.iter().for_each(say);
     if skipped > 0 {
-        say(format_args!("{skipped} skipped: this kernel lacks what they test, as it may"));
+        say(format_args!(
+            "{skipped} skipped, each for the reason given: the kernel may lack what it tests, or the host must not be disturbed"
+        ));
     }
     say(format_args!("{passed} passed, {failed} failed"));
     Ok(if failed == 0 && complaints.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })

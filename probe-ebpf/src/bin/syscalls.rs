@@ -382,10 +382,10 @@ fn try_process_exit() -> Result<()> {
     let cpu = cpu_state().ok_or(Error::NotOurs)?;
     if cpu.tid == tid {
         cpu.tid = 0;
-    } else {
-        // It fails when the thread was not in a call, which is as good.
-        let _absent = SLEEPERS.remove(tid);
     }
+    // From 7.0 on this program can be preempted, and the slot be moved there meanwhile. It fails when nothing is there, which
+    // is as good.
+    let _absent = SLEEPERS.remove(tid);
     // SAFETY: the helper has no requirement.
     let task = unsafe { bpf_get_current_task() };
     if kread!(kread!(task, TASK_SIGNAL)?, SIGNAL_LIVE)? == 0
