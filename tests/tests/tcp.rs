@@ -759,7 +759,7 @@ fn reset_reasons() -> Result<()> {
     let reasons = KernelBtf::from_host()?.enum_variants("sk_rst_reason");
     let told = reasons.iter().any(|reason| reason.name == "SK_RST_REASON_TCP_STATE");
     require!(told, "the reason of a reset by SO_LINGER", since = "6.12");
-    let mut scene = Scene::new("reasons")?;
+    let mut scene = Scene::new("reset")?;
     for address in LOOPBACKS {
         let port = scene.server.listen(address, "")?;
         let connection = scene.connect(address, port, "")?;
