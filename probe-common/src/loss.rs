@@ -35,6 +35,8 @@ counters! {
     Produced = "produced", None;
     /// Records for which the ring had no room.
     RingFull = "ring", Some("raise --ring-kib");
+    /// Skipped runs of a program that its backup made up for.
+    MadeUp = "made_up", None;
     /// Records given up because kernel memory could not be read.
     KernelRead = "kernel_read", Some("run `probe doctor`: a field of this kernel does not read as its BTF says");
     /// tcp: sockets whose owner could not be kept.

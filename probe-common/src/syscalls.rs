@@ -22,11 +22,19 @@ pub const ABI_X32: u16 = 1 << 15;
 /// means a free block.
 pub const TGID_FOLDED: u32 = u32::MAX;
 
-/// Key of a block: who, which call, on which CPU. A block has one writer, so plain increments are exact.
+/// Key of a block: who, which call, counted by which [`writer`]. A block has one writer, so plain increments are exact.
 #[must_use]
 #[inline(always)]
-pub const fn block_key(tgid: u32, id: SyscallId, cpu: u32) -> u64 {
-    ((tgid as u64) << 32) | ((id as u64) << 16) | (cpu as u64 & 0xffff)
+pub const fn block_key(tgid: u32, id: SyscallId, writer: u32) -> u64 {
+    ((tgid as u64) << 32) | ((id as u64) << 16) | (writer as u64 & 0xffff)
+}
+
+/// The first program at a hook (`place` 0), or its backup (1), on one CPU. CPU numbers take 13 bits: `NR_CPUS` is 8,192 at most on
+/// x86-64, 4,096 on arm64.
+#[must_use]
+#[inline(always)]
+pub const fn writer(cpu: u32, place: u32) -> u32 {
+    (place << 13) | (cpu & 0x1fff)
 }
 
 /// The process of a [`block_key`].
@@ -121,10 +129,14 @@ pub struct CpuState {
     pub tid: u32,
     /// Its system call.
     pub id: u32,
+    /// Rises whenever a thread leaves the CPU. It wraps around.
+    pub switches: u32,
+    /// The last event that a program has dealt with, and its thread; 0 after a thread has left the CPU.
+    pub done: u32,
     /// Recently used blocks.
     pub cache: [CacheLine; CACHE_LINES],
 }
-const _: () = assert!(size_of::<CpuState>() == 16 + 16 * CACHE_LINES);
+const _: () = assert!(size_of::<CpuState>() == 24 + 16 * CACHE_LINES);
 
 /// A call whose thread lost the CPU inside it (`SLEEPERS`, keyed by thread id).
 #[repr(C)]

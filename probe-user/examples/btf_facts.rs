@@ -34,6 +34,7 @@ fn main() -> Result<()> {
         }
     }
     writeln!(out, "maps are charged to RLIMIT_MEMLOCK: {}", resolved.bpf.charges_memlock)?;
+    writeln!(out, "programs lose their CPU: {}", resolved.bpf.preempts_programs)?;
     for object in signals::ALL.iter().map(|kind| kind.object()) {
         for map in resolved.bpf.unknown_maps(object.elf) {
             writeln!(out, "{}: the kernel has no {map}", object.name)?;

@@ -1,6 +1,6 @@
 //! The way data takes: rings and maps → signals → series and events → sinks. One task; nothing waits but at its top.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -22,7 +22,6 @@ use crate::kernel::features::Features;
 use crate::kernel::fields::{Resolved, resolve};
 use crate::kernel::least::{self, Plan, Uses};
 use crate::kernel::privileges::{self, PrivilegeError};
-use crate::kernel::skipped::{self, open_programs};
 use crate::load::{self, Counters, LoadError, Loaded, SettingsMap};
 use crate::series::{Limits, Store, attr, metrics};
 use crate::signals::{Context, Event, Loss, Owners, Signal, SignalKind, Summary, next_interval};
@@ -144,10 +143,10 @@ struct Running {
     settings: Settings,
     settings_map: SettingsMap,
     logger: Option<aya_log::EbpfLogger<&'static dyn log::Log>>,
-    /// Descriptors of its programs.
-    programs: BTreeSet<u32>,
-    /// Runs of them that the kernel had skipped when last asked.
+    /// Runs of its programs that the kernel skipped and no backup made up for, as far as said.
     skipped: u64,
+    /// Runs that a backup made up for.
+    made_up: u64,
     /// Programs and links live as long as this.
     loaded: Loaded,
 }
@@ -413,7 +412,7 @@ impl Pipeline {
         let mut ignored = std::mem::take(&mut report.ignored);
         for running in signals {
             let name = running.name;
-            let Running { signal, counters, programs, skipped, .. } = running;
+            let Running { signal, counters, loaded, skipped, made_up, .. } = running;
             let mut lost = |place, count, remedy| {
                 lose(report, stats, name, place, count, remedy);
                 if let Some((time_unix_ns, events)) = &mut say {
@@ -421,13 +420,14 @@ impl Pipeline {
                     events.push(Event::Loss(Loss { time_unix_ns, signal: name, place, count, remedy }));
                 }
             };
-            let before = std::mem::replace(skipped, skipped::skipped(programs));
-            if *skipped > before {
-                lost(SKIPPED, *skipped - before, SKIPPED_REMEDY);
-            }
+            // Before the counters, so that nothing is missing that is already made up for.
+            let skipped_runs = loaded.skipped_runs();
             let read = counters.deltas(|counter: Counter, delta| {
                 signal.counted(counter, delta);
                 let place = counter.place();
+                if counter == Counter::MadeUp {
+                    *made_up += delta;
+                }
                 if let Some(map) = full_map(counter) {
                     stats.add(metrics::PROBE_MAP_INSERT_FAILURES, &[attr(key::MAP, map)], delta);
                 }
@@ -442,6 +442,11 @@ impl Pipeline {
             });
             if let Err(error) = read {
                 tracing::warn!(signal = name, %error, "the loss counters do not read");
+            }
+            let missing = skipped_runs.saturating_sub(*made_up);
+            if missing > *skipped {
+                lost(SKIPPED, missing - *skipped, SKIPPED_REMEDY);
+                *skipped = missing;
             }
         }
         report.ignored = ignored;
@@ -465,6 +470,7 @@ const fn full_map(counter: Counter) -> Option<&'static str> {
         | Counter::KernelRead
         | Counter::DnsMalformed
         | Counter::DnsOrphans
+        | Counter::MadeUp
         | Counter::CallsLost => None,
     }
 }
@@ -518,9 +524,7 @@ fn start_signal(
 ) -> Result<Running, LoadError> {
     let object = kind.object();
     let sizes = kind.sizes(config);
-    let others = open_programs();
     let mut loaded = load::load(object, fields, &sizes, config.program_log_level)?;
-    let programs = open_programs().difference(&others).copied().collect();
     let mut settings = filter;
     let ring_bytes = sizes.iter().find(|(map, _)| *map == "RING").map_or(0, |(_, bytes)| *bytes);
     settings.wake_bytes = ring_bytes / WAKE_SHARE;
@@ -533,6 +537,11 @@ fn start_signal(
     let logger = if config.program_log_level == 0 { None } else { loaded.logger() };
     // Last: from here on the programs run.
     loaded.attach(cgroup)?;
+    if let Some(error) = loaded.attached().iter().find_map(|attached| attached.fallback.as_ref()) {
+        tracing::warn!(
+            "{error}; so the kernel may skip programs, and what it skips is counted as lost at {SKIPPED}"
+        );
+    }
     Ok(Running {
         name: object.name,
         signal,
@@ -541,8 +550,8 @@ fn start_signal(
         settings,
         settings_map,
         logger,
-        programs,
         skipped: 0,
+        made_up: 0,
         loaded,
     })
 }

@@ -49,7 +49,11 @@ impl Objects {
         let programs: BTreeSet<&str> = signals::ALL
             .iter()
             .flat_map(|kind| kind.object().programs)
-            .map(|program| program.name.get(..NAME).unwrap_or(program.name))
+            .flat_map(|program| {
+                let instead = program.instead.into_iter().flat_map(|instead| [instead.name, instead.backup]);
+                [program.name].into_iter().chain(instead)
+            })
+            .map(|name| name.get(..NAME).unwrap_or(name))
             .collect();
         self.programs
             .retain(|id, name| !before.programs.contains_key(id) && programs.contains(name.as_str()));

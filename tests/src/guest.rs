@@ -17,13 +17,14 @@ use crate::runner;
 /// Where events go: the second serial port.
 const GUEST_EVENTS: &str = "/dev/ttyS1";
 /// File systems of a host, with their places and options. Those below the first have their directories from the kernel.
-const MOUNTS: [(&str, &str, &str); 7] = [
+const MOUNTS: [(&str, &str, &str); 8] = [
     ("devtmpfs", "/dev", ""),
     ("proc", "/proc", ""),
     ("sysfs", "/sys", ""),
     ("devpts", "/dev/pts", "ptmxmode=666"),
     ("tmpfs", "/tmp", "mode=1777"),
     ("securityfs", "/sys/kernel/security", ""),
+    ("tracefs", "/sys/kernel/tracing", ""),
     ("cgroup2", "/sys/fs/cgroup", ""),
 ];
 

@@ -144,6 +144,7 @@ fn run_command(plan: &Plan, program: &str, args: &[String], events: &mut dyn Wri
 #[cfg(test)]
 mod tests {
     use std::os::unix::process::ExitStatusExt as _;
+    use std::path::Path;
 
     use super::*;
 
@@ -163,14 +164,9 @@ mod tests {
     fn a_test_that_hangs_is_killed_and_what_it_wrote_is_kept() {
         let plan = Plan { timeout_s: 1, ..Plan::default() };
         // Stands in for a program of tests; the shell's arguments are the harness's, and it reads none of them.
-        let directory = std::env::temp_dir().join(format!("probe-runner-{}", std::process::id()));
-        std::fs::create_dir_all(&directory).unwrap();
-        let program = directory.join("hangs");
-        std::fs::write(&program, "#!/bin/sh\necho before; exec tail -f /dev/null\n").unwrap();
-        std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/hangs");
         let suite = Suite { name: "suite".into(), program, tests: Vec::new() };
         let outcome = run_test(&plan, &suite, "hangs").unwrap();
-        std::fs::remove_dir_all(&directory).unwrap();
         let Outcome::Failed { output } = outcome else { panic!("{outcome:?}") };
         assert!(output.contains("not done within 1s") && output.contains("before"), "{output}");
     }

@@ -534,7 +534,7 @@ fn nothing_stays_in_the_kernel_after_kill_9() -> Result<()> {
         ensure!(text == "still here", "{text}");
         lookup(&client(&netns)?, 1)?;
     }
-    ensure!(most.links.len() == all && most.programs.len() >= all && most.maps.len() > 10, "{most:?}");
+    ensure!(most.links.len() >= all && most.programs.len() >= all && most.maps.len() > 10, "{most:?}");
     Ok(())
 }
 

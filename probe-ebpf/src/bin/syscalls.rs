@@ -2,20 +2,31 @@
 //!
 //! The fast path makes no hash look-up. A call in flight is kept in its CPU's slot; only when its thread loses the CPU
 //! inside the call does the slot move to a hash (`SLEEPERS`, by thread). Figures are kept in blocks of one (process,
-//! call, CPU) each: a block has a single writer, so plain additions are exact, and memory follows what really ran
+//! call, writer) each: a block has a single writer, so plain additions are exact, and memory follows what really ran
 //! instead of possible CPUs times keys. Each CPU remembers where its recent blocks are; a block names its key, so a
 //! line gone stale is noticed.
+//!
+//! From Linux 7.0 on a raw tracepoint program can lose its CPU (`__bpf_trace_run` of kernel/trace/bpf_trace.c takes
+//! `rcu_read_lock_dont_migrate`; nothing keeps preemption off any more), and until it goes on, the kernel skips every other run
+//! of the same program on that CPU. So there the programs named `…_perf` take the place of those at raw tracepoints: the same at
+//! perf's tracepoints, which keep preemption off. Those the kernel skips on a CPU where a thread has lost it inside bpf(2)
+//! (`bpf_disable_instrumentation`); so behind each comes one named `…_backup`, at the raw tracepoint, which acts only where it
+//! was skipped. It sees that by what the other would have left behind: [`CpuState::done`], and the beginning of the call,
+//! which exists once. `sched_switch` runs with interrupts off everywhere; it counts itself ([`CpuState::switches`]), so that a
+//! program which lost the CPU between two words of the slot sees it.
 #![no_std]
 #![no_main]
 
+use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::BPF_F_MMAPABLE;
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::helpers::generated::{
-    bpf_get_current_cgroup_id, bpf_get_current_pid_tgid, bpf_get_current_task, bpf_get_smp_processor_id,
+    bpf_get_current_cgroup_id, bpf_get_current_pid_tgid, bpf_get_current_task, bpf_get_current_task_btf,
+    bpf_get_smp_processor_id, bpf_task_pt_regs,
 };
-use aya_ebpf::macros::{map, raw_tracepoint};
+use aya_ebpf::macros::{map, raw_tracepoint, tracepoint};
 use aya_ebpf::maps::{Array, HashMap, Queue};
-use aya_ebpf::programs::RawTracePointContext;
+use aya_ebpf::programs::{RawTracePointContext, TracePointContext};
 use aya_log_ebpf::debug;
 use probe_common::fields::KernelPointer;
 use probe_common::hist::{self, BUCKETS};
@@ -25,7 +36,7 @@ use probe_common::settings::{
 };
 use probe_common::syscalls::{
     ABI_COMPAT, ABI_X32, Block, CACHE_LINES, CpuState, ERRNO_SLOTS, KIND_SLOW, NUMBER_MASK, NUMBER_UNKNOWN,
-    Process, Sleeper, SlowRecord, SyscallId, TGID_FOLDED, THRESHOLD_COUNT, block_key,
+    Process, Sleeper, SlowRecord, SyscallId, TGID_FOLDED, THRESHOLD_COUNT, block_key, writer,
 };
 use probe_common::wire::RecordHeader;
 use probe_ebpf::{Error, Result, emit, filter, kread, task};
@@ -72,29 +83,97 @@ static PROCESSES: HashMap<u32, Process> = HashMap::with_max_entries(8_192, 0);
 #[map]
 static THRESHOLDS: Array<u64> = Array::with_max_entries(THRESHOLD_COUNT, 0);
 
-/// `sys_enter(struct pt_regs *regs, long id)`, in the calling thread.
-#[raw_tracepoint(tracepoint = "sys_enter")]
-pub fn sys_enter(ctx: RawTracePointContext) -> i32 {
-    if let Err(error) = try_enter(&ctx) {
-        emit::give_up(&ctx, error);
+/// Whose place a program has.
+type Place = u32;
+/// At the hook alone, or before its backup.
+const FIRST: Place = 0;
+/// Behind another, for when that is skipped.
+const BACKUP: Place = 1;
+
+/// What a program has dealt with, in [`CpuState::done`]: above the thread's id, which takes 22 bits (`PID_MAX_LIMIT`).
+#[derive(Clone, Copy)]
+enum Done {
+    Enter = 1 << 24,
+    Exit = 2 << 24,
+    ThreadExit = 3 << 24,
+    Exec = 4 << 24,
+}
+
+/// Runs `work` for an event of the current thread, given as its process and thread id; a backup only if the first was skipped.
+#[inline(always)]
+fn handle<const PLACE: Place>(
+    ctx: &impl EbpfContext,
+    event: Done,
+    work: impl FnOnce(&mut CpuState, u64) -> Result<()>,
+) -> i32 {
+    // SAFETY: the helper has no requirement.
+    let pid_tgid = unsafe { bpf_get_current_pid_tgid() };
+    let Some(cpu) = cpu_state() else { return NEUTRAL };
+    let done = event as u32 | pid_tgid as u32;
+    if PLACE == BACKUP {
+        if seen(&cpu.done) == done {
+            return NEUTRAL;
+        }
+        // Or the thread lost the CPU since. Then `work` finds nothing left to do.
+        emit::count(Counter::MadeUp, 1);
     }
+    if let Err(error) = work(cpu, pid_tgid) {
+        emit::give_up(ctx, error);
+    }
+    put(&mut cpu.done, done);
     NEUTRAL
 }
 
+/// `sys_enter(struct pt_regs *regs, long id)`, in the calling thread.
+#[raw_tracepoint(tracepoint = "sys_enter")]
+pub fn sys_enter(ctx: RawTracePointContext) -> i32 {
+    handle::<FIRST>(&ctx, Done::Enter, |cpu, who| enter::<FIRST>(cpu, who, ctx.arg(1)))
+}
+
+/// `raw_syscalls:sys_enter`, include/trace/events/syscalls.h: `long id` at 8.
+#[tracepoint(category = "raw_syscalls", name = "sys_enter")]
+pub fn sys_enter_perf(ctx: TracePointContext) -> i32 {
+    handle::<FIRST>(&ctx, Done::Enter, |cpu, who| enter::<FIRST>(cpu, who, field(&ctx, 8)))
+}
+
+/// [`sys_enter_perf`], where that was skipped.
+#[raw_tracepoint(tracepoint = "sys_enter")]
+pub fn sys_enter_backup(ctx: RawTracePointContext) -> i32 {
+    handle::<BACKUP>(&ctx, Done::Enter, |cpu, who| enter::<BACKUP>(cpu, who, ctx.arg(1)))
+}
+
+/// A field of a tracepoint's record, by its place in /sys/kernel/tracing/events/…/format. The first eight bytes are not to be read.
 #[inline(always)]
-fn try_enter(ctx: &RawTracePointContext) -> Result<()> {
-    let number: u64 = ctx.arg(1);
-    // SAFETY: the helper has no requirement.
-    let pid_tgid = unsafe { bpf_get_current_pid_tgid() };
-    let settings = emit::settings().ok_or(Error::NotOurs)?;
-    if settings.filters != 0 && !passes(settings, (pid_tgid >> 32) as u32, number)? {
+fn field<T: Copy>(ctx: &TracePointContext, offset: usize) -> T {
+    // SAFETY: the verifier refuses what is outside the record, and the kernel to attach what is outside this tracepoint's.
+    unsafe { ctx.as_ptr().add(offset).cast::<T>().read_volatile() }
+}
+
+#[inline(always)]
+fn enter<const PLACE: Place>(cpu: &mut CpuState, pid_tgid: u64, number: u64) -> Result<()> {
+    let (tgid, tid) = ((pid_tgid >> 32) as u32, pid_tgid as u32);
+    if PLACE == BACKUP && SLEEPERS.get_ptr(tid).is_some() {
+        // It began, and the thread lost the CPU.
         return Err(Error::NotOurs);
     }
-    let cpu = cpu_state().ok_or(Error::NotOurs)?;
-    cpu.id = u32::from(syscall_id(number));
-    cpu.tid = pid_tgid as u32;
+    let settings = emit::settings().ok_or(Error::NotOurs)?;
+    if settings.filters != 0 && !passes(settings, tgid, number)? {
+        return Err(Error::NotOurs);
+    }
+    let id = u32::from(syscall_id(number));
+    let switches = seen(&cpu.switches);
+    put(&mut cpu.id, id);
+    put(&mut cpu.tid, tid);
     // Last, so that what the programs take is not measured.
-    cpu.start_ns = now();
+    put(&mut cpu.start_ns, now());
+    if seen(&cpu.switches) != switches {
+        // Meanwhile the slot was others'. It may hold half of what they left.
+        put(&mut cpu.tid, 0);
+        let sleeper = Sleeper { start_ns: now(), id, tgid };
+        if SLEEPERS.insert(tid, sleeper, BPF_ANY).is_err() {
+            emit::count(Counter::SleepersFull, 1);
+        }
+    }
     Ok(())
 }
 
@@ -130,20 +209,60 @@ fn passes(settings: &Settings, tgid: u32, number: u64) -> Result<bool> {
     Ok(filters & FILTER_COMM == 0 || filter::owner(settings, &task::owner()?))
 }
 
+/// The end of a call.
+trait Exit: EbpfContext {
+    /// What it returned.
+    fn ret(&self) -> i64;
+    /// The registers as they stand at return, a `struct pt_regs *`.
+    fn regs(&self) -> KernelPointer;
+}
+
+impl Exit for RawTracePointContext {
+    #[inline(always)]
+    fn ret(&self) -> i64 {
+        self.arg(1)
+    }
+    #[inline(always)]
+    fn regs(&self) -> KernelPointer {
+        self.arg(0)
+    }
+}
+
+impl Exit for TracePointContext {
+    #[inline(always)]
+    fn ret(&self) -> i64 {
+        field(self, 16)
+    }
+    #[inline(always)]
+    fn regs(&self) -> KernelPointer {
+        // SAFETY: the helper has no requirement.
+        let task = unsafe { bpf_get_current_task_btf() };
+        // SAFETY: the current task.
+        unsafe { bpf_task_pt_regs(task) as KernelPointer }
+    }
+}
+
 /// `sys_exit(struct pt_regs *regs, long ret)`, in the calling thread. An exit without a beginning is none of ours: the
 /// first return of a new thread, or a call begun before the programs were attached.
 #[raw_tracepoint(tracepoint = "sys_exit")]
 pub fn sys_exit(ctx: RawTracePointContext) -> i32 {
-    if let Err(error) = try_exit(&ctx) {
-        emit::give_up(&ctx, error);
-    }
-    NEUTRAL
+    handle::<FIRST>(&ctx, Done::Exit, |cpu, who| exit::<FIRST>(&ctx, cpu, who))
+}
+
+/// `raw_syscalls:sys_exit`: `long id` at 8, `long ret` at 16.
+#[tracepoint(category = "raw_syscalls", name = "sys_exit")]
+pub fn sys_exit_perf(ctx: TracePointContext) -> i32 {
+    handle::<FIRST>(&ctx, Done::Exit, |cpu, who| exit::<FIRST>(&ctx, cpu, who))
+}
+
+/// [`sys_exit_perf`], where that was skipped.
+#[raw_tracepoint(tracepoint = "sys_exit")]
+pub fn sys_exit_backup(ctx: RawTracePointContext) -> i32 {
+    handle::<BACKUP>(&ctx, Done::Exit, |cpu, who| exit::<BACKUP>(&ctx, cpu, who))
 }
 
 #[inline(always)]
-fn try_exit(ctx: &RawTracePointContext) -> Result<()> {
-    // SAFETY: the helper has no requirement.
-    let pid_tgid = unsafe { bpf_get_current_pid_tgid() };
+fn exit<const PLACE: Place>(ctx: &impl Exit, cpu: &mut CpuState, pid_tgid: u64) -> Result<()> {
     let (tgid, tid) = ((pid_tgid >> 32) as u32, pid_tgid as u32);
     let settings = emit::settings().ok_or(Error::NotOurs)?;
     if settings.filters & FILTER_TGID != 0 && tgid != settings.tgid {
@@ -152,43 +271,61 @@ fn try_exit(ctx: &RawTracePointContext) -> Result<()> {
     }
     // As early as can be, so that what the programs take is hardly measured.
     let end_ns = now();
-    let cpu = cpu_state().ok_or(Error::NotOurs)?;
-    let (start_ns, id) = if cpu.tid == tid {
-        cpu.tid = 0;
-        (cpu.start_ns, cpu.id as SyscallId)
-    } else {
-        let sleeper = SLEEPERS.get_ptr(tid).ok_or(Error::NotOurs)?;
-        // SAFETY: a value of the map; only this thread, running here, removes or replaces it.
-        let begun = unsafe { ((*sleeper).start_ns, (*sleeper).id as SyscallId) };
-        // Cannot fail: it was just there.
-        let _absent = SLEEPERS.remove(tid);
-        begun
-    };
+    let (start_ns, id) = beginning(cpu, tid).ok_or(Error::NotOurs)?;
     let duration_ns = end_ns.saturating_sub(start_ns);
-    let ret: i64 = ctx.arg(1);
+    let ret = ctx.ret();
 
-    let key = block_key(tgid, id, cpu_number());
-    let line = &mut cpu.cache[cache_line(tgid, id)];
-    let block = if line.key == key { BLOCKS.get_ptr_mut(line.index) } else { None };
-    let block = match block {
-        // SAFETY: a value of an array; `key` is written by this CPU, or by user space for processes that are gone.
+    let writer = writer(cpu_number(), PLACE);
+    let key = block_key(tgid, id, writer);
+    // The lines are the first's.
+    let line = if PLACE == FIRST { Some(&mut cpu.cache[cache_line(tgid, id)]) } else { None };
+    let remembered = match &line {
+        Some(line) if line.key == key => BLOCKS.get_ptr_mut(line.index),
+        _ => None,
+    };
+    let block = match remembered {
+        // SAFETY: a value of an array; `key` is written by this writer, or by user space for processes that are gone.
         Some(block) if unsafe { (*block).key } == key => block,
         _ => {
-            let index = find_block(tgid, id, key);
+            let index = find_block(tgid, id, writer);
             if index == NO_BLOCK {
                 return Err(Error::NotOurs);
             }
-            line.key = key;
-            line.index = index;
+            if let Some(line) = line {
+                line.key = key;
+                line.index = index;
+            }
             BLOCKS.get_ptr_mut(index).ok_or(Error::NotOurs)?
         }
     };
-    // SAFETY: this CPU is the block's one writer, and programs do not migrate while they run.
+    // SAFETY: the block's one writer: programs do not migrate, and the kernel runs none on a CPU that is inside the same one already.
     add(unsafe { &mut *block }, settings.interval, duration_ns, ret);
     if settings.slow_ns != 0 && duration_ns >= settings.slow_ns {
-        slow(ctx.arg(0), pid_tgid, id, duration_ns, ret);
+        slow(ctx.regs(), pid_tgid, id, duration_ns, ret);
     }
     Ok(())
+}
+
+/// Takes the beginning of the current thread's call: when it began, and which it is.
+#[inline(always)]
+fn beginning(cpu: &mut CpuState, tid: u32) -> Option<(u64, SyscallId)> {
+    let switches = seen(&cpu.switches);
+    // Before the thread's id: where that is still ours, these were.
+    let (start_ns, id) = (seen(&cpu.start_ns), seen(&cpu.id) as SyscallId);
+    if seen(&cpu.tid) == tid {
+        put(&mut cpu.tid, 0);
+        if seen(&cpu.switches) != switches {
+            // It may have been moved just before that.
+            let _absent = SLEEPERS.remove(tid);
+        }
+        return Some((start_ns, id));
+    }
+    let sleeper = SLEEPERS.get_ptr(tid)?;
+    // SAFETY: a value of the map; only this thread, running here, removes or replaces it.
+    let begun = unsafe { ((*sleeper).start_ns, (*sleeper).id as SyscallId) };
+    // Cannot fail: it was just there.
+    let _absent = SLEEPERS.remove(tid);
+    Some(begun)
 }
 
 #[inline(always)]
@@ -230,13 +367,14 @@ fn add(block: &mut Block, interval: u32, duration_ns: u64, ret: i64) {
     unsafe { (&raw mut block.calls).write_volatile(block.calls + 1) };
 }
 
-/// The block of a key that this CPU does not remember: look it up, or take a free one. Without a free one the call is
+/// The block of a key that its CPU does not remember: look it up, or take a free one. Without a free one the call is
 /// counted under its system call alone.
 ///
 /// A function of its own, so that the fast path stays short. It returns a plain number ([`NO_BLOCK`] for none): a `Result` in
 /// one register makes shifts that the verifier refuses.
 #[inline(never)]
-fn find_block(tgid: u32, id: SyscallId, key: u64) -> u32 {
+fn find_block(tgid: u32, id: SyscallId, writer: u32) -> u32 {
+    let key = block_key(tgid, id, writer);
     if let Some(index) = INDEX.get_ptr(key) {
         // SAFETY: a value of the map, read once.
         return unsafe { *index };
@@ -247,7 +385,7 @@ fn find_block(tgid: u32, id: SyscallId, key: u64) -> u32 {
         return take_block(key, index);
     }
     emit::count(Counter::CallsFolded, 1);
-    let folded = block_key(TGID_FOLDED, id, cpu_number());
+    let folded = block_key(TGID_FOLDED, id, writer);
     if let Some(index) = INDEX.get_ptr(folded) {
         // SAFETY: as above.
         return unsafe { *index };
@@ -355,6 +493,8 @@ pub fn sched_switch(_ctx: RawTracePointContext) -> i32 {
     let pid_tgid = unsafe { bpf_get_current_pid_tgid() };
     let tid = pid_tgid as u32;
     let Some(cpu) = cpu_state() else { return NEUTRAL };
+    cpu.switches = cpu.switches.wrapping_add(1);
+    cpu.done = 0;
     if tid != 0 && cpu.tid == tid {
         cpu.tid = 0;
         let sleeper = Sleeper { start_ns: cpu.start_ns, id: cpu.id, tgid: (pid_tgid >> 32) as u32 };
@@ -369,22 +509,29 @@ pub fn sched_switch(_ctx: RawTracePointContext) -> i32 {
 /// the call that it does not return from.
 #[raw_tracepoint(tracepoint = "sched_process_exit")]
 pub fn sched_process_exit(ctx: RawTracePointContext) -> i32 {
-    if let Err(error) = try_process_exit() {
-        emit::give_up(&ctx, error);
-    }
-    NEUTRAL
+    handle::<FIRST>(&ctx, Done::ThreadExit, thread_exit)
 }
 
-fn try_process_exit() -> Result<()> {
-    // SAFETY: the helper has no requirement.
-    let pid_tgid = unsafe { bpf_get_current_pid_tgid() };
+/// `sched:sched_process_exit`, include/trace/events/sched.h.
+#[tracepoint(category = "sched", name = "sched_process_exit")]
+pub fn process_exit_perf(ctx: TracePointContext) -> i32 {
+    handle::<FIRST>(&ctx, Done::ThreadExit, thread_exit)
+}
+
+/// [`process_exit_perf`], where that was skipped.
+#[raw_tracepoint(tracepoint = "sched_process_exit")]
+pub fn process_exit_backup(ctx: RawTracePointContext) -> i32 {
+    handle::<BACKUP>(&ctx, Done::ThreadExit, thread_exit)
+}
+
+/// Done twice it is as good as once.
+#[inline(always)]
+fn thread_exit(cpu: &mut CpuState, pid_tgid: u64) -> Result<()> {
     let (tgid, tid) = ((pid_tgid >> 32) as u32, pid_tgid as u32);
-    let cpu = cpu_state().ok_or(Error::NotOurs)?;
-    if cpu.tid == tid {
-        cpu.tid = 0;
+    if seen(&cpu.tid) == tid {
+        put(&mut cpu.tid, 0);
     }
-    // From 7.0 on this program can be preempted, and the slot be moved there meanwhile. It fails when nothing is there, which
-    // is as good.
+    // Even if it was in its slot: it may have been moved just now. It fails when nothing is there, which is as good.
     let _absent = SLEEPERS.remove(tid);
     // SAFETY: the helper has no requirement.
     let task = unsafe { bpf_get_current_task() };
@@ -401,27 +548,29 @@ fn try_process_exit() -> Result<()> {
 /// has taken the process's id, whichever thread called execve, and the process has another name.
 #[raw_tracepoint(tracepoint = "sched_process_exec")]
 pub fn sched_process_exec(ctx: RawTracePointContext) -> i32 {
-    if let Err(error) = try_process_exec(&ctx) {
-        emit::give_up(&ctx, error);
-    }
-    NEUTRAL
+    handle::<FIRST>(&ctx, Done::Exec, |cpu, who| exec(&ctx, cpu, who, ctx.arg(1)))
 }
 
-fn try_process_exec(ctx: &RawTracePointContext) -> Result<()> {
-    let old_tid: u32 = ctx.arg(1);
-    // SAFETY: the helper has no requirement.
-    let pid_tgid = unsafe { bpf_get_current_pid_tgid() };
+/// `sched:sched_process_exec`: `pid_t old_pid` at 16.
+#[tracepoint(category = "sched", name = "sched_process_exec")]
+pub fn process_exec_perf(ctx: TracePointContext) -> i32 {
+    handle::<FIRST>(&ctx, Done::Exec, |cpu, who| exec(&ctx, cpu, who, field(&ctx, 16)))
+}
+
+/// [`process_exec_perf`], where that was skipped.
+#[raw_tracepoint(tracepoint = "sched_process_exec")]
+pub fn process_exec_backup(ctx: RawTracePointContext) -> i32 {
+    handle::<BACKUP>(&ctx, Done::Exec, |cpu, who| exec(&ctx, cpu, who, ctx.arg(1)))
+}
+
+/// Done twice it is as good as once.
+#[inline(always)]
+fn exec(ctx: &impl EbpfContext, cpu: &mut CpuState, pid_tgid: u64, old_tid: u32) -> Result<()> {
     let (tgid, tid) = ((pid_tgid >> 32) as u32, pid_tgid as u32);
     if old_tid != tid {
         debug!(ctx, "thread {} of process {} runs another program and becomes its leader", old_tid, tgid);
-        let cpu = cpu_state().ok_or(Error::NotOurs)?;
-        if cpu.tid == old_tid {
-            cpu.tid = tid;
-        } else if let Some(sleeper) = SLEEPERS.get_ptr(old_tid) {
-            // SAFETY: a value of the map, copied at once; its thread is this one.
-            let sleeper = unsafe { *sleeper };
-            // Cannot fail: it was just there.
-            let _absent = SLEEPERS.remove(old_tid);
+        if let Some((start_ns, id)) = beginning(cpu, old_tid) {
+            let sleeper = Sleeper { start_ns, id: u32::from(id), tgid };
             if SLEEPERS.insert(tid, sleeper, BPF_ANY).is_err() {
                 emit::count(Counter::SleepersFull, 1);
             }
@@ -442,8 +591,23 @@ fn try_process_exec(ctx: &RawTracePointContext) -> Result<()> {
 
 #[inline(always)]
 fn cpu_state() -> Option<&'static mut CpuState> {
-    // SAFETY: this CPU's entry; programs do not migrate while they run, and none runs inside another of these.
+    // SAFETY: this CPU's entry; programs do not migrate while they run. Where one loses its CPU to another, see the head of
+    // this file: the words of the slot are read and written one by one, in an order that counts.
     CPUS.get_ptr_mut(cpu_number()).map(|state| unsafe { &mut *state })
+}
+
+/// A word as it is now: a program may lose its CPU between any two instructions.
+#[inline(always)]
+fn seen<T: Copy>(word: &T) -> T {
+    // SAFETY: a reference.
+    unsafe { core::ptr::from_ref(word).read_volatile() }
+}
+
+/// Writes a word here and now.
+#[inline(always)]
+fn put<T: Copy>(word: &mut T, value: T) {
+    // SAFETY: a reference.
+    unsafe { core::ptr::from_mut(word).write_volatile(value) };
 }
 
 #[inline(always)]

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::refusal::{MEMLOCK_FIX, judges_bpf};
+use super::refusal::{MEMLOCK_FIX, TRACEFS_REMEDY, judges_bpf};
 use super::signals::Tried;
 use super::{Check, Status, mib};
 use crate::entity::sees_host_pids;
@@ -28,6 +28,8 @@ pub struct Host {
     pub host_users: bool,
     /// Whether this kernel charges maps to RLIMIT_MEMLOCK, by its own types. One that does not tell is suspected.
     pub charges_memlock: bool,
+    /// Whether programs at raw tracepoints can lose their CPU ([`Bpf::preempts_programs`]).
+    pub preempts_programs: bool,
     /// Whether no_new_privs is set.
     pub no_new_privs: bool,
     /// Whether the kernel itself answers bpf(2), and nobody before it refuses.
@@ -38,6 +40,7 @@ impl Host {
     /// Looks around. Total: what cannot be read is absent.
     #[must_use]
     pub fn look() -> Self {
+        let bpf = KernelBtf::from_host().map(|btf| Bpf::of(&btf)).ok();
         Self {
             features: Features::of_this_host(),
             privileges: Privileges::of_this_process().map_err(|error| error.to_string()),
@@ -45,7 +48,8 @@ impl Host {
             // PROC_USER_INIT_INO of include/linux/proc_ns.h. A host that does not tell gets the benefit of the doubt.
             host_users: std::fs::read_link("/proc/self/ns/user")
                 .map_or(true, |name| name == Path::new("user:[4026531837]")),
-            charges_memlock: KernelBtf::from_host().map_or(true, |btf| Bpf::of(&btf).charges_memlock),
+            charges_memlock: bpf.as_ref().is_none_or(|bpf| bpf.charges_memlock),
+            preempts_programs: bpf.is_some_and(|bpf| bpf.preempts_programs),
             no_new_privs: rustix::thread::no_new_privs().unwrap_or_default(),
             bpf_answers: crate::load::bpf_answers(),
         }
@@ -100,12 +104,13 @@ pub(super) fn settings(host: &Host, tried: &Tried) -> Vec<Check> {
         host_pids,
         host_users,
         charges_memlock,
+        preempts_programs,
         bpf_answers,
         no_new_privs: _,
         privileges: _,
     } = host;
     vec![
-        tracefs(features),
+        tracefs(features, *preempts_programs),
         jit(features),
         lockdown(features),
         unprivileged_bpf(features),
@@ -117,9 +122,19 @@ pub(super) fn settings(host: &Host, tried: &Tried) -> Vec<Check> {
     ]
 }
 
-fn tracefs(features: &Features) -> Check {
+fn tracefs(features: &Features, needed: bool) -> Check {
     let found = features.tracefs.as_ref().map(|path| path.display().to_string());
-    Check::ok("tracefs", format!("{}; not needed", found.as_deref().unwrap_or("not mounted")))
+    match (found, needed) {
+        (Some(path), true) => Check::ok("tracefs", format!("{path}; syscalls is exact with it")),
+        (None, true) => Check::degraded(
+            "tracefs",
+            "not mounted; lost: calls at hooks where this kernel skips programs, each counted",
+        )
+        .fix(TRACEFS_REMEDY),
+        (found, false) => {
+            Check::ok("tracefs", format!("{}; not needed", found.as_deref().unwrap_or("not mounted")))
+        }
+    }
 }
 
 fn jit(features: &Features) -> Check {

@@ -97,6 +97,7 @@ pub fn diagnose(error: &LoadError, host: &Host, cgroup: Option<&CgroupError>) ->
         ),
         Some(_) | None => hook.map(|hook| match hook {
             Hook::RawTracepoint(name) => format!("boot a kernel that has the tracepoint {name}"),
+            Hook::PerfTracepoint(..) => TRACEFS_REMEDY.to_owned(),
             Hook::CgroupEgress | Hook::CgroupIngress | Hook::CgroupSockAddr => {
                 "boot a kernel built with CONFIG_CGROUP_BPF=y".to_owned()
             }
@@ -104,6 +105,9 @@ pub fn diagnose(error: &LoadError, host: &Host, cgroup: Option<&CgroupError>) ->
     };
     Diagnosis { verdict: Verdict::Kernel, detail, remedy }
 }
+
+/// How to have perf's tracepoints.
+pub(super) const TRACEFS_REMEDY: &str = "mount -t tracefs nodev /sys/kernel/tracing";
 
 /// Something between a process and BPF that is shut.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -151,6 +155,7 @@ fn certain(host: &Host, bits: u8) -> Vec<Gate> {
         host_pids: _,
         no_new_privs: _,
         charges_memlock: _,
+        preempts_programs: _,
     } = host;
     let mut gates = Vec::new();
     let mut may_ask = true;
@@ -198,6 +203,10 @@ fn possible(host: &Host, hook: Option<Hook>) -> Vec<Gate> {
         Some(Hook::CgroupEgress | Hook::CgroupIngress | Hook::CgroupSockAddr) => gates.push(Gate::new(
             "a program of somebody else may hold the root cgroup for itself",
             "find it with `bpftool cgroup tree`, and attach it with BPF_F_ALLOW_MULTI",
+        )),
+        Some(Hook::PerfTracepoint(..)) => gates.push(Gate::new(
+            "only root may look into tracefs; kernel.perf_event_paranoid may keep perf for root, too",
+            "run as root, or make it readable: mount -o remount,mode=755 /sys/kernel/tracing",
         )),
         Some(Hook::RawTracepoint(_)) | None => {}
     }

@@ -1,11 +1,11 @@
 //! Each program of each signal: loaded and attached for real, and taken away again.
 
-use super::{Check, Diagnosis, Host, Verdict, diagnose, fields, memory};
+use super::{Check, Diagnosis, Host, Status, Verdict, diagnose, fields, memory};
 use crate::config::Config;
 use crate::kernel::cgroup::{CgroupError, CgroupRoot};
 use crate::kernel::fields::Resolved;
 use crate::kernel::least;
-use crate::load::{self, LoadError, ObjectSpec, ProgramSpec};
+use crate::load::{self, Attached, LoadError, Loaded, ObjectSpec, ProgramSpec};
 use crate::signals::{self, SignalKind};
 
 /// What came of it.
@@ -50,25 +50,22 @@ impl Trial<'_> {
         let object = kind.object();
         let outcome = self.fields_for(object).and_then(|fields| self.whole(kind, fields, tried));
         let (check, verdict) = match &outcome {
-            Ok(()) => (self.running(kind), Verdict::Runs),
+            Ok(programs) => (self.running(kind, programs), Verdict::Runs),
             Err(diagnosis) => (diagnosis.check(format!("signal {}", object.name)), diagnosis.verdict),
         };
         tried.verdicts.push((object.name, verdict));
         tried.checks.push(check);
-        for program in object.programs {
-            let name = format!("program {}/{}", object.name, program.name);
-            let alone = match outcome {
-                Ok(()) => Ok(()),
-                Err(_) => self.fields_for(object).and_then(|fields| self.alone(kind, program, fields)),
+        let programs = outcome.unwrap_or_else(|_diagnosis| {
+            let alone =
+                |program| self.fields_for(object).and_then(|fields| self.alone(kind, program, fields));
+            let row = |program| match alone(program) {
+                Ok(check) => check,
+                Err(diagnosis) => diagnosis.check(row_name(object, program)),
             };
-            tried.checks.push(match alone {
-                Ok(()) => {
-                    tried.any_loaded = true;
-                    Check::ok(name, format!("attached to {}", program.hook))
-                }
-                Err(diagnosis) => diagnosis.check(name),
-            });
-        }
+            object.programs.iter().map(row).collect()
+        });
+        tried.any_loaded |= programs.iter().any(|program| program.status != Status::Unavailable);
+        tried.checks.extend(programs);
     }
 
     /// What the commands ask for before they load anything.
@@ -88,13 +85,13 @@ impl Trial<'_> {
         })
     }
 
-    /// The signal as the commands start it: maps, programs, what user space does with the maps, hooks.
+    /// The signal as the commands start it: maps, programs, what user space does with the maps, hooks. A row for each program.
     fn whole(
         &self,
         kind: &'static dyn SignalKind,
         fields: &Resolved,
         tried: &mut Tried,
-    ) -> Result<(), Diagnosis> {
+    ) -> Result<Vec<Check>, Diagnosis> {
         let object = kind.object();
         let start = || -> Result<_, Box<LoadError>> {
             let mut loaded = load::load(object, fields, &kind.sizes(self.config), 0)?;
@@ -104,14 +101,14 @@ impl Trial<'_> {
             let _ring = loaded.take_ring()?;
             let counters = loaded.take_counters()?;
             loaded.attach(self.cgroup.as_ref().ok())?;
-            Ok((bytes, counters))
+            Ok((bytes, counters, self.attached(object, &loaded)))
         };
-        let (bytes, counters) = start().map_err(|error| self.diagnosis(&error))?;
+        let (bytes, counters, programs) = start().map_err(|error| self.diagnosis(&error))?;
         tried.maps_read.get_or_insert_with(|| {
             least::reads_without(|| counters.try_read()).map_err(|error| error.to_string())
         });
         tried.memory.extend(bytes.map(|bytes| (object.name, bytes)));
-        Ok(())
+        Ok(programs)
     }
 
     /// One program of a signal that does not start, so that the others' state is known too.
@@ -120,20 +117,43 @@ impl Trial<'_> {
         kind: &'static dyn SignalKind,
         program: &'static ProgramSpec,
         fields: &Resolved,
-    ) -> Result<(), Diagnosis> {
+    ) -> Result<Check, Diagnosis> {
         // A few dozen bytes that live as long as this short command: the loader wants what lives for ever.
         let object: &'static ObjectSpec =
             Box::leak(Box::new(ObjectSpec { programs: std::slice::from_ref(program), ..*kind.object() }));
         let mut loaded = load::load(object, fields, &kind.sizes(self.config), 0)
             .map_err(|error| self.diagnosis(&error))?;
-        loaded.attach(self.cgroup.as_ref().ok()).map_err(|error| self.diagnosis(&error))
+        loaded.attach(self.cgroup.as_ref().ok()).map_err(|error| self.diagnosis(&error))?;
+        let rows = self.attached(object, &loaded).into_iter();
+        Ok(rows.last().unwrap_or_else(|| Check::ok(row_name(object, program), "attached")))
+    }
+
+    /// A row for each attached program.
+    fn attached(&self, object: &ObjectSpec, loaded: &Loaded) -> Vec<Check> {
+        let row = |attached: &Attached| {
+            let Attached { spec, hook, fallback, .. } = attached;
+            let name = row_name(object, spec);
+            let Some(error) = fallback else { return Check::ok(name, format!("attached to {hook}")) };
+            let Diagnosis { detail, remedy, .. } = self.diagnosis(error);
+            Check {
+                remedy,
+                ..Check::degraded(
+                    name,
+                    format!("attached to {hook}, where this kernel may skip it; lost: those runs. {detail}"),
+                )
+            }
+        };
+        loaded.attached().iter().map(row).collect()
     }
 
     /// Of a signal that starts.
-    fn running(&self, kind: &'static dyn SignalKind) -> Check {
+    fn running(&self, kind: &'static dyn SignalKind, programs: &[Check]) -> Check {
         let object = kind.object();
         let name = format!("signal {}", object.name);
-        let lost = self.fields.map(|fields| fields::losses(fields, object.bit)).unwrap_or_default();
+        let mut lost = self.fields.map(|fields| fields::losses(fields, object.bit)).unwrap_or_default();
+        if programs.iter().any(|program| program.status != Status::Ok) {
+            lost.push("runs of programs that this kernel skips; each is counted");
+        }
         if lost.is_empty() {
             Check::ok(name, kind.about())
         } else {
@@ -144,4 +164,8 @@ impl Trial<'_> {
     fn diagnosis(&self, error: &LoadError) -> Diagnosis {
         diagnose(error, self.host, self.cgroup.as_ref().err())
     }
+}
+
+fn row_name(object: &ObjectSpec, program: &ProgramSpec) -> String {
+    format!("program {}/{}", object.name, program.name)
 }

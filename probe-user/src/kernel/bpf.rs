@@ -30,6 +30,8 @@ const CALLED: &[bpf_func_id] = &[
     bpf_func_id::BPF_FUNC_sk_fullsock,
     bpf_func_id::BPF_FUNC_probe_read_kernel,
     bpf_func_id::BPF_FUNC_probe_read_kernel_str,
+    bpf_func_id::BPF_FUNC_get_current_task_btf,
+    bpf_func_id::BPF_FUNC_task_pt_regs,
     bpf_func_id::BPF_FUNC_ringbuf_reserve,
     bpf_func_id::BPF_FUNC_ringbuf_submit,
     bpf_func_id::BPF_FUNC_ringbuf_discard,
@@ -45,6 +47,9 @@ pub struct Bpf {
     map_types: HashSet<u32>,
     /// Whether maps are charged to RLIMIT_MEMLOCK: then a map knows its share. Since 5.11 it knows a memory cgroup instead.
     pub charges_memlock: bool,
+    /// Whether programs at raw tracepoints can lose their CPU (from 7.0 on, with CONFIG_PREEMPT_RCU): the kernel then skips what
+    /// else would run them there meanwhile.
+    pub preempts_programs: bool,
 }
 
 impl Bpf {
@@ -58,11 +63,18 @@ impl Bpf {
                 .filter_map(|variant| u32::try_from(variant.value).ok())
                 .collect()
         };
-        let is_charged = |ty| btf.member(ty, ["memory"].into_iter()).is_ok();
+        let has = |outer, member| {
+            let mut structs = btf.named(outer).filter(|ty| ty.kind == Kind::Struct);
+            structs.any(|ty| btf.member(ty, [member].into_iter()).is_ok())
+        };
+        // 7.0 guards tracepoints by SRCU's fast flavour, no longer by keeping preemption off. That flavour is older by one release
+        // at most, and known by its function.
+        let has_fast_srcu = btf.function_prototype("init_srcu_struct_fast").is_some();
         Self {
             helpers: numbers("bpf_func_id", "BPF_FUNC_"),
             map_types: numbers("bpf_map_type", "BPF_MAP_TYPE_"),
-            charges_memlock: btf.named("bpf_map").any(|ty| ty.kind == Kind::Struct && is_charged(ty)),
+            charges_memlock: has("bpf_map", "memory"),
+            preempts_programs: has_fast_srcu && has("task_struct", "rcu_read_lock_nesting"),
         }
     }
 
@@ -134,18 +146,25 @@ mod tests {
     use crate::kernel::fixtures::{self, KERNELS};
     use crate::signals;
 
-    /// All three objects with each of their programs.
-    fn programs() -> impl Iterator<Item = (&'static [u8], &'static str)> {
+    /// All three objects with each of the programs that a kernel is given.
+    fn programs(preempts_programs: bool) -> impl Iterator<Item = (&'static [u8], &'static str)> {
         let objects = signals::ALL.iter().map(|kind| kind.object());
-        objects.flat_map(|object| object.programs.iter().map(|program| (object.elf, program.name)))
+        objects.flat_map(move |object| {
+            let specs = object.programs.iter();
+            let names = specs.flat_map(move |spec| {
+                let instead = spec.instead.filter(|_| preempts_programs);
+                [spec.name].into_iter().chain(instead.into_iter().flat_map(|it| [it.name, it.backup]))
+            });
+            names.map(|name| (object.elf, name))
+        })
     }
 
     #[test]
     fn every_helper_that_is_called_has_its_name() {
-        let by_programs: BTreeSet<u32> = programs().flat_map(|(elf, name)| called(elf, name)).collect();
+        let by_programs: BTreeSet<u32> = programs(true).flat_map(|(elf, name)| called(elf, name)).collect();
         let listed: BTreeSet<u32> = CALLED.iter().map(|helper| *helper as u32).collect();
         assert_eq!(listed, by_programs);
-        for (elf, name) in programs() {
+        for (elf, name) in programs(true) {
             assert!(!called(elf, name).is_empty(), "{name} does nothing without a map");
         }
         // The name that the kernel itself has for the number.
@@ -163,25 +182,26 @@ mod tests {
             for kind in signals::ALL {
                 assert_eq!(bpf.unknown_maps(kind.object().elf), Vec::<String>::new(), "{kernel}");
             }
-            for (elf, name) in programs() {
+            for (elf, name) in programs(bpf.preempts_programs) {
                 assert_eq!(bpf.unknown_helpers(elf, name), Vec::<String>::new(), "{kernel}: {name}");
             }
         }
     }
 
-    /// `bpftool btf dump file FULL`: `__BPF_FUNC_MAX_ID` is one more than the last helper; `bpf_map` has `memory`.
+    /// `bpftool btf dump file FULL`: `__BPF_FUNC_MAX_ID` is one more than the last helper; `bpf_map` has `memory`;
+    /// there is a function `init_srcu_struct_fast`, and `task_struct` has `rcu_read_lock_nesting`.
     #[test]
-    fn helpers_and_memlock_by_kernel() {
+    fn helpers_memlock_and_preemption_by_kernel() {
         let expected = [
-            ("5.10", 155, true),
-            ("6.1", 209, false),
-            ("6.12", 211, false),
-            ("6.18", 211, false),
-            ("7.2", 211, false),
+            ("5.10", 155, true, false),
+            ("6.1", 209, false, false),
+            ("6.12", 211, false, false),
+            ("6.18", 211, false, false),
+            ("7.2", 211, false, true),
         ];
         let found = KERNELS.map(|(kernel, _)| {
             let bpf = Bpf::of(&fixtures::btf(kernel));
-            (kernel, bpf.helpers.len(), bpf.charges_memlock)
+            (kernel, bpf.helpers.len(), bpf.charges_memlock, bpf.preempts_programs)
         });
         assert_eq!(found, expected);
     }

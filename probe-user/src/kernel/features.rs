@@ -55,7 +55,7 @@ pub struct Features {
     pub lockdown: Option<Lockdown>,
     /// bpf(2) without privileges.
     pub unprivileged_bpf: Option<UnprivilegedBpf>,
-    /// Where tracefs is mounted, if anywhere. The three signals do not need it.
+    /// Where tracefs is mounted, if anywhere. Needed only where perf's tracepoints are (`load::Hook::PerfTracepoint`).
     pub tracefs: Option<PathBuf>,
     /// Limit for locked memory in bytes; `None`: unlimited. Kernels before 5.11 charge BPF maps to it.
     pub memlock: Option<u64>,

@@ -1,26 +1,11 @@
 //! Runs of programs that the kernel skipped: it does not run a program on a CPU that is inside the same one already.
 
-use std::collections::BTreeSet;
+use std::os::fd::RawFd;
 use std::path::PathBuf;
 
-/// The programs that this process holds open, as descriptors. Empty before 5.12, which does not tell.
+/// Runs skipped so far of the program behind a descriptor of this process. Nothing before 5.12, which does not tell.
 #[must_use]
-pub fn open_programs() -> BTreeSet<u32> {
-    let Ok(entries) = std::fs::read_dir("/proc/self/fdinfo") else { return BTreeSet::new() };
-    entries
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .filter(|fd| misses(*fd).is_some())
-        .collect()
-}
-
-/// Runs skipped so far of the programs behind these descriptors.
-#[must_use]
-pub fn skipped(programs: &BTreeSet<u32>) -> u64 {
-    programs.iter().filter_map(|fd| misses(*fd)).sum()
-}
-
-fn misses(fd: u32) -> Option<u64> {
+pub fn runs(fd: RawFd) -> Option<u64> {
     parse(&std::fs::read_to_string(PathBuf::from(format!("/proc/self/fdinfo/{fd}"))).ok()?)
 }
 

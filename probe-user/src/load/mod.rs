@@ -11,7 +11,7 @@ mod plain;
 
 use std::any::Any;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd as _};
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, Queue, RingBuf};
 use aya::programs::{CgroupAttachMode, CgroupSkbAttachType, Program};
@@ -25,14 +25,19 @@ pub use self::blocks::Blocks;
 pub use self::error::LoadError;
 pub use self::knock::bpf_answers;
 pub use self::plain::Plain;
+use crate::kernel::bpf::Bpf;
 use crate::kernel::cgroup::CgroupRoot;
 use crate::kernel::fields::Resolved;
+use crate::kernel::skipped;
 
 /// Where a program is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hook {
     /// A raw tracepoint by name.
     RawTracepoint(&'static str),
+    /// A tracepoint as perf_event_open(2) offers it: category and name. It keeps preemption off, costs more than a raw one, and
+    /// takes tracefs.
+    PerfTracepoint(&'static str, &'static str),
     /// Packets that leave the sockets of every cgroup.
     CgroupEgress,
     /// Packets that reach the sockets of every cgroup.
@@ -45,6 +50,7 @@ impl std::fmt::Display for Hook {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::RawTracepoint(name) => write!(f, "raw tracepoint {name}"),
+            Self::PerfTracepoint(category, name) => write!(f, "perf tracepoint {category}:{name}"),
             Self::CgroupEgress => f.write_str("egress of the root cgroup"),
             Self::CgroupIngress => f.write_str("ingress of the root cgroup"),
             Self::CgroupSockAddr => f.write_str("socket addresses of the root cgroup"),
@@ -59,7 +65,44 @@ pub struct ProgramSpec {
     pub name: &'static str,
     /// Where it goes.
     pub hook: Hook,
+    /// What takes its place on kernels that let programs at raw tracepoints lose their CPU ([`Bpf::preempts_programs`]), where
+    /// it can be had.
+    pub instead: Option<Instead>,
 }
+
+/// Two programs in the place of one.
+#[derive(Clone, Copy, Debug)]
+pub struct Instead {
+    /// Name of the first.
+    pub name: &'static str,
+    /// Where the first goes.
+    pub hook: Hook,
+    /// Name of the one that makes up for runs of the first that the kernel skips. It goes where the one program would.
+    pub backup: &'static str,
+}
+
+impl ProgramSpec {
+    /// A program that nothing takes the place of.
+    #[must_use]
+    pub const fn new(name: &'static str, hook: Hook) -> Self {
+        Self { name, hook, instead: None }
+    }
+}
+
+/// A program that is attached.
+#[derive(Debug)]
+pub struct Attached {
+    /// What it is for.
+    pub spec: &'static ProgramSpec,
+    /// Where it is.
+    pub hook: Hook,
+    /// Why the one that was to take its place does not.
+    pub fallback: Option<LoadError>,
+    /// What keeps it attached.
+    _links: Vec<Link>,
+}
+
+type Link = Box<dyn Any + Send>;
 
 /// One BPF object: the programs and maps of one signal.
 #[derive(Clone, Copy, Debug)]
@@ -78,7 +121,10 @@ impl ObjectSpec {
     /// Whether a program of it goes to a cgroup.
     #[must_use]
     pub fn needs_cgroup(&self) -> bool {
-        self.programs.iter().any(|program| !matches!(program.hook, Hook::RawTracepoint(_)))
+        self.programs.iter().any(|program| match program.hook {
+            Hook::RawTracepoint(_) | Hook::PerfTracepoint(..) => false,
+            Hook::CgroupEgress | Hook::CgroupIngress | Hook::CgroupSockAddr => true,
+        })
     }
 }
 
@@ -87,8 +133,10 @@ impl ObjectSpec {
 pub struct Loaded {
     spec: &'static ObjectSpec,
     ebpf: Ebpf,
-    /// What keeps each program attached, in the order of [`ObjectSpec::programs`]. Before the programs: dropped first.
-    links: Vec<Box<dyn Any + Send>>,
+    /// Whether this kernel lets programs at raw tracepoints lose their CPU.
+    preempts_programs: bool,
+    /// In the order of [`ObjectSpec::programs`].
+    attached: Vec<Attached>,
 }
 
 /// Names of maps and the number of entries (for a ring: bytes) that they are to have.
@@ -120,26 +168,23 @@ pub fn load(
     for (map, entries) in sizes {
         loader.map_max_entries(map, *entries);
     }
-    let mut ebpf = loader.load(spec.elf).map_err(|source| {
+    let ebpf = loader.load(spec.elf).map_err(|source| {
         LoadError::Object { signal: spec.name, source: Box::new(source) }.or_unknown(
             spec.name,
             "its maps",
             || fields.bpf.unknown_maps(spec.elf),
         )
     })?;
+    let preempts_programs = fields.bpf.preempts_programs;
+    let mut loaded = Loaded { spec, ebpf, preempts_programs, attached: Vec::new() };
     for program in spec.programs {
-        let error = |source| {
-            LoadError::Program { signal: spec.name, program: program.name, source: Box::new(source) }
-                .or_unknown(spec.name, program.name, || fields.bpf.unknown_helpers(spec.elf, program.name))
-        };
-        match ebpf.program_mut(program.name).ok_or_else(|| spec.broken(program.name))? {
-            Program::RawTracePoint(raw) => raw.load().map_err(error)?,
-            Program::CgroupSkb(skb) => skb.load().map_err(error)?,
-            Program::CgroupSockAddr(addr) => addr.load().map_err(error)?,
-            _ => return Err(spec.broken(program.name)),
+        loaded.load_program(program.name, &fields.bpf)?;
+        if let Some(instead) = program.instead.filter(|_| preempts_programs) {
+            loaded.load_program(instead.name, &fields.bpf)?;
+            loaded.load_program(instead.backup, &fields.bpf)?;
         }
     }
-    Ok(Loaded { spec, ebpf, links: Vec::new() })
+    Ok(loaded)
 }
 
 impl ObjectSpec {
@@ -149,35 +194,70 @@ impl ObjectSpec {
 }
 
 impl Loaded {
+    fn load_program(&mut self, name: &'static str, kernel: &Bpf) -> Result<(), LoadError> {
+        let spec = self.spec;
+        let error = |source| {
+            LoadError::Program { signal: spec.name, program: name, source: Box::new(source) }.or_unknown(
+                spec.name,
+                name,
+                || kernel.unknown_helpers(spec.elf, name),
+            )
+        };
+        match self.ebpf.program_mut(name).ok_or_else(|| spec.broken(name))? {
+            Program::RawTracePoint(raw) => raw.load().map_err(error),
+            Program::TracePoint(perf) => perf.load().map_err(error),
+            Program::CgroupSkb(skb) => skb.load().map_err(error),
+            Program::CgroupSockAddr(addr) => addr.load().map_err(error),
+            _ => Err(spec.broken(name)),
+        }
+    }
+
     /// Attaches every program. All or none: on an error the caller drops this, which detaches what was attached.
     ///
     /// # Errors
     ///
     /// When the kernel refuses one, or one needs a cgroup and there is no `cgroup`.
     pub fn attach(&mut self, cgroup: Option<&CgroupRoot>) -> Result<(), LoadError> {
-        for program in self.spec.programs {
-            self.attach_one(program, cgroup)?;
+        for spec in self.spec.programs {
+            let mut fallback = None;
+            if let Some(instead) = spec.instead.filter(|_| self.preempts_programs) {
+                match self.attach_one(instead.name, instead.hook, cgroup) {
+                    Ok(first) => {
+                        // After the first: programs at a tracepoint run in the order in which they came.
+                        let backup = self.attach_one(instead.backup, spec.hook, cgroup)?;
+                        let links = vec![first, backup];
+                        self.attached.push(Attached { spec, hook: instead.hook, fallback, _links: links });
+                        continue;
+                    }
+                    Err(error) => fallback = Some(error),
+                }
+            }
+            let link = self.attach_one(spec.name, spec.hook, cgroup)?;
+            self.attached.push(Attached { spec, hook: spec.hook, fallback, _links: vec![link] });
         }
         Ok(())
     }
 
-    fn attach_one(&mut self, spec: &ProgramSpec, cgroup: Option<&CgroupRoot>) -> Result<(), LoadError> {
+    fn attach_one(
+        &mut self,
+        name: &'static str,
+        hook: Hook,
+        cgroup: Option<&CgroupRoot>,
+    ) -> Result<Link, LoadError> {
         let signal = self.spec.name;
-        let error = |source| LoadError::Attach {
-            signal,
-            program: spec.name,
-            hook: spec.hook,
-            source: Box::new(source),
-        };
-        let no_cgroup = || LoadError::NoCgroup { signal, program: spec.name };
-        let program =
-            self.ebpf.program_mut(spec.name).ok_or(LoadError::Broken { signal, part: spec.name })?;
+        let error = |source| LoadError::Attach { signal, program: name, hook, source: Box::new(source) };
+        let no_cgroup = || LoadError::NoCgroup { signal, program: name };
+        let program = self.ebpf.program_mut(name).ok_or(LoadError::Broken { signal, part: name })?;
         // Links stack by themselves; BPF_LINK_CREATE takes no flags on a cgroup, hence `Single`.
         const MODE: CgroupAttachMode = CgroupAttachMode::Single;
-        let link: Box<dyn Any + Send> = match (program, spec.hook) {
+        Ok(match (program, hook) {
             (Program::RawTracePoint(raw), Hook::RawTracepoint(name)) => {
                 let id = raw.attach(name).map_err(error)?;
                 Box::new(raw.take_link(id).map_err(error)?)
+            }
+            (Program::TracePoint(perf), Hook::PerfTracepoint(category, name)) => {
+                let id = perf.attach(category, name).map_err(error)?;
+                Box::new(perf.take_link(id).map_err(error)?)
             }
             (Program::CgroupSkb(skb), Hook::CgroupEgress) => {
                 let cgroup = cgroup.ok_or_else(no_cgroup)?;
@@ -194,16 +274,31 @@ impl Loaded {
                 let id = addr.attach(cgroup.fd.as_fd(), MODE).map_err(error)?;
                 Box::new(addr.take_link(id).map_err(error)?)
             }
-            _ => return Err(LoadError::Broken { signal, part: spec.name }),
-        };
-        self.links.push(link);
-        Ok(())
+            _ => return Err(LoadError::Broken { signal, part: name }),
+        })
+    }
+
+    /// What is attached, in the order of [`ObjectSpec::programs`].
+    #[must_use]
+    pub fn attached(&self) -> &[Attached] {
+        &self.attached
+    }
+
+    /// Runs of its programs that the kernel skipped so far: it does not run a program on a CPU that is inside the same one
+    /// already. Those of backups are left out: they matter only where the first was skipped too. 0 before 5.12, which does not
+    /// tell.
+    #[must_use]
+    pub fn skipped_runs(&self) -> u64 {
+        let specs = self.spec.programs.iter();
+        let names = specs.flat_map(|spec| [Some(spec.name), spec.instead.map(|instead| instead.name)]);
+        let fd = |name| Some(self.ebpf.program(name)?.fd().ok()?.as_fd().as_raw_fd());
+        names.flatten().filter_map(fd).filter_map(skipped::runs).sum()
     }
 
     /// Detaches every program, in the reverse order. Maps and rings stay, to be read to their end; when
     /// [`wait_for_programs`] has returned, nothing writes to them any more.
     pub fn detach(&mut self) {
-        while self.links.pop().is_some() {}
+        while self.attached.pop().is_some() {}
     }
 
     /// Starts to forward what the programs log. `None` when they log nothing at all.

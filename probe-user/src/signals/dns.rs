@@ -46,12 +46,12 @@ static OBJECT: ObjectSpec = ObjectSpec {
     )),
     // Answers first: a question must not be seen by a host that cannot see its answer.
     programs: &[
-        ProgramSpec { name: "dns_ingress", hook: Hook::CgroupIngress },
-        ProgramSpec { name: "dns_connect4", hook: Hook::CgroupSockAddr },
-        ProgramSpec { name: "dns_connect6", hook: Hook::CgroupSockAddr },
-        ProgramSpec { name: "dns_sendmsg4", hook: Hook::CgroupSockAddr },
-        ProgramSpec { name: "dns_sendmsg6", hook: Hook::CgroupSockAddr },
-        ProgramSpec { name: "dns_egress", hook: Hook::CgroupEgress },
+        ProgramSpec::new("dns_ingress", Hook::CgroupIngress),
+        ProgramSpec::new("dns_connect4", Hook::CgroupSockAddr),
+        ProgramSpec::new("dns_connect6", Hook::CgroupSockAddr),
+        ProgramSpec::new("dns_sendmsg4", Hook::CgroupSockAddr),
+        ProgramSpec::new("dns_sendmsg6", Hook::CgroupSockAddr),
+        ProgramSpec::new("dns_egress", Hook::CgroupEgress),
     ],
 };
 

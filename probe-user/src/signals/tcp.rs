@@ -49,12 +49,12 @@ static OBJECT: ObjectSpec = ObjectSpec {
     )),
     // The sockets' owners first, so that no event finds them missing for want of order.
     programs: &[
-        ProgramSpec { name: "tcp_destroy_sock", hook: Hook::RawTracepoint("tcp_destroy_sock") },
-        ProgramSpec { name: "inet_sock_set_state", hook: Hook::RawTracepoint("inet_sock_set_state") },
-        ProgramSpec { name: "tcp_retransmit_skb", hook: Hook::RawTracepoint("tcp_retransmit_skb") },
-        ProgramSpec { name: "tcp_retransmit_synack", hook: Hook::RawTracepoint("tcp_retransmit_synack") },
-        ProgramSpec { name: "tcp_send_reset", hook: Hook::RawTracepoint("tcp_send_reset") },
-        ProgramSpec { name: "tcp_receive_reset", hook: Hook::RawTracepoint("tcp_receive_reset") },
+        ProgramSpec::new("tcp_destroy_sock", Hook::RawTracepoint("tcp_destroy_sock")),
+        ProgramSpec::new("inet_sock_set_state", Hook::RawTracepoint("inet_sock_set_state")),
+        ProgramSpec::new("tcp_retransmit_skb", Hook::RawTracepoint("tcp_retransmit_skb")),
+        ProgramSpec::new("tcp_retransmit_synack", Hook::RawTracepoint("tcp_retransmit_synack")),
+        ProgramSpec::new("tcp_send_reset", Hook::RawTracepoint("tcp_send_reset")),
+        ProgramSpec::new("tcp_receive_reset", Hook::RawTracepoint("tcp_receive_reset")),
     ],
 };
 

@@ -13,8 +13,10 @@ use super::types::{Btf, Id, Type};
 
 /// Enums that user space reads, or that say what the kernel's bpf(2) knows.
 const ENUMS: &[&str] = &["bpf_func_id", "bpf_map_type", "sk_rst_reason", "tcp_ca_state"];
-/// Members beside the table of fields: whether maps are charged to RLIMIT_MEMLOCK.
-const FURTHER: &[&str] = &["bpf_map.memory"];
+/// Members beside the table of fields: whether maps are charged to RLIMIT_MEMLOCK, whether RCU's readers are preempted.
+const FURTHER: &[&str] = &["bpf_map.memory", "task_struct.rcu_read_lock_nesting"];
+/// Functions that are there or not: what tracepoints are guarded by.
+const FUNCTIONS: &[&str] = &["init_srcu_struct_fast"];
 /// Raw tracepoints that programs are attached to. A test of probe-user misses those that are forgotten here.
 const TRACEPOINTS: &[&str] = &[
     "inet_sock_set_state",
@@ -42,6 +44,9 @@ pub(super) fn reduce(btf: &Btf) -> Result<Btf> {
     }
     for tracepoint in TRACEPOINTS {
         keep.tracepoint(tracepoint)?;
+    }
+    for name in FUNCTIONS {
+        keep.function(name)?;
     }
     for name in ENUMS {
         for id in keep.named(name) {
@@ -166,12 +171,14 @@ impl<'a> Keep<'a> {
             self.types.entry(*pointer).or_default().whole = true;
             self.prototype(*prototype)?;
         }
-        for namesake in NAMESAKES {
-            for id in self.named(&format!("{namesake}{name}")) {
-                let Type::Function { prototype, .. } = self.type_of(id)? else { continue };
-                self.types.entry(id).or_default();
-                self.prototype(*prototype)?;
-            }
+        NAMESAKES.iter().try_for_each(|namesake| self.function(&format!("{namesake}{name}")))
+    }
+
+    fn function(&mut self, name: &str) -> Result<()> {
+        for id in self.named(name) {
+            let Type::Function { prototype, .. } = self.type_of(id)? else { continue };
+            self.types.entry(id).or_default();
+            self.prototype(*prototype)?;
         }
         Ok(())
     }
