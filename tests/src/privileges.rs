@@ -9,6 +9,8 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 use rustix::process::{Gid, Resource, Rlimit, Uid, setrlimit};
 use rustix::thread::{
     CapabilitySet, CapabilitySets, UnshareFlags, configure_capability_in_ambient_set, set_capabilities,
@@ -146,6 +148,24 @@ pub fn in_user_namespace(command: &mut Command) {
     };
     // SAFETY: between fork and exec only system calls are made, and nothing is allocated.
     unsafe { command.pre_exec(enter) };
+}
+
+/// Hides tracefs from `command`, which gets a mount namespace of its own. Where it is mounted nowhere, nothing is there to hide.
+pub fn without_tracefs(command: &mut Command) {
+    let hide = || {
+        // SAFETY: the child is about to exec and shares nothing.
+        unsafe { unshare_unsafe(UnshareFlags::NEWNS) }?;
+        mount_change(c"/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
+        for place in [c"/sys/kernel/tracing", c"/sys/kernel/debug"] {
+            match mount(c"tmpfs", place, c"tmpfs", MountFlags::empty(), c"") {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec only system calls are made, and nothing is allocated.
+    unsafe { command.pre_exec(hide) };
 }
 
 /// What a thread may do, by its /proc/PID/task/TID/status.

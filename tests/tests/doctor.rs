@@ -6,9 +6,12 @@ use std::path::PathBuf;
 use std::process::Output;
 
 use anyhow::{Context as _, Result, ensure};
-use probe_tests::privileges::{NOBODY, PublicCopy};
-use probe_tests::probe::{DEADLINE, command, poll, require_root, run};
+use probe_tests::privileges::{NOBODY, PublicCopy, without_tracefs};
+use probe_tests::probe::{DEADLINE, Probe, command, fdinfo, poll, require_root, run};
+use probe_tests::require;
 use probe_tests::require::kernel_before;
+use probe_user::kernel::bpf::Bpf;
+use probe_user::kernel::btf::KernelBtf;
 use probe_user::signals;
 use serde_json::Value;
 
@@ -163,6 +166,61 @@ fn without_privileges_the_capabilities_are_named() -> Result<()> {
     }
     let dns = checks.get("signal dns").map(Value::to_string).unwrap_or_default();
     ensure!(dns.contains("CAP_BPF and CAP_PERFMON and CAP_NET_ADMIN"), "{dns}");
+    Ok(())
+}
+
+/// Kinds of the links of a process, by the kernel.
+fn link_kinds(pid: u32) -> Result<BTreeMap<String, usize>> {
+    let mut kinds = BTreeMap::new();
+    for info in fdinfo(pid)? {
+        if let Some(kind) = info.lines().find_map(|line| line.strip_prefix("link_type:")) {
+            *kinds.entry(kind.trim().to_owned()).or_default() += 1;
+        }
+    }
+    Ok(kinds)
+}
+
+/// Where the kernel lets programs at raw tracepoints lose their CPU, perf's take their place; without tracefs they cannot, and
+/// what that costs is said.
+#[test]
+fn perf_serves_where_raw_tracepoints_lose_their_cpu() -> Result<()> {
+    require_root()?;
+    let is_affected = Bpf::of(&KernelBtf::from_host()?).preempts_programs;
+    require!(is_affected, "programs at raw tracepoints that lose their CPU", since = "7.0");
+    let exact = checks(&run(["doctor", "-o", "json"])?)?;
+    let crippled = {
+        let mut command = command(["doctor", "-o", "json"])?;
+        without_tracefs(&mut command);
+        let output = command.output()?;
+        ensure!(output.status.code() == Some(0), "it can still run: {output:?}");
+        checks(&output)?
+    };
+    let text =
+        |checks: &BTreeMap<String, Value>, row| checks.get(row).map(Value::to_string).unwrap_or_default();
+    for (row, hook) in [
+        ("program syscalls/sys_enter", "raw_syscalls:sys_enter"),
+        ("program syscalls/sys_exit", "raw_syscalls:sys_exit"),
+        ("program syscalls/sched_process_exit", "sched:sched_process_exit"),
+        ("program syscalls/sched_process_exec", "sched:sched_process_exec"),
+    ] {
+        let (exact, crippled) = (text(&exact, row), text(&crippled, row));
+        ensure!(exact.contains(&format!("attached to perf tracepoint {hook}")), "{exact}");
+        ensure!(crippled.contains("degraded") && crippled.contains("mount -t tracefs"), "{crippled}");
+    }
+    for row in ["signal syscalls", "tracefs"] {
+        ensure!((status(&exact, row), status(&crippled, row)) == ("ok", "degraded"), "{row}");
+    }
+
+    let probe = Probe::start(&["syscalls", "--interval", "1h"])?;
+    let kinds = link_kinds(probe.pid())?;
+    let expected = [("perf_event".to_owned(), 4), ("raw_tracepoint".to_owned(), 5)];
+    ensure!(kinds == expected.into(), "{kinds:?}");
+    probe.stop()?.require_complete()?;
+    let mut command = command(["syscalls", "--duration", "300ms"])?;
+    without_tracefs(&mut command);
+    let output = command.output()?;
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.code() == Some(0) && stderr.contains("tracefs"), "{stderr}");
     Ok(())
 }
 
