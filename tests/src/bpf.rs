@@ -5,6 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 
+use probe_user::kernel::bpf::Bpf;
+use probe_user::kernel::btf::KernelBtf;
 use probe_user::signals;
 
 /// `BPF_PROG_QUERY` of `enum bpf_cmd`.
@@ -49,10 +51,7 @@ impl Objects {
         let programs: BTreeSet<&str> = signals::ALL
             .iter()
             .flat_map(|kind| kind.object().programs)
-            .flat_map(|program| {
-                let instead = program.instead.into_iter().flat_map(|instead| [instead.name, instead.backup]);
-                [program.name].into_iter().chain(instead)
-            })
+            .flat_map(|program| program.names())
             .map(|name| name.get(..NAME).unwrap_or(name))
             .collect();
         self.programs
@@ -68,6 +67,15 @@ impl Objects {
         let Self { programs, maps, links } = self;
         programs.is_empty() && maps.is_empty() && links.is_empty()
     }
+}
+
+/// Whether this kernel lets programs at raw tracepoints lose their CPU.
+///
+/// # Errors
+///
+/// Its BTF does not read.
+pub fn preempts_programs() -> anyhow::Result<bool> {
+    Ok(Bpf::of(&KernelBtf::from_host()?).preempts_programs)
 }
 
 /// The `query` member of `union bpf_attr`.

@@ -10,13 +10,14 @@ use std::process::Command;
 use anyhow::{Context as _, Result, ensure};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::Errno;
-use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
+use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_change, unmount};
 use rustix::process::{Gid, Resource, Rlimit, Uid, setrlimit};
 use rustix::thread::{
     CapabilitySet, CapabilitySets, UnshareFlags, configure_capability_in_ambient_set, set_capabilities,
     set_keep_capabilities, set_thread_groups, set_thread_res_gid, set_thread_res_uid, unshare_unsafe,
 };
 
+use crate::bpf::preempts_programs;
 use crate::probe::{binary, require_root};
 
 /// A user of no privileges, `nobody` nearly everywhere.
@@ -25,6 +26,16 @@ pub const NOBODY: u32 = 65_534;
 /// All that the three signals take.
 pub const LEAST: CapabilitySet =
     CapabilitySet::BPF.union(CapabilitySet::PERFMON).union(CapabilitySet::NET_ADMIN);
+
+/// [`LEAST`], and where programs at raw tracepoints lose their CPU what it takes to look into tracefs, which is root's alone.
+///
+/// # Errors
+///
+/// The kernel's BTF does not read.
+pub fn least() -> Result<CapabilitySet> {
+    let more = if preempts_programs()? { CapabilitySet::DAC_READ_SEARCH } else { CapabilitySet::empty() };
+    Ok(LEAST | more)
+}
 
 /// A copy of the binary where every user may run it; gone at the end.
 #[derive(Debug)]
@@ -150,22 +161,23 @@ pub fn in_user_namespace(command: &mut Command) {
     unsafe { command.pre_exec(enter) };
 }
 
-/// Hides tracefs from `command`, which gets a mount namespace of its own. Where it is mounted nowhere, nothing is there to hide.
+/// Takes tracefs away from `command`, which gets a mount namespace of its own.
 pub fn without_tracefs(command: &mut Command) {
-    let hide = || {
+    let take = || {
         // SAFETY: the child is about to exec and shares nothing.
         unsafe { unshare_unsafe(UnshareFlags::NEWNS) }?;
         mount_change(c"/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
         for place in [c"/sys/kernel/tracing", c"/sys/kernel/debug"] {
-            match mount(c"tmpfs", place, c"tmpfs", MountFlags::empty(), c"") {
-                Ok(()) | Err(Errno::NOENT) => {}
+            match unmount(place, UnmountFlags::DETACH) {
+                // Nothing is mounted there.
+                Ok(()) | Err(Errno::NOENT | Errno::INVAL) => {}
                 Err(error) => return Err(error.into()),
             }
         }
         Ok(())
     };
     // SAFETY: between fork and exec only system calls are made, and nothing is allocated.
-    unsafe { command.pre_exec(hide) };
+    unsafe { command.pre_exec(take) };
 }
 
 /// What a thread may do, by its /proc/PID/task/TID/status.

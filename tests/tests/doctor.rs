@@ -6,12 +6,11 @@ use std::path::PathBuf;
 use std::process::Output;
 
 use anyhow::{Context as _, Result, ensure};
+use probe_tests::bpf::preempts_programs;
 use probe_tests::privileges::{NOBODY, PublicCopy, without_tracefs};
 use probe_tests::probe::{DEADLINE, Probe, command, fdinfo, poll, require_root, run};
 use probe_tests::require;
 use probe_tests::require::kernel_before;
-use probe_user::kernel::bpf::Bpf;
-use probe_user::kernel::btf::KernelBtf;
 use probe_user::signals;
 use serde_json::Value;
 
@@ -185,8 +184,7 @@ fn link_kinds(pid: u32) -> Result<BTreeMap<String, usize>> {
 #[test]
 fn perf_serves_where_raw_tracepoints_lose_their_cpu() -> Result<()> {
     require_root()?;
-    let is_affected = Bpf::of(&KernelBtf::from_host()?).preempts_programs;
-    require!(is_affected, "programs at raw tracepoints that lose their CPU", since = "7.0");
+    require!(preempts_programs()?, "programs at raw tracepoints that lose their CPU", since = "7.0");
     let exact = checks(&run(["doctor", "-o", "json"])?)?;
     let crippled = {
         let mut command = command(["doctor", "-o", "json"])?;

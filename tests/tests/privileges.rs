@@ -5,10 +5,12 @@ use std::net::{SocketAddr, TcpStream};
 use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
+use probe_tests::bpf::preempts_programs;
 use probe_tests::dns_server::DnsServer;
 use probe_tests::netns::Netns;
 use probe_tests::privileges::{
-    LEAST, PublicCopy, ThreadPrivileges, as_nobody, in_user_namespace, of_threads, with_memlock, without_bpf,
+    LEAST, PublicCopy, ThreadPrivileges, as_nobody, in_user_namespace, least, of_threads, with_memlock,
+    without_bpf,
 };
 use probe_tests::probe::{DEADLINE, Line, Probe, command, poll, require_root};
 use probe_tests::workload::Workload;
@@ -114,11 +116,12 @@ fn require_threads(probe: &Probe, kept: CapabilitySet) -> Result<Vec<ThreadPrivi
 #[test]
 fn three_capabilities_are_enough_for_all_signals() -> Result<()> {
     let copy = PublicCopy::new("least")?;
+    let least = least()?;
     let mut stimulus = Stimulus::new()?;
     for name in COMMANDS {
         let probe = Probe::start_with(&[name, "--interval", "250ms"], |command| {
             copy.put_into(command);
-            as_nobody(command, LEAST);
+            as_nobody(command, least);
         })?;
         let line = stimulus.wait_seen(name, &probe).context(name)?;
         if let Some(line) = line {
@@ -157,7 +160,7 @@ fn root_keeps_what_is_used_and_nothing_else() -> Result<()> {
 #[test]
 fn tcp_and_syscalls_do_without_net_admin() -> Result<()> {
     let copy = PublicCopy::new("without")?;
-    let two = LEAST & !CapabilitySet::NET_ADMIN;
+    let two = least()? & !CapabilitySet::NET_ADMIN;
     for name in ["tcp", "syscalls"] {
         let output = output(&[name, "--duration", "300ms"], |command| {
             copy.put_into(command);
@@ -297,6 +300,10 @@ fn doctor_says_what_becomes_of_privileges() -> Result<()> {
     least.require("capabilities kept", "ok", if older { "CAP_BPF" } else { "none" })?;
     least.require("capabilities dropped", "ok", "CAP_NET_ADMIN, CAP_PERFMON")?;
     least.require("other users' executables", "degraded", "CAP_SYS_PTRACE")?;
+    if preempts_programs()? {
+        let (_, remedy) = least.require("program syscalls/sys_enter", "degraded", "may skip it")?;
+        ensure!(remedy.contains("CAP_DAC_READ_SEARCH"), "{remedy}");
+    }
     for doctor in [root, least] {
         doctor.require("no_new_privs", "ok", "after attaching")?;
         doctor.require("kernel stacks", "ok", "CAP_PERFMON")?;

@@ -2,14 +2,20 @@
 //!
 //! Owners: the hooks run in softirq or timers, where the current task is a stranger. So the socket's owner is noted
 //! when a process connects or listens (those run in the process), and looked up by the socket's address ever after.
+//!
+//! From Linux 7.0 on a program can lose its CPU, and the kernel skips every other run of it there meanwhile (see syscalls).
+//! There each has a backup at the same hook, which acts where the first was skipped: [`HANDLED`] tells. What happens to one
+//! socket happens under its lock, so its address names what is being dealt with. perf's tracepoints would not do: the kernel skips
+//! those in a softirq that interrupts any program of perf's.
 #![no_std]
 #![no_main]
 
 use core::mem::MaybeUninit;
+use core::ptr::{addr_of, read_volatile};
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::macros::{map, raw_tracepoint};
-use aya_ebpf::maps::{HashMap, PerCpuArray, PerCpuHashMap};
+use aya_ebpf::maps::{HashMap, LruHashMap, PerCpuArray, PerCpuHashMap};
 use aya_ebpf::programs::RawTracePointContext;
 use aya_log_ebpf::debug;
 use probe_common::fields::{self, KernelPointer};
@@ -64,14 +70,75 @@ static HANDSHAKES: PerCpuHashMap<u64, Durations> = PerCpuHashMap::with_max_entri
 #[map]
 static NO_DURATIONS: PerCpuArray<Durations> = PerCpuArray::with_max_entries(1, 0);
 
+/// What a first program has dealt with and its backup has not come to yet, as [`token`]s. One that its backup never comes to,
+/// because that is skipped, is forgotten in time: hence LRU.
+#[map]
+static HANDLED: LruHashMap<u64, u8> = LruHashMap::with_max_entries(16_384, 0);
+
+/// Whether there are backups. Set by user space before loading.
+#[unsafe(no_mangle)]
+static BACKED: u8 = 0;
+
+/// Where something happened. In the low bits of an address, which are zero.
+#[derive(Clone, Copy)]
+enum Hook {
+    Retransmit = 1,
+    RetransmitSynack,
+    SendReset,
+    ReceiveReset,
+    SetState,
+    Destroy,
+}
+
+/// Something that happens to the object at an address.
+#[inline(always)]
+fn token(hook: Hook, address: KernelPointer) -> u64 {
+    address | hook as u64
+}
+
+#[inline(always)]
+fn first(ctx: &RawTracePointContext, hook: Hook, address: KernelPointer, result: Result<()>) -> i32 {
+    if let Err(error) = result {
+        emit::give_up(ctx, error);
+    }
+    // SAFETY: volatile, because the compiler sees only the zero that user space overwrites.
+    if unsafe { read_volatile(addr_of!(BACKED)) } != 0
+        && HANDLED.insert(token(hook, address), 1, BPF_ANY).is_err()
+    {
+        // The kernel takes an older one out instead; it has none to take when all CPUs are at it at once.
+        debug!(ctx, "no room to note what was handled");
+    }
+    NEUTRAL
+}
+
+#[inline(always)]
+fn backup(
+    ctx: &RawTracePointContext,
+    hook: Hook,
+    address: KernelPointer,
+    work: impl FnOnce() -> Result<()>,
+) -> i32 {
+    if HANDLED.remove(token(hook, address)).is_ok() {
+        return NEUTRAL;
+    }
+    emit::count(Counter::MadeUp, 1);
+    if let Err(error) = work() {
+        emit::give_up(ctx, error);
+    }
+    NEUTRAL
+}
+
 /// `tcp_retransmit_skb(const struct sock *sk, const struct sk_buff *skb)`; from about 6.17 also `int err`, and then
 /// called for failed transmissions too. Softirq, timer or process context.
 #[raw_tracepoint(tracepoint = "tcp_retransmit_skb")]
 pub fn tcp_retransmit_skb(ctx: RawTracePointContext) -> i32 {
-    if let Err(error) = try_retransmit(&ctx) {
-        emit::give_up(&ctx, error);
-    }
-    NEUTRAL
+    first(&ctx, Hook::Retransmit, ctx.arg(0), try_retransmit(&ctx))
+}
+
+/// [`tcp_retransmit_skb`], where that was skipped.
+#[raw_tracepoint(tracepoint = "tcp_retransmit_skb")]
+pub fn retransmit_skb_backup(ctx: RawTracePointContext) -> i32 {
+    backup(&ctx, Hook::Retransmit, ctx.arg(0), || try_retransmit(&ctx))
 }
 
 fn try_retransmit(ctx: &RawTracePointContext) -> Result<()> {
@@ -125,10 +192,14 @@ fn cause(sk: KernelPointer, state: i32) -> Result<Cause> {
 /// the kernel counted the segment. Timer context, or the receive path when a SYN came again.
 #[raw_tracepoint(tracepoint = "tcp_retransmit_synack")]
 pub fn tcp_retransmit_synack(ctx: RawTracePointContext) -> i32 {
-    if let Err(error) = try_retransmit_synack(&ctx) {
-        emit::give_up(&ctx, error);
-    }
-    NEUTRAL
+    // The request: a listener has many.
+    first(&ctx, Hook::RetransmitSynack, ctx.arg(1), try_retransmit_synack(&ctx))
+}
+
+/// [`tcp_retransmit_synack`], where that was skipped.
+#[raw_tracepoint(tracepoint = "tcp_retransmit_synack")]
+pub fn retransmit_synack_backup(ctx: RawTracePointContext) -> i32 {
+    backup(&ctx, Hook::RetransmitSynack, ctx.arg(1), || try_retransmit_synack(&ctx))
 }
 
 fn try_retransmit_synack(ctx: &RawTracePointContext) -> Result<()> {
@@ -160,20 +231,32 @@ fn try_retransmit_synack(ctx: &RawTracePointContext) -> Result<()> {
 /// `sk` is null for a packet that no socket wanted.
 #[raw_tracepoint(tracepoint = "tcp_send_reset")]
 pub fn tcp_send_reset(ctx: RawTracePointContext) -> i32 {
+    // The packet: there may be no socket, and a listener has many.
+    first(&ctx, Hook::SendReset, ctx.arg(1), try_send_reset(&ctx))
+}
+
+/// [`tcp_send_reset`], where that was skipped.
+#[raw_tracepoint(tracepoint = "tcp_send_reset")]
+pub fn send_reset_backup(ctx: RawTracePointContext) -> i32 {
+    backup(&ctx, Hook::SendReset, ctx.arg(1), || try_send_reset(&ctx))
+}
+
+#[inline(always)]
+fn try_send_reset(ctx: &RawTracePointContext) -> Result<()> {
     let reason = if kread::present(fields::SEND_RESET_REASON) { ctx.arg::<u32>(2) } else { ABSENT };
-    if let Err(error) = try_reset(ctx.arg(0), RESET_SENT, reason) {
-        emit::give_up(&ctx, error);
-    }
-    NEUTRAL
+    try_reset(ctx.arg(0), RESET_SENT, reason)
 }
 
 /// `tcp_receive_reset(struct sock *sk)`, in the receive path.
 #[raw_tracepoint(tracepoint = "tcp_receive_reset")]
 pub fn tcp_receive_reset(ctx: RawTracePointContext) -> i32 {
-    if let Err(error) = try_reset(ctx.arg(0), RESET_RECEIVED, ABSENT) {
-        emit::give_up(&ctx, error);
-    }
-    NEUTRAL
+    first(&ctx, Hook::ReceiveReset, ctx.arg(0), try_reset(ctx.arg(0), RESET_RECEIVED, ABSENT))
+}
+
+/// [`tcp_receive_reset`], where that was skipped.
+#[raw_tracepoint(tracepoint = "tcp_receive_reset")]
+pub fn receive_reset_backup(ctx: RawTracePointContext) -> i32 {
+    backup(&ctx, Hook::ReceiveReset, ctx.arg(0), || try_reset(ctx.arg(0), RESET_RECEIVED, ABSENT))
 }
 
 fn try_reset(sk: KernelPointer, direction: u8, reason: u32) -> Result<()> {
@@ -209,10 +292,13 @@ fn try_reset(sk: KernelPointer, direction: u8, reason: u32) -> Result<()> {
 /// → LISTEN run in the process that owns the socket; what follows may run anywhere.
 #[raw_tracepoint(tracepoint = "inet_sock_set_state")]
 pub fn inet_sock_set_state(ctx: RawTracePointContext) -> i32 {
-    if let Err(error) = try_set_state(&ctx) {
-        emit::give_up(&ctx, error);
-    }
-    NEUTRAL
+    first(&ctx, Hook::SetState, ctx.arg(0), try_set_state(&ctx))
+}
+
+/// [`inet_sock_set_state`], where that was skipped.
+#[raw_tracepoint(tracepoint = "inet_sock_set_state")]
+pub fn set_state_backup(ctx: RawTracePointContext) -> i32 {
+    backup(&ctx, Hook::SetState, ctx.arg(0), || try_set_state(&ctx))
 }
 
 fn try_set_state(ctx: &RawTracePointContext) -> Result<()> {
@@ -266,10 +352,22 @@ fn is_tcp(sk: KernelPointer) -> Result<bool> {
 /// `tcp_destroy_sock(struct sock *sk)`: its address may be another socket's from now on.
 #[raw_tracepoint(tracepoint = "tcp_destroy_sock")]
 pub fn tcp_destroy_sock(ctx: RawTracePointContext) -> i32 {
-    let sk: u64 = ctx.arg(0);
+    let sk = ctx.arg(0);
+    first(&ctx, Hook::Destroy, sk, forget(sk))
+}
+
+/// [`tcp_destroy_sock`], where that was skipped.
+#[raw_tracepoint(tracepoint = "tcp_destroy_sock")]
+pub fn destroy_sock_backup(ctx: RawTracePointContext) -> i32 {
+    let sk = ctx.arg(0);
+    backup(&ctx, Hook::Destroy, sk, || forget(sk))
+}
+
+#[inline(always)]
+fn forget(sk: KernelPointer) -> Result<()> {
     // It fails when the socket is not in the map, which is as good.
     let _absent = SOCKETS.remove(sk);
-    NEUTRAL
+    Ok(())
 }
 
 fn connected(sk: KernelPointer, role: u8) -> Result<()> {

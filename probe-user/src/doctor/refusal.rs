@@ -97,6 +97,10 @@ pub fn diagnose(error: &LoadError, host: &Host, cgroup: Option<&CgroupError>) ->
         ),
         Some(_) | None => hook.map(|hook| match hook {
             Hook::RawTracepoint(name) => format!("boot a kernel that has the tracepoint {name}"),
+            Hook::PerfTracepoint(..) if host.features.tracefs.is_some() => {
+                // It is mounted for root alone.
+                "run as root, or grant CAP_DAC_READ_SEARCH as well".to_owned()
+            }
             Hook::PerfTracepoint(..) => TRACEFS_REMEDY.to_owned(),
             Hook::CgroupEgress | Hook::CgroupIngress | Hook::CgroupSockAddr => {
                 "boot a kernel built with CONFIG_CGROUP_BPF=y".to_owned()
@@ -205,8 +209,8 @@ fn possible(host: &Host, hook: Option<Hook>) -> Vec<Gate> {
             "find it with `bpftool cgroup tree`, and attach it with BPF_F_ALLOW_MULTI",
         )),
         Some(Hook::PerfTracepoint(..)) => gates.push(Gate::new(
-            "only root may look into tracefs; kernel.perf_event_paranoid may keep perf for root, too",
-            "run as root, or make it readable: mount -o remount,mode=755 /sys/kernel/tracing",
+            "kernel.perf_event_paranoid may keep perf's tracepoints for root",
+            "run as root, or sysctl -w kernel.perf_event_paranoid=2",
         )),
         Some(Hook::RawTracepoint(_)) | None => {}
     }

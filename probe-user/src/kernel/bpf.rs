@@ -151,10 +151,7 @@ mod tests {
         let objects = signals::ALL.iter().map(|kind| kind.object());
         objects.flat_map(move |object| {
             let specs = object.programs.iter();
-            let names = specs.flat_map(move |spec| {
-                let instead = spec.instead.filter(|_| preempts_programs);
-                [spec.name].into_iter().chain(instead.into_iter().flat_map(|it| [it.name, it.backup]))
-            });
+            let names = specs.flat_map(move |spec| spec.names().take(if preempts_programs { 3 } else { 1 }));
             names.map(|name| (object.elf, name))
         })
     }

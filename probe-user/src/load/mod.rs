@@ -66,26 +66,28 @@ pub struct ProgramSpec {
     /// Where it goes.
     pub hook: Hook,
     /// What takes its place on kernels that let programs at raw tracepoints lose their CPU ([`Bpf::preempts_programs`]), where
-    /// it can be had.
-    pub instead: Option<Instead>,
-}
-
-/// Two programs in the place of one.
-#[derive(Clone, Copy, Debug)]
-pub struct Instead {
-    /// Name of the first.
-    pub name: &'static str,
-    /// Where the first goes.
-    pub hook: Hook,
-    /// Name of the one that makes up for runs of the first that the kernel skips. It goes where the one program would.
-    pub backup: &'static str,
+    /// it can be had: name and hook.
+    pub perf: Option<(&'static str, Hook)>,
+    /// Name of the one that, on such kernels, comes behind it at the same hook and makes up for runs that are skipped.
+    pub backup: Option<&'static str>,
 }
 
 impl ProgramSpec {
     /// A program that nothing takes the place of.
     #[must_use]
     pub const fn new(name: &'static str, hook: Hook) -> Self {
-        Self { name, hook, instead: None }
+        Self { name, hook, perf: None, backup: None }
+    }
+
+    /// A program with a backup.
+    #[must_use]
+    pub const fn backed(name: &'static str, hook: Hook, backup: &'static str) -> Self {
+        Self { name, hook, perf: None, backup: Some(backup) }
+    }
+
+    /// Names of the program and of all that stand in for it on some kernels.
+    pub fn names(&self) -> impl Iterator<Item = &'static str> {
+        [Some(self.name), self.perf.map(|(name, _)| name), self.backup].into_iter().flatten()
     }
 }
 
@@ -165,6 +167,13 @@ pub fn load(
     loader.btf(None);
     loader.override_global("FIELDS", slots.as_slice(), false);
     loader.override_global(aya_log::LEVEL, &log_level, false);
+    let preempts_programs = fields.bpf.preempts_programs;
+    let backed = u8::from(preempts_programs);
+    loader.override_global("BACKED", &backed, false);
+    if !preempts_programs {
+        // Used by backups alone.
+        loader.map_max_entries("HANDLED", 1);
+    }
     for (map, entries) in sizes {
         loader.map_max_entries(map, *entries);
     }
@@ -175,14 +184,10 @@ pub fn load(
             || fields.bpf.unknown_maps(spec.elf),
         )
     })?;
-    let preempts_programs = fields.bpf.preempts_programs;
     let mut loaded = Loaded { spec, ebpf, preempts_programs, attached: Vec::new() };
     for program in spec.programs {
-        loaded.load_program(program.name, &fields.bpf)?;
-        if let Some(instead) = program.instead.filter(|_| preempts_programs) {
-            loaded.load_program(instead.name, &fields.bpf)?;
-            loaded.load_program(instead.backup, &fields.bpf)?;
-        }
+        let names = program.names().take(if preempts_programs { usize::MAX } else { 1 });
+        names.into_iter().try_for_each(|name| loaded.load_program(name, &fields.bpf))?;
     }
     Ok(loaded)
 }
@@ -219,21 +224,26 @@ impl Loaded {
     /// When the kernel refuses one, or one needs a cgroup and there is no `cgroup`.
     pub fn attach(&mut self, cgroup: Option<&CgroupRoot>) -> Result<(), LoadError> {
         for spec in self.spec.programs {
+            let mut hook = spec.hook;
             let mut fallback = None;
-            if let Some(instead) = spec.instead.filter(|_| self.preempts_programs) {
-                match self.attach_one(instead.name, instead.hook, cgroup) {
-                    Ok(first) => {
-                        // After the first: programs at a tracepoint run in the order in which they came.
-                        let backup = self.attach_one(instead.backup, spec.hook, cgroup)?;
-                        let links = vec![first, backup];
-                        self.attached.push(Attached { spec, hook: instead.hook, fallback, _links: links });
-                        continue;
+            let mut links = Vec::new();
+            if let Some((name, perf)) = spec.perf.filter(|_| self.preempts_programs) {
+                match self.attach_one(name, perf, cgroup) {
+                    Ok(link) => {
+                        hook = perf;
+                        links.push(link);
                     }
                     Err(error) => fallback = Some(error),
                 }
             }
-            let link = self.attach_one(spec.name, spec.hook, cgroup)?;
-            self.attached.push(Attached { spec, hook: spec.hook, fallback, _links: vec![link] });
+            if links.is_empty() {
+                links.push(self.attach_one(spec.name, spec.hook, cgroup)?);
+            }
+            // After the first: programs at a tracepoint run in the order in which they came.
+            if let Some(backup) = spec.backup.filter(|_| self.preempts_programs) {
+                links.push(self.attach_one(backup, spec.hook, cgroup)?);
+            }
+            self.attached.push(Attached { spec, hook, fallback, _links: links });
         }
         Ok(())
     }
@@ -290,7 +300,7 @@ impl Loaded {
     #[must_use]
     pub fn skipped_runs(&self) -> u64 {
         let specs = self.spec.programs.iter();
-        let names = specs.flat_map(|spec| [Some(spec.name), spec.instead.map(|instead| instead.name)]);
+        let names = specs.flat_map(|spec| [Some(spec.name), spec.perf.map(|(name, _)| name)]);
         let fd = |name| Some(self.ebpf.program(name)?.fd().ok()?.as_fd().as_raw_fd());
         names.flatten().filter_map(fd).filter_map(skipped::runs).sum()
     }

@@ -49,12 +49,32 @@ static OBJECT: ObjectSpec = ObjectSpec {
     )),
     // The sockets' owners first, so that no event finds them missing for want of order.
     programs: &[
-        ProgramSpec::new("tcp_destroy_sock", Hook::RawTracepoint("tcp_destroy_sock")),
-        ProgramSpec::new("inet_sock_set_state", Hook::RawTracepoint("inet_sock_set_state")),
-        ProgramSpec::new("tcp_retransmit_skb", Hook::RawTracepoint("tcp_retransmit_skb")),
-        ProgramSpec::new("tcp_retransmit_synack", Hook::RawTracepoint("tcp_retransmit_synack")),
-        ProgramSpec::new("tcp_send_reset", Hook::RawTracepoint("tcp_send_reset")),
-        ProgramSpec::new("tcp_receive_reset", Hook::RawTracepoint("tcp_receive_reset")),
+        ProgramSpec::backed(
+            "tcp_destroy_sock",
+            Hook::RawTracepoint("tcp_destroy_sock"),
+            "destroy_sock_backup",
+        ),
+        ProgramSpec::backed(
+            "inet_sock_set_state",
+            Hook::RawTracepoint("inet_sock_set_state"),
+            "set_state_backup",
+        ),
+        ProgramSpec::backed(
+            "tcp_retransmit_skb",
+            Hook::RawTracepoint("tcp_retransmit_skb"),
+            "retransmit_skb_backup",
+        ),
+        ProgramSpec::backed(
+            "tcp_retransmit_synack",
+            Hook::RawTracepoint("tcp_retransmit_synack"),
+            "retransmit_synack_backup",
+        ),
+        ProgramSpec::backed("tcp_send_reset", Hook::RawTracepoint("tcp_send_reset"), "send_reset_backup"),
+        ProgramSpec::backed(
+            "tcp_receive_reset",
+            Hook::RawTracepoint("tcp_receive_reset"),
+            "receive_reset_backup",
+        ),
     ],
 };
 

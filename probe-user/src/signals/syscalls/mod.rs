@@ -22,7 +22,7 @@ use crate::collect::{self, DecodeError};
 use crate::config::{Config, Sizes, SyscallOptions};
 use crate::event::{AttrValue, Attributes, key, name};
 use crate::kernel::fields::Resolved;
-use crate::load::{Hook, Instead, LoadError, Loaded, ObjectSpec, Plain, ProgramSpec, count_entries};
+use crate::load::{Hook, LoadError, Loaded, ObjectSpec, Plain, ProgramSpec, count_entries};
 use crate::series::Histogram;
 
 /// Blocks for calls counted without their process: all system calls a host makes, on some CPUs.
@@ -44,40 +44,28 @@ static OBJECT: ObjectSpec = ObjectSpec {
         ProgramSpec {
             name: "sched_process_exit",
             hook: Hook::RawTracepoint("sched_process_exit"),
-            instead: Some(Instead {
-                name: "process_exit_perf",
-                hook: Hook::PerfTracepoint("sched", "sched_process_exit"),
-                backup: "process_exit_backup",
-            }),
+            perf: Some(("process_exit_perf", Hook::PerfTracepoint("sched", "sched_process_exit"))),
+            backup: Some("process_exit_backup"),
         },
         ProgramSpec {
             name: "sched_process_exec",
             hook: Hook::RawTracepoint("sched_process_exec"),
-            instead: Some(Instead {
-                name: "process_exec_perf",
-                hook: Hook::PerfTracepoint("sched", "sched_process_exec"),
-                backup: "process_exec_backup",
-            }),
+            perf: Some(("process_exec_perf", Hook::PerfTracepoint("sched", "sched_process_exec"))),
+            backup: Some("process_exec_backup"),
         },
         // Runs with interrupts off on every kernel.
         ProgramSpec::new("sched_switch", Hook::RawTracepoint("sched_switch")),
         ProgramSpec {
             name: "sys_exit",
             hook: Hook::RawTracepoint("sys_exit"),
-            instead: Some(Instead {
-                name: "sys_exit_perf",
-                hook: Hook::PerfTracepoint("raw_syscalls", "sys_exit"),
-                backup: "sys_exit_backup",
-            }),
+            perf: Some(("sys_exit_perf", Hook::PerfTracepoint("raw_syscalls", "sys_exit"))),
+            backup: Some("sys_exit_backup"),
         },
         ProgramSpec {
             name: "sys_enter",
             hook: Hook::RawTracepoint("sys_enter"),
-            instead: Some(Instead {
-                name: "sys_enter_perf",
-                hook: Hook::PerfTracepoint("raw_syscalls", "sys_enter"),
-                backup: "sys_enter_backup",
-            }),
+            perf: Some(("sys_enter_perf", Hook::PerfTracepoint("raw_syscalls", "sys_enter"))),
+            backup: Some("sys_enter_backup"),
         },
     ],
 };
