@@ -211,7 +211,7 @@ fn perf_serves_where_raw_tracepoints_lose_their_cpu() -> Result<()> {
 
     let probe = Probe::start(&["syscalls", "--interval", "1h"])?;
     let kinds = link_kinds(probe.pid())?;
-    let expected = [("perf_event".to_owned(), 4), ("raw_tracepoint".to_owned(), 5)];
+    let expected = [("perf".to_owned(), 4), ("raw_tracepoint".to_owned(), 5)];
     ensure!(kinds == expected.into(), "{kinds:?}");
     probe.stop()?.require_complete()?;
     let mut command = command(["syscalls", "--duration", "300ms"])?;

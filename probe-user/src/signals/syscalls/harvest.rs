@@ -89,11 +89,7 @@ impl Harvest {
 
     /// Takes in what rose since the last time. `interval` is the one whose peaks are meant.
     pub(super) fn read(&mut self, interval: u32, context: &mut Context<'_>) -> io::Result<()> {
-        self.known.clear();
-        let known = &mut self.known;
-        lookup_batch(&self.processes, |tgid: &u32, process: &Process| {
-            known.insert(*tgid, *process);
-        })?;
+        self.look_at_processes()?;
         self.used = 0;
         for at in 0..self.blocks.len() {
             let (key, calls) = self.blocks.head(at);
@@ -138,6 +134,22 @@ impl Harvest {
         Ok(())
     }
 
+    /// Reads who the processes are. One may have run another program, or been moved, since its calls were read: rows get the
+    /// latest.
+    fn look_at_processes(&mut self) -> io::Result<()> {
+        let Self { known, rows, processes, .. } = self;
+        known.clear();
+        lookup_batch(processes, |tgid: &u32, process: &Process| {
+            known.insert(*tgid, *process);
+        })?;
+        for ((tgid, _), tally) in rows {
+            // An id may be another process's by now.
+            let same = |process: &&Process| [0, process.start_ns].contains(&tally.process.start_ns);
+            tally.process = known.get(tgid).filter(same).copied().unwrap_or(tally.process);
+        }
+        Ok(())
+    }
+
     /// Gives the blocks of processes back that have been dead for a while. Call it after [`Self::read`].
     pub(super) fn recycle(&mut self) -> io::Result<()> {
         let now_ns = clock::monotonic_ns();
@@ -178,11 +190,16 @@ impl Harvest {
     }
 
     /// Ends the interval: its rows, in no order.
-    pub(super) fn take_rows(&mut self, context: &mut Context<'_>) -> Vec<Row> {
+    ///
+    /// # Errors
+    ///
+    /// When a map does not read.
+    pub(super) fn take_rows(&mut self, context: &mut Context<'_>) -> io::Result<Vec<Row>> {
+        self.look_at_processes()?;
         let time_unix_ns = context.clock.wall(clock::monotonic_ns());
         let mut who: HashMap<u32, Who> = HashMap::default();
-        self.rows
-            .drain()
+        let rows = self.rows.drain();
+        Ok(rows
             .map(|((tgid, id), tally)| {
                 let who = who.entry(tgid).or_insert_with(|| {
                     let process = tally.process;
@@ -192,7 +209,7 @@ impl Harvest {
                 });
                 tally.into_row(time_unix_ns, who.clone(), id)
             })
-            .collect()
+            .collect())
     }
 
     /// Blocks in use (those of calls without their process left out), and processes known.
