@@ -16,6 +16,8 @@ use crate::runner;
 
 /// Where events go: the second serial port.
 const GUEST_EVENTS: &str = "/dev/ttyS1";
+/// Who may use perf.
+const PERF_PARANOID: &str = "/proc/sys/kernel/perf_event_paranoid";
 /// File systems of a host, with their places and options. Those below the first have their directories from the kernel.
 const MOUNTS: [(&str, &str, &str); 8] = [
     ("devtmpfs", "/dev", ""),
@@ -48,6 +50,8 @@ fn live() -> Result<()> {
         mount(kind, place, kind, MountFlags::NOSUID, options.as_c_str())
             .with_context(|| format!("cannot mount {kind} at {place}"))?;
     }
+    // Debian's 3 keeps perf's tracepoints for CAP_SYS_ADMIN; the kernel itself knows up to 2, its default.
+    std::fs::write(PERF_PARANOID, "2").context(PERF_PARANOID)?;
     loopback_up()?;
     load_modules(Path::new(GUEST_MODULES))?;
     // The runner is a child, so that this process has nothing to do but what process 1 must: bury orphans.
