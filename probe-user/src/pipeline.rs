@@ -37,8 +37,7 @@ const BATCH: usize = 4096;
 const TURNS: usize = 4;
 /// Where runs of programs get lost that the kernel skips.
 const SKIPPED: &str = "programs";
-const SKIPPED_REMEDY: &str =
-    "none: the kernel does not run a program inside itself; figures are short by at most so many";
+const SKIPPED_REMEDY: &str = "`probe doctor` says where it can be helped: the kernel skips a program on a CPU that is inside it; figures are short by at most so many";
 /// How much of a ring fills before the programs wake us.
 const WAKE_SHARE: u32 = 4;
 

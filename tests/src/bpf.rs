@@ -51,7 +51,7 @@ impl Objects {
         let programs: BTreeSet<&str> = signals::ALL
             .iter()
             .flat_map(|kind| kind.object().programs)
-            .flat_map(|program| program.names())
+            .flat_map(|program| program.names(true))
             .map(|name| name.get(..NAME).unwrap_or(name))
             .collect();
         self.programs

@@ -17,7 +17,7 @@ use crate::runner;
 /// Where events go: the second serial port.
 const GUEST_EVENTS: &str = "/dev/ttyS1";
 /// Who may use perf.
-const PERF_PARANOID: &str = "/proc/sys/kernel/perf_event_paranoid";
+pub const PERF_PARANOID: &str = "/proc/sys/kernel/perf_event_paranoid";
 /// File systems of a host, with their places and options. Those below the first have their directories from the kernel.
 const MOUNTS: [(&str, &str, &str); 8] = [
     ("devtmpfs", "/dev", ""),

@@ -32,7 +32,7 @@ pub const LEAST: CapabilitySet =
 /// # Errors
 ///
 /// The kernel's BTF does not read.
-pub fn least() -> Result<CapabilitySet> {
+pub fn least_to_be_exact() -> Result<CapabilitySet> {
     let more = if preempts_programs()? { CapabilitySet::DAC_READ_SEARCH } else { CapabilitySet::empty() };
     Ok(LEAST | more)
 }

@@ -7,8 +7,9 @@ use std::process::Output;
 
 use anyhow::{Context as _, Result, ensure};
 use probe_tests::bpf::preempts_programs;
-use probe_tests::privileges::{NOBODY, PublicCopy, without_tracefs};
-use probe_tests::probe::{DEADLINE, Probe, command, fdinfo, poll, require_root, run};
+use probe_tests::guest::PERF_PARANOID;
+use probe_tests::privileges::{NOBODY, PublicCopy, as_nobody, least_to_be_exact, without_tracefs};
+use probe_tests::probe::{DEADLINE, Probe, command, fdinfo, in_guest, poll, require_root, run};
 use probe_tests::require;
 use probe_tests::require::kernel_before;
 use probe_user::signals;
@@ -186,7 +187,7 @@ fn perf_serves_where_raw_tracepoints_lose_their_cpu() -> Result<()> {
     require_root()?;
     require!(preempts_programs()?, "programs at raw tracepoints that lose their CPU", since = "7.0");
     let exact = checks(&run(["doctor", "-o", "json"])?)?;
-    let crippled = {
+    let without = {
         let mut command = command(["doctor", "-o", "json"])?;
         without_tracefs(&mut command);
         let output = command.output()?;
@@ -201,12 +202,26 @@ fn perf_serves_where_raw_tracepoints_lose_their_cpu() -> Result<()> {
         ("program syscalls/sched_process_exit", "sched:sched_process_exit"),
         ("program syscalls/sched_process_exec", "sched:sched_process_exec"),
     ] {
-        let (exact, crippled) = (text(&exact, row), text(&crippled, row));
+        let (exact, without) = (text(&exact, row), text(&without, row));
         ensure!(exact.contains(&format!("attached to perf tracepoint {hook}")), "{exact}");
-        ensure!(crippled.contains("degraded") && crippled.contains("mount -t tracefs"), "{crippled}");
+        ensure!(without.contains("degraded") && without.contains("mount -t tracefs"), "{without}");
     }
     for row in ["signal syscalls", "tracefs"] {
-        ensure!((status(&exact, row), status(&crippled, row)) == ("ok", "degraded"), "{row}");
+        ensure!((status(&exact, row), status(&without, row)) == ("ok", "degraded"), "{row}");
+    }
+
+    if in_guest() {
+        // As Debian sets it.
+        std::fs::write(PERF_PARANOID, "3")?;
+        let copy = PublicCopy::new("paranoid")?;
+        let mut command = command(["doctor", "-o", "json"])?;
+        copy.put_into(&mut command);
+        as_nobody(&mut command, least_to_be_exact()?);
+        let output = command.output()?;
+        std::fs::write(PERF_PARANOID, "2")?;
+        let row = text(&checks(&output)?, "program syscalls/sys_enter");
+        ensure!(row.contains("degraded") && row.contains("kernel.perf_event_paranoid is 3"), "{row}");
+        ensure!(row.contains("sysctl -w kernel.perf_event_paranoid=2"), "{row}");
     }
 
     let probe = Probe::start(&["syscalls", "--interval", "1h"])?;

@@ -9,8 +9,8 @@ use probe_tests::bpf::preempts_programs;
 use probe_tests::dns_server::DnsServer;
 use probe_tests::netns::Netns;
 use probe_tests::privileges::{
-    LEAST, PublicCopy, ThreadPrivileges, as_nobody, in_user_namespace, least, of_threads, with_memlock,
-    without_bpf,
+    LEAST, PublicCopy, ThreadPrivileges, as_nobody, in_user_namespace, least_to_be_exact, of_threads,
+    with_memlock, without_bpf,
 };
 use probe_tests::probe::{DEADLINE, Line, Probe, command, poll, require_root};
 use probe_tests::workload::Workload;
@@ -116,7 +116,7 @@ fn require_threads(probe: &Probe, kept: CapabilitySet) -> Result<Vec<ThreadPrivi
 #[test]
 fn three_capabilities_are_enough_for_all_signals() -> Result<()> {
     let copy = PublicCopy::new("least")?;
-    let least = least()?;
+    let least = least_to_be_exact()?;
     let mut stimulus = Stimulus::new()?;
     for name in COMMANDS {
         let probe = Probe::start_with(&[name, "--interval", "250ms"], |command| {
@@ -160,7 +160,7 @@ fn root_keeps_what_is_used_and_nothing_else() -> Result<()> {
 #[test]
 fn tcp_and_syscalls_do_without_net_admin() -> Result<()> {
     let copy = PublicCopy::new("without")?;
-    let two = least()? & !CapabilitySet::NET_ADMIN;
+    let two = least_to_be_exact()? & !CapabilitySet::NET_ADMIN;
     for name in ["tcp", "syscalls"] {
         let output = output(&[name, "--duration", "300ms"], |command| {
             copy.put_into(command);

@@ -136,6 +136,24 @@ fn threads_are_added_up_exactly() -> Result<()> {
     workload.end()
 }
 
+/// A command beside the agent that runs anyway: neither takes anything from the other.
+#[test]
+fn two_at_once_count_the_same() -> Result<()> {
+    const THREADS: i64 = 8;
+    const CALLS: i64 = 2_000;
+    let mut workload = Workload::start(WORKLOAD)?;
+    let start = || Probe::start(&["syscalls", "--comm", "workload", "--syscall", "getppid,sched_yield"]);
+    let probes = [start()?, start()?];
+    workload.tell(&format!("threads {THREADS} {CALLS}"))?;
+    for probe in probes {
+        let finished = stop_after(probe, "getppid", THREADS * CALLS)?;
+        finished.require_complete()?;
+        let all = sums(&finished.lines, of_process(workload.pid()))?;
+        assert_eq!((all["getppid"].count, all["sched_yield"].count), (THREADS * CALLS, THREADS * CALLS));
+    }
+    workload.end()
+}
+
 /// Processes that come and go within an interval have rows of their own, with the name of the program they ran: not with
 /// their parent's, which they had for their first calls.
 #[test]

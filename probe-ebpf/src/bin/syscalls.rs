@@ -20,70 +20,42 @@
 use core::hint::black_box;
 
 use aya_ebpf::EbpfContext;
-use aya_ebpf::bindings::BPF_F_MMAPABLE;
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::helpers::generated::{
     bpf_get_current_cgroup_id, bpf_get_current_pid_tgid, bpf_get_current_task, bpf_get_current_task_btf,
     bpf_get_smp_processor_id, bpf_task_pt_regs,
 };
 use aya_ebpf::macros::{map, raw_tracepoint, tracepoint};
-use aya_ebpf::maps::{Array, HashMap, Queue};
+use aya_ebpf::maps::{Array, HashMap};
 use aya_ebpf::programs::{RawTracePointContext, TracePointContext};
 use aya_log_ebpf::debug;
 use probe_common::fields::KernelPointer;
-use probe_common::hist::{self, BUCKETS};
 use probe_common::loss::Counter;
 use probe_common::settings::{
     FILTER_CGROUP, FILTER_COMM, FILTER_SYSCALL, FILTER_TGID, SYSCALL_SET_BITS, Settings,
 };
-use probe_common::syscalls::{
-    ABI_COMPAT, ABI_X32, Block, CACHE_LINES, CpuState, ERRNO_SLOTS, KIND_SLOW, NUMBER_MASK, NUMBER_UNKNOWN,
-    Process, Sleeper, SlowRecord, SyscallId, TGID_FOLDED, THRESHOLD_COUNT, block_key, writer,
-};
-use probe_common::wire::RecordHeader;
+use probe_common::syscalls::{ABI_X32, CpuState, NUMBER_UNKNOWN, Sleeper, SyscallId};
 use probe_ebpf::{Error, Result, emit, filter, kread, task};
+
+#[path = "syscalls/blocks.rs"]
+mod blocks;
+#[path = "syscalls/slow.rs"]
+mod slow;
+
+use blocks::{Call, PROCESSES, abi};
 
 /// Raw tracepoints have no verdict; 0 is what the kernel expects.
 const NEUTRAL: i32 = 0;
 
 const BPF_ANY: u64 = 0;
-const BPF_NOEXIST: u64 = 1;
-/// Errors are -4095 to -1, include/linux/err.h.
-const MAX_ERRNO: i64 = 4095;
-/// [`find_block`] has none.
-const NO_BLOCK: u32 = u32::MAX;
 
 /// One entry a possible CPU; sized at load time.
 #[map]
 static CPUS: Array<CpuState> = Array::with_max_entries(1, 0);
 
-/// The figures. User space has them mapped.
-#[map]
-static BLOCKS: Array<Block> = Array::with_max_entries(16_384, BPF_F_MMAPABLE);
-
-/// Where the block of a key is.
-#[map]
-static INDEX: HashMap<u64, u32> = HashMap::with_max_entries(16_384, 0);
-
-/// Blocks nobody has. User space fills it, and returns the blocks of processes that are gone.
-#[map]
-static FREE: Queue<u32> = Queue::with_max_entries(16_384, 0);
-
-/// Blocks for calls counted without their process, once `FREE` is empty.
-#[map]
-static FREE_FOLDED: Queue<u32> = Queue::with_max_entries(1_024, 0);
-
 /// Calls whose thread lost the CPU inside, by thread id.
 #[map]
 static SLEEPERS: HashMap<u32, Sleeper> = HashMap::with_max_entries(16_384, 0);
-
-/// Processes that have blocks, by process id.
-#[map]
-static PROCESSES: HashMap<u32, Process> = HashMap::with_max_entries(8_192, 0);
-
-/// From how many nanoseconds on a call is slow, by number (native table).
-#[map]
-static THRESHOLDS: Array<u64> = Array::with_max_entries(THRESHOLD_COUNT, 0);
 
 /// Whose place a program has.
 type Place = u32;
@@ -278,33 +250,9 @@ fn exit<const PLACE: Place>(ctx: &impl Exit, cpu: &mut CpuState, pid_tgid: u64) 
     let duration_ns = end_ns.saturating_sub(start_ns);
     let ret = ctx.ret();
 
-    let writer = writer(cpu_number(), PLACE);
-    let key = block_key(tgid, id, writer);
-    // The lines are the first's.
-    let line = if PLACE == FIRST { Some(&mut cpu.cache[cache_line(tgid, id)]) } else { None };
-    let remembered = match &line {
-        Some(line) if line.key == key => BLOCKS.get_ptr_mut(line.index),
-        _ => None,
-    };
-    let block = match remembered {
-        // SAFETY: a value of an array; `key` is written by this writer, or by user space for processes that are gone.
-        Some(block) if unsafe { (*block).key } == key => block,
-        _ => {
-            let index = find_block(tgid, id, writer);
-            if index == NO_BLOCK {
-                return Err(Error::NotOurs);
-            }
-            if let Some(line) = line {
-                line.key = key;
-                line.index = index;
-            }
-            BLOCKS.get_ptr_mut(index).ok_or(Error::NotOurs)?
-        }
-    };
-    // SAFETY: the block's one writer: programs do not migrate, and the kernel runs none on a CPU that is inside the same one already.
-    add(unsafe { &mut *block }, settings.interval, duration_ns, ret);
+    blocks::count::<PLACE>(cpu, tgid, id, &Call { interval: settings.interval, duration_ns, ret })?;
     if settings.slow_ns != 0 && duration_ns >= settings.slow_ns {
-        slow(ctx.regs(), pid_tgid, id, duration_ns, ret);
+        slow::report(ctx.regs(), pid_tgid, id, duration_ns, ret);
     }
     Ok(())
 }
@@ -329,163 +277,6 @@ fn beginning(cpu: &mut CpuState, tid: u32) -> Option<(u64, SyscallId)> {
     // Cannot fail: it was just there.
     let _absent = SLEEPERS.remove(tid);
     Some(begun)
-}
-
-#[inline(always)]
-fn cache_line(tgid: u32, id: SyscallId) -> usize {
-    (tgid.wrapping_mul(0x9e37_79b1) >> 16 ^ u32::from(id)) as usize & (CACHE_LINES - 1)
-}
-
-#[inline(always)]
-fn add(block: &mut Block, interval: u32, duration_ns: u64, ret: i64) {
-    block.sum_ns += duration_ns;
-    let bucket = hist::bucket(duration_ns);
-    if bucket < BUCKETS {
-        block.buckets[bucket] = block.buckets[bucket].wrapping_add(1);
-    }
-    let peak = &mut block.peaks[interval as usize & 1];
-    if peak.interval != interval {
-        peak.min_ns = duration_ns;
-        peak.max_ns = duration_ns;
-        peak.interval = interval;
-    } else if duration_ns > peak.max_ns {
-        peak.max_ns = duration_ns;
-    } else if duration_ns < peak.min_ns {
-        peak.min_ns = duration_ns;
-    }
-    if (-MAX_ERRNO..0).contains(&ret) {
-        block.errors += 1;
-        let errno = -ret as u32;
-        for slot in 0..ERRNO_SLOTS {
-            let slot = &mut block.errnos[slot];
-            if slot.errno == errno || slot.errno == 0 {
-                slot.errno = errno;
-                slot.count = slot.count.wrapping_add(1);
-                break;
-            }
-        }
-    }
-    // Last: user space takes an unchanged number of calls for an unchanged block.
-    // SAFETY: a plain word of the block.
-    unsafe { (&raw mut block.calls).write_volatile(block.calls + 1) };
-}
-
-/// The block of a key that its CPU does not remember: look it up, or take a free one. Without a free one the call is
-/// counted under its system call alone.
-///
-/// A function of its own, so that the fast path stays short. It returns a plain number ([`NO_BLOCK`] for none): a `Result` in
-/// one register makes shifts that the verifier refuses.
-#[inline(never)]
-fn find_block(tgid: u32, id: SyscallId, writer: u32) -> u32 {
-    let key = block_key(tgid, id, writer);
-    if let Some(index) = INDEX.get_ptr(key) {
-        // SAFETY: a value of the map, read once.
-        return unsafe { *index };
-    }
-    if note_process(tgid)
-        && let Ok(Some(index)) = FREE.pop()
-    {
-        return take_block(key, index);
-    }
-    emit::count(Counter::CallsFolded, 1);
-    let folded = block_key(TGID_FOLDED, id, writer);
-    if let Some(index) = INDEX.get_ptr(folded) {
-        // SAFETY: as above.
-        return unsafe { *index };
-    }
-    if let Ok(Some(index)) = FREE_FOLDED.pop() {
-        return take_block(folded, index);
-    }
-    emit::count(Counter::CallsLost, 1);
-    NO_BLOCK
-}
-
-#[inline(always)]
-fn take_block(key: u64, index: u32) -> u32 {
-    if INDEX.insert(key, index, BPF_NOEXIST).is_err() {
-        emit::count(Counter::CallsLost, 1);
-        return NO_BLOCK;
-    }
-    let Some(block) = BLOCKS.get_ptr_mut(index) else { return NO_BLOCK };
-    // SAFETY: free blocks are zeroed by user space and now ours alone.
-    unsafe { (*block).key = key };
-    index
-}
-
-/// Notes who a process is, once. Blocks of a process that is not noted would never be given back.
-#[inline(always)]
-fn note_process(tgid: u32) -> bool {
-    if PROCESSES.get_ptr(tgid).is_some() {
-        return true;
-    }
-    let Ok(owner) = task::owner() else {
-        emit::count(Counter::KernelRead, 1);
-        return false;
-    };
-    // SAFETY: the helper has no requirement.
-    let cgroup_id = unsafe { bpf_get_current_cgroup_id() };
-    let process =
-        Process { start_ns: owner.start_ns, cgroup_id, dead_ns: 0, comm: owner.comm, abi: abi(), _pad: 0 };
-    if PROCESSES.insert(tgid, process, BPF_ANY).is_err() {
-        emit::count(Counter::ProcessesFull, 1);
-        return false;
-    }
-    true
-}
-
-/// The table of system calls that the current process uses. In an exec the new program's is in force already
-/// (`SET_PERSONALITY`); the few calls between fork and exec are then named by it too.
-#[inline(always)]
-fn abi() -> u32 {
-    if task::in_compat_call() { u32::from(ABI_COMPAT) } else { 0 }
-}
-
-/// A call above the least threshold: is it above its own, and is it one that may take long?
-#[inline(never)]
-fn slow(regs: KernelPointer, pid_tgid: u64, id: SyscallId, duration_ns: u64, ret: i64) {
-    if try_slow(regs, pid_tgid, id, duration_ns, ret).is_err() {
-        emit::count(Counter::KernelRead, 1);
-    }
-}
-
-#[inline(always)]
-fn try_slow(regs: KernelPointer, pid_tgid: u64, id: SyscallId, duration_ns: u64, ret: i64) -> Result<()> {
-    if task::in_compat_call() {
-        // Thresholds are by native number.
-        return Ok(());
-    }
-    let Some(threshold) = THRESHOLDS.get_ptr(u32::from(id & NUMBER_MASK)) else { return Ok(()) };
-    // SAFETY: a value of an array, read once.
-    if duration_ns < unsafe { *threshold } {
-        return Ok(());
-    }
-    let owner = task::owner()?;
-    // SAFETY: the helper has no requirement.
-    let cgroup_id = unsafe { bpf_get_current_cgroup_id() };
-    let Some(record) = emit::reserve::<SlowRecord>() else { return Ok(()) };
-    record.header = RecordHeader::of::<SlowRecord>(KIND_SLOW, now());
-    record.duration_ns = duration_ns;
-    record.cgroup_id = cgroup_id;
-    record.ret = ret;
-    record.tgid = (pid_tgid >> 32) as u32;
-    record.tid = pid_tgid as u32;
-    record.id = u32::from(id);
-    record.start_ns = owner.start_ns;
-    record.comm = owner.comm;
-    record.has_args = u32::from(arguments(regs, &mut record.args).is_ok());
-    emit::submit(record);
-    Ok(())
-}
-
-#[inline(always)]
-fn arguments(regs: KernelPointer, args: &mut [u64; 6]) -> Result<()> {
-    args[0] = kread!(regs, REGS_ARG0)?;
-    args[1] = kread!(regs, REGS_ARG1)?;
-    args[2] = kread!(regs, REGS_ARG2)?;
-    args[3] = kread!(regs, REGS_ARG3)?;
-    args[4] = kread!(regs, REGS_ARG4)?;
-    args[5] = kread!(regs, REGS_ARG5)?;
-    Ok(())
 }
 
 /// `sched_switch(bool preempt, struct task_struct *prev, struct task_struct *next[, unsigned int prev_state])`. `prev`

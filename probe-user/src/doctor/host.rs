@@ -255,6 +255,7 @@ pub(super) mod tests {
             memlock: None,
             security_modules: Vec::new(),
             seccomp: false,
+            perf_event_paranoid: None,
             bpf_stats: Some(false),
         };
         host.privileges = Ok(Privileges::of(&[BPF, PERFMON, NET_ADMIN].map(|need| need.any_of[0])));

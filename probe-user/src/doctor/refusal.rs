@@ -137,6 +137,15 @@ fn of_gates(verdict: Verdict, mut detail: String, gates: &[Gate]) -> Diagnosis {
 
 /// The gates that refused the signals of `bits`: those that are shut for certain; where there is none, those that may be.
 fn shut(host: &Host, bits: u8, hook: Option<Hook>) -> Vec<Gate> {
+    /// Debian's addition to what kernel.perf_event_paranoid may be: perf for CAP_SYS_ADMIN alone.
+    const PERF_FOR_ROOT: i32 = 3;
+    let paranoid = host.features.perf_event_paranoid.filter(|level| *level >= PERF_FOR_ROOT);
+    if let (Some(Hook::PerfTracepoint(..)), Some(level)) = (hook, paranoid) {
+        return vec![Gate::new(
+            format!("kernel.perf_event_paranoid is {level}"),
+            "run as root, or sysctl -w kernel.perf_event_paranoid=2",
+        )];
+    }
     let certain = certain(host, bits);
     if !certain.is_empty() {
         return certain;
@@ -208,11 +217,7 @@ fn possible(host: &Host, hook: Option<Hook>) -> Vec<Gate> {
             "a program of somebody else may hold the root cgroup for itself",
             "find it with `bpftool cgroup tree`, and attach it with BPF_F_ALLOW_MULTI",
         )),
-        Some(Hook::PerfTracepoint(..)) => gates.push(Gate::new(
-            "kernel.perf_event_paranoid may keep perf's tracepoints for root",
-            "run as root, or sysctl -w kernel.perf_event_paranoid=2",
-        )),
-        Some(Hook::RawTracepoint(_)) | None => {}
+        Some(Hook::PerfTracepoint(..) | Hook::RawTracepoint(_)) | None => {}
     }
     gates
 }

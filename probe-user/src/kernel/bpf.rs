@@ -151,7 +151,7 @@ mod tests {
         let objects = signals::ALL.iter().map(|kind| kind.object());
         objects.flat_map(move |object| {
             let specs = object.programs.iter();
-            let names = specs.flat_map(move |spec| spec.names().take(if preempts_programs { 3 } else { 1 }));
+            let names = specs.flat_map(move |spec| spec.names(preempts_programs));
             names.map(|name| (object.elf, name))
         })
     }

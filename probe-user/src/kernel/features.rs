@@ -63,6 +63,8 @@ pub struct Features {
     pub security_modules: Vec<String>,
     /// Whether the kernel measures programs, kernel.bpf_stats_enabled.
     pub bpf_stats: Option<bool>,
+    /// Who may use perf, kernel.perf_event_paranoid. Debian knows 3: only CAP_SYS_ADMIN.
+    pub perf_event_paranoid: Option<i32>,
     /// Whether a seccomp filter is on this process: it may refuse bpf(2) whatever the capabilities.
     pub seccomp: bool,
 }
@@ -102,6 +104,8 @@ impl Features {
                 .map(|text| text.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect())
                 .unwrap_or_default(),
             bpf_stats: number("proc/sys/kernel/bpf_stats_enabled").map(|value| value != 0),
+            perf_event_paranoid: read("proc/sys/kernel/perf_event_paranoid")
+                .and_then(|text| text.parse().ok()),
             seccomp: read_text(&root.join("proc/self/status"), 1 << 16).is_some_and(|status| {
                 status
                     .lines()

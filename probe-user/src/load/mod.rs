@@ -79,15 +79,31 @@ impl ProgramSpec {
         Self { name, hook, perf: None, backup: None }
     }
 
-    /// A program with a backup.
+    /// A program at the raw tracepoint of its name.
     #[must_use]
-    pub const fn backed(name: &'static str, hook: Hook, backup: &'static str) -> Self {
-        Self { name, hook, perf: None, backup: Some(backup) }
+    pub const fn raw(name: &'static str) -> Self {
+        Self::new(name, Hook::RawTracepoint(name))
     }
 
-    /// Names of the program and of all that stand in for it on some kernels.
-    pub fn names(&self) -> impl Iterator<Item = &'static str> {
-        [Some(self.name), self.perf.map(|(name, _)| name), self.backup].into_iter().flatten()
+    /// The one that takes its place, at perf's tracepoint of the same name.
+    #[must_use]
+    pub const fn perf(mut self, name: &'static str, category: &'static str) -> Self {
+        self.perf = Some((name, Hook::PerfTracepoint(category, self.name)));
+        self
+    }
+
+    /// The one behind it.
+    #[must_use]
+    pub const fn backup(mut self, name: &'static str) -> Self {
+        self.backup = Some(name);
+        self
+    }
+
+    /// Names of the program and, where the kernel lets programs lose their CPU, of those that stand in for it.
+    pub fn names(&self, preempts_programs: bool) -> impl Iterator<Item = &'static str> {
+        let stand_ins = [self.perf.map(|(name, _)| name), self.backup];
+        let stand_ins = stand_ins.into_iter().flatten().filter(move |_| preempts_programs);
+        std::iter::once(self.name).chain(stand_ins)
     }
 }
 
@@ -186,8 +202,7 @@ pub fn load(
     })?;
     let mut loaded = Loaded { spec, ebpf, preempts_programs, attached: Vec::new() };
     for program in spec.programs {
-        let names = program.names().take(if preempts_programs { usize::MAX } else { 1 });
-        names.into_iter().try_for_each(|name| loaded.load_program(name, &fields.bpf))?;
+        program.names(preempts_programs).try_for_each(|name| loaded.load_program(name, &fields.bpf))?;
     }
     Ok(loaded)
 }

@@ -25,9 +25,7 @@ use crate::collect::{self, DecodeError};
 use crate::config::{Config, Sizes, TcpKind};
 use crate::event::{AttrValue, Attributes, key, name};
 use crate::kernel::fields::Resolved;
-use crate::load::{
-    Hook, LoadError, Loaded, ObjectSpec, Plain, ProgramSpec, count_entries, lookup_batch_per_cpu,
-};
+use crate::load::{LoadError, Loaded, ObjectSpec, Plain, ProgramSpec, count_entries, lookup_batch_per_cpu};
 use crate::series::{Histogram, attr, metrics};
 
 /// How long an entry of a removed cgroup must not have changed before it is given back. Sockets that outlive their cgroup
@@ -49,32 +47,12 @@ static OBJECT: ObjectSpec = ObjectSpec {
     )),
     // The sockets' owners first, so that no event finds them missing for want of order.
     programs: &[
-        ProgramSpec::backed(
-            "tcp_destroy_sock",
-            Hook::RawTracepoint("tcp_destroy_sock"),
-            "destroy_sock_backup",
-        ),
-        ProgramSpec::backed(
-            "inet_sock_set_state",
-            Hook::RawTracepoint("inet_sock_set_state"),
-            "set_state_backup",
-        ),
-        ProgramSpec::backed(
-            "tcp_retransmit_skb",
-            Hook::RawTracepoint("tcp_retransmit_skb"),
-            "retransmit_skb_backup",
-        ),
-        ProgramSpec::backed(
-            "tcp_retransmit_synack",
-            Hook::RawTracepoint("tcp_retransmit_synack"),
-            "retransmit_synack_backup",
-        ),
-        ProgramSpec::backed("tcp_send_reset", Hook::RawTracepoint("tcp_send_reset"), "send_reset_backup"),
-        ProgramSpec::backed(
-            "tcp_receive_reset",
-            Hook::RawTracepoint("tcp_receive_reset"),
-            "receive_reset_backup",
-        ),
+        ProgramSpec::raw("tcp_destroy_sock").backup("destroy_sock_backup"),
+        ProgramSpec::raw("inet_sock_set_state").backup("set_state_backup"),
+        ProgramSpec::raw("tcp_retransmit_skb").backup("retransmit_skb_backup"),
+        ProgramSpec::raw("tcp_retransmit_synack").backup("retransmit_synack_backup"),
+        ProgramSpec::raw("tcp_send_reset").backup("send_reset_backup"),
+        ProgramSpec::raw("tcp_receive_reset").backup("receive_reset_backup"),
     ],
 };
 

@@ -54,8 +54,8 @@ pub(crate) struct Args {
     /// Fetch the newest kernels again
     #[arg(long)]
     refresh: bool,
-    /// Machines at a time: each has one thread, and waits an eighth of its time
-    #[arg(long, value_name = "N", default_value_t = 4)]
+    /// Machines at a time
+    #[arg(long, value_name = "N", default_value_t = 2)]
     jobs: usize,
     /// Write the table into README.md and docs/kernels.md
     #[arg(long, conflicts_with_all = ["test", "exec"])]

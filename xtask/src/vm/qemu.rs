@@ -110,7 +110,7 @@ impl Qemu {
         command.arg("-serial").arg(format!("file:{}", machine.console.display()));
         command.args(["-chardev", "stdio,id=events,signal=off", "-serial", "chardev:events"]);
         command.arg("-kernel").arg(machine.vmlinuz).arg("-initrd").arg(machine.initrd);
-        command.args(["-append", "console=ttyS0 loglevel=5 panic=-1 mitigations=off"]);
+        command.args(["-append", "console=ttyS0 loglevel=5 panic=-1"]);
         let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

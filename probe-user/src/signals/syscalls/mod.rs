@@ -22,7 +22,7 @@ use crate::collect::{self, DecodeError};
 use crate::config::{Config, Sizes, SyscallOptions};
 use crate::event::{AttrValue, Attributes, key, name};
 use crate::kernel::fields::Resolved;
-use crate::load::{Hook, LoadError, Loaded, ObjectSpec, Plain, ProgramSpec, count_entries};
+use crate::load::{LoadError, Loaded, ObjectSpec, Plain, ProgramSpec, count_entries};
 use crate::series::Histogram;
 
 /// Blocks for calls counted without their process: all system calls a host makes, on some CPUs.
@@ -41,32 +41,16 @@ static OBJECT: ObjectSpec = ObjectSpec {
     )),
     // What ends calls before what begins them, so that none is left behind.
     programs: &[
-        ProgramSpec {
-            name: "sched_process_exit",
-            hook: Hook::RawTracepoint("sched_process_exit"),
-            perf: Some(("process_exit_perf", Hook::PerfTracepoint("sched", "sched_process_exit"))),
-            backup: Some("process_exit_backup"),
-        },
-        ProgramSpec {
-            name: "sched_process_exec",
-            hook: Hook::RawTracepoint("sched_process_exec"),
-            perf: Some(("process_exec_perf", Hook::PerfTracepoint("sched", "sched_process_exec"))),
-            backup: Some("process_exec_backup"),
-        },
+        ProgramSpec::raw("sched_process_exit")
+            .perf("process_exit_perf", "sched")
+            .backup("process_exit_backup"),
+        ProgramSpec::raw("sched_process_exec")
+            .perf("process_exec_perf", "sched")
+            .backup("process_exec_backup"),
         // Runs with interrupts off on every kernel.
-        ProgramSpec::new("sched_switch", Hook::RawTracepoint("sched_switch")),
-        ProgramSpec {
-            name: "sys_exit",
-            hook: Hook::RawTracepoint("sys_exit"),
-            perf: Some(("sys_exit_perf", Hook::PerfTracepoint("raw_syscalls", "sys_exit"))),
-            backup: Some("sys_exit_backup"),
-        },
-        ProgramSpec {
-            name: "sys_enter",
-            hook: Hook::RawTracepoint("sys_enter"),
-            perf: Some(("sys_enter_perf", Hook::PerfTracepoint("raw_syscalls", "sys_enter"))),
-            backup: Some("sys_enter_backup"),
-        },
+        ProgramSpec::raw("sched_switch"),
+        ProgramSpec::raw("sys_exit").perf("sys_exit_perf", "raw_syscalls").backup("sys_exit_backup"),
+        ProgramSpec::raw("sys_enter").perf("sys_enter_perf", "raw_syscalls").backup("sys_enter_backup"),
     ],
 };
 
