@@ -26,25 +26,26 @@ pub const NO_QUESTION: u64 = 0;
 #[inline(always)]
 pub fn parse<O: Octets>(octets: &O, start: u32) -> u64 {
     const MAX_LABELS: u32 = 128;
-    const WORDS: u32 = NAME_ROOM as u32 / 8;
+    const WORDS: u64 = NAME_ROOM as u64 / 8;
     /// 64-bit FNV prime and offset basis, taking words for octets.
     const PRIME: u64 = 0x0000_0100_0000_01b3;
     const BASIS: u64 = 0xcbf2_9ce4_8422_2325;
 
-    let mut len = 0;
-    let mut at = 0;
+    let mut len = 0u32;
+    // 64 bits wide, here as below: BPF compares no others without shifting them.
+    let mut at = 0u64;
     for _ in 0..MAX_LABELS {
         let mut label = [0u8; 1];
         // A compression pointer (RFC 1035, 4.1.4) has nothing before it to point to.
-        if !octets.load(start + at, &mut label, 1) || label[0] > 63 {
+        if !octets.load(start + at as u32, &mut label, 1) || label[0] > 63 {
             return NO_QUESTION;
         }
-        at += u32::from(label[0]) + 1;
-        if at > NAME_MAX as u32 {
+        at += u64::from(label[0]) + 1;
+        if at > NAME_MAX as u64 {
             return NO_QUESTION;
         }
         if label[0] == 0 {
-            len = at;
+            len = at as u32;
             break;
         }
     }
@@ -63,14 +64,14 @@ pub fn parse<O: Octets>(octets: &O, start: u32) -> u64 {
     let mut hash = (BASIS ^ u64::from(u32::from_be_bytes(tail))).wrapping_mul(PRIME);
     for word in 0..WORDS {
         let at = word * 8;
-        if at >= len {
+        if at >= u64::from(len) {
             break;
         }
-        // Beyond the name there are zeros.
+        // Beyond the name there are zeros. As many as are left of it, 8 at most; by arithmetic, for a branch would be two ways.
         let mut eight = [0u8; 8];
-        let left = if len - at < 8 { len - at } else { 8 };
-        let size = (black_box(left.wrapping_sub(1)) & 7) + 1;
-        if !octets.load(start + at, &mut eight, size) {
+        let beyond_8 = black_box(u64::from(len).wrapping_sub(at + 8)) as i64;
+        let size = ((beyond_8 & black_box(beyond_8 >> 63)).wrapping_sub(1) & 7) as u32 + 1;
+        if !octets.load(start + at as u32, &mut eight, size) {
             return NO_QUESTION;
         }
         hash = (hash ^ lower_case(u64::from_ne_bytes(eight))).wrapping_mul(PRIME);

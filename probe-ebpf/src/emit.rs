@@ -8,7 +8,7 @@ use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP,
 use aya_ebpf::helpers::generated::{bpf_ringbuf_query, bpf_ringbuf_reserve, bpf_ringbuf_submit};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, PerCpuArray, RingBuf};
-use aya_log_ebpf::warn;
+use aya_log_ebpf::debug;
 use probe_common::loss::{COUNTER_COUNT, Counter};
 use probe_common::settings::Settings;
 
@@ -66,13 +66,14 @@ pub fn count_first(counter: Counter) -> bool {
     unsafe { cell.read_volatile() == 1 }
 }
 
-/// Counts what made a program give up.
+/// Counts what made a program give up. The counter is what everybody sees; which program it was, only who asks for its log:
+/// the verifier follows the code of a message eight times, in every program that has one.
 #[inline(always)]
 pub fn give_up(ctx: &impl EbpfContext, error: Error) {
     match error {
         Error::Read => {
             if count_first(Counter::KernelRead) {
-                warn!(ctx, "kernel memory did not read; further ones are only counted");
+                debug!(ctx, "kernel memory did not read; further ones are only counted");
             }
         }
         Error::NotOurs => {}

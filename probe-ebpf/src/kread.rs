@@ -127,7 +127,8 @@ pub fn address_of<T>(pointer: *mut T) -> Result<KernelPointer> {
     read_at((&raw const pointer) as KernelPointer)
 }
 
-/// Copies what the verifier watches closely (a value of a map) to where it should know nothing certain of it.
+/// Copies what the verifier watches closely (a value of a map) to where it should know nothing certain of it; and what is
+/// large: the compiler would copy it byte by byte, and the verifier follow it so.
 #[inline(always)]
 pub fn copy<T: Copy>(from: *const T, to: &mut T) {
     // SAFETY: both are `T`s in memory of this program; the helper reads any kernel memory.

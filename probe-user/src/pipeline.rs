@@ -22,7 +22,7 @@ use crate::kernel::features::Features;
 use crate::kernel::fields::{Resolved, resolve};
 use crate::kernel::least::{self, Plan, Uses};
 use crate::kernel::privileges::{self, PrivilegeError};
-use crate::load::{self, Counters, LoadError, Loaded, SettingsMap};
+use crate::load::{self, Counters, LoadError, Loaded, Loader, SettingsMap};
 use crate::series::{Limits, Store, attr, metrics};
 use crate::signals::{Context, Event, Loss, Owners, Signal, SignalKind, Summary, next_interval};
 use crate::telemetry::SelfStats;
@@ -179,8 +179,9 @@ impl Pipeline {
 
         let mut signals = Vec::new();
         let mut refused = None;
+        let mut loader = Loader::new(&fields, &config.program_log_level);
         for kind in kinds {
-            match start_signal(*kind, config, &fields, cgroup.as_ref().ok(), filter) {
+            match start_signal(*kind, config, &mut loader, cgroup.as_ref().ok(), filter) {
                 Ok(running) => signals.push(running),
                 Err(error) => {
                     let signal = kind.object().name;
@@ -517,20 +518,20 @@ pub fn resolve_fields(config: &Config) -> Result<Resolved, BtfError> {
 fn start_signal(
     kind: &'static dyn SignalKind,
     config: &Config,
-    fields: &Resolved,
+    loader: &mut Loader<'_>,
     cgroup: Option<&CgroupRoot>,
     filter: Settings,
 ) -> Result<Running, LoadError> {
     let object = kind.object();
     let sizes = kind.sizes(config);
-    let mut loaded = load::load(object, fields, &sizes, config.program_log_level)?;
+    let mut loaded = loader.load(object, &sizes)?;
     let mut settings = filter;
     let ring_bytes = sizes.iter().find(|(map, _)| *map == "RING").map_or(0, |(_, bytes)| *bytes);
     settings.wake_bytes = ring_bytes / WAKE_SHARE;
     kind.settings(config, &mut settings);
     let mut settings_map = loaded.take_settings()?;
     settings_map.set(&settings)?;
-    let signal = kind.start(config, fields, &mut loaded)?;
+    let signal = kind.start(config, loader.fields(), &mut loaded)?;
     let ring = Ring::new(loaded.take_ring()?);
     let counters = loaded.take_counters()?;
     let logger = if config.program_log_level == 0 { None } else { loaded.logger() };

@@ -5,7 +5,7 @@ use probe_common::fields::FIELDS;
 use probe_tests::probe::require_root;
 use probe_user::kernel::btf::KernelBtf;
 use probe_user::kernel::fields::resolve;
-use probe_user::load::{self, LoadError, ObjectSpec};
+use probe_user::load::{self, LoadError, Loader, ObjectSpec};
 use probe_user::signals;
 
 /// A number that `enum bpf_func_id` will not reach.
@@ -36,7 +36,8 @@ fn a_helper_that_the_kernel_lacks_is_named() -> Result<()> {
     let object: &'static ObjectSpec = Box::leak(Box::new(ObjectSpec { elf: elf.leak(), ..*tcp }));
 
     let fields = resolve(&KernelBtf::from_host()?, FIELDS);
-    let error = load::load(object, &fields, &[], 0).err().context("the kernel took a call of no helper")?;
+    let error =
+        Loader::new(&fields, &0).load(object, &[]).err().context("the kernel took a call of no helper")?;
     let LoadError::Unknown { part, unknown, .. } = &error else {
         anyhow::bail!("not said to be unknown: {error}");
     };
@@ -48,6 +49,6 @@ fn a_helper_that_the_kernel_lacks_is_named() -> Result<()> {
     ensure!(!error.is_permission_denied(), "{error}");
 
     // The object as it is loads, so that nothing else was the matter.
-    load::load(tcp, &fields, &[], 0)?;
+    Loader::new(&fields, &0).load(tcp, &[])?;
     Ok(())
 }

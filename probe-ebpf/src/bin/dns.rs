@@ -8,6 +8,7 @@
 #![no_main]
 
 use core::hint::black_box;
+use core::mem::MaybeUninit;
 
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{__sk_buff, bpf_sock, bpf_sock_addr};
@@ -18,7 +19,7 @@ use aya_ebpf::helpers::generated::{
 use aya_ebpf::macros::{cgroup_skb, cgroup_sock_addr, map};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap};
 use aya_ebpf::programs::{SkBuffContext, SockAddrContext};
-use aya_log_ebpf::warn;
+use aya_log_ebpf::debug;
 use probe_common::dns::{
     Asker, KIND_ANSWERED, KIND_ORPHAN, KIND_RESENT, LookupRecord, NAME_ROOM, Pending, PendingKey,
 };
@@ -165,7 +166,7 @@ fn try_egress(ctx: &SkBuffContext) -> Result<()> {
         question: question.hash,
     };
     let asker = ASKERS.get_ptr(key.cookie);
-    addressed_server(ctx, &packet, asker, &mut key);
+    addressed_server(ctx, asker, &mut key);
     if !passes(ctx, settings, asker) {
         return Ok(());
     }
@@ -175,8 +176,8 @@ fn try_egress(ctx: &SkBuffContext) -> Result<()> {
         // The same question under the same id again: the try before stays unanswered.
         if let Some(record) = emit::reserve::<LookupRecord>() {
             record.header = RecordHeader::of::<LookupRecord>(KIND_RESENT, now_ns);
-            record.key = key;
-            record.pending = *before;
+            kread::copy(&key, &mut record.key);
+            kread::copy(before, &mut record.pending);
             emit::submit(record);
         }
         before.attempt = before.attempt.saturating_add(1);
@@ -187,7 +188,7 @@ fn try_egress(ctx: &SkBuffContext) -> Result<()> {
     // SAFETY: never written.
     if PENDING.insert(key, unsafe { &*nothing }, BPF_ANY).is_err() {
         if emit::count_first(Counter::PendingFull) {
-            warn!(ctx, "no room for waiting questions; further ones are only counted");
+            debug!(ctx, "no room for waiting questions; further ones are only counted");
         }
         return Ok(());
     }
@@ -197,7 +198,7 @@ fn try_egress(ctx: &SkBuffContext) -> Result<()> {
     copy_name(ctx, &packet, &question, &mut pending.name);
     pending.name_len = question.name_len;
     pending.qtype = question.qtype;
-    pending.family = packet.family;
+    pending.family = family(ctx);
     pending.attempt = 1;
     pending.netns = netns(ctx);
     // SAFETY: the context of this hook.
@@ -222,15 +223,16 @@ fn try_ingress(ctx: &SkBuffContext) -> Result<()> {
     let mut key = PendingKey {
         // SAFETY: the context of this hook.
         cookie: unsafe { bpf_get_socket_cookie(ctx.as_ptr()) },
-        server: packet.source,
+        server: [0; 16],
         port: packet.source_port,
         id: header.id(),
         question: question.hash,
     };
+    source(ctx, &mut key.server);
     let mut pending = PENDING.get_ptr(key);
     if pending.is_none() {
         // A question whose addressed server was not known waits under no server.
-        key.server = [0; 16];
+        blank(&mut key.server);
         key.port = 0;
         pending = PENDING.get_ptr(key);
     }
@@ -247,14 +249,14 @@ fn try_ingress(ctx: &SkBuffContext) -> Result<()> {
         return Ok(());
     };
     record.header = RecordHeader::of::<LookupRecord>(KIND_ORPHAN, now_ns);
-    record.key = key;
-    record.key.server = packet.source;
+    kread::copy(&key, &mut record.key);
+    source(ctx, &mut record.key.server);
     record.key.port = packet.source_port;
     record.flags = header.flags();
     record.answers = header.answers();
     if let Some(pending) = pending {
-        // SAFETY: a value of the map, copied before it is removed.
-        record.pending = unsafe { *pending };
+        // Before it is removed.
+        kread::copy(pending, &mut record.pending);
         // Who removes it, reports it: user space may have given it up this very moment.
         if PENDING.remove(key).is_ok() {
             record.header.kind = KIND_ANSWERED;
@@ -264,7 +266,7 @@ fn try_ingress(ctx: &SkBuffContext) -> Result<()> {
         copy_name(ctx, &packet, &question, &mut record.pending.name);
         record.pending.name_len = question.name_len;
         record.pending.qtype = question.qtype;
-        record.pending.family = packet.family;
+        record.pending.family = family(ctx);
         record.pending.netns = netns(ctx);
         // SAFETY: the context of this hook.
         record.pending.cgroup_id = unsafe { bpf_skb_cgroup_id(skb(ctx)) };
@@ -278,7 +280,7 @@ fn try_ingress(ctx: &SkBuffContext) -> Result<()> {
 fn set_owner(owner: &mut Owner, asker: Option<*const Asker>) {
     if let Some(asker) = asker {
         // SAFETY: a value of the map, copied at once.
-        *owner = unsafe { (*asker).owner };
+        kread::copy(unsafe { &raw const (*asker).owner }, owner);
     }
 }
 
@@ -312,7 +314,7 @@ fn watched(settings: &Settings, port: u16) -> bool {
 /// The server as the process addressed it: a connected socket knows it; else the send that this packet comes from has
 /// just noted it; else it stays zero.
 #[inline(always)]
-fn addressed_server(ctx: &SkBuffContext, packet: &Packet, asker: Option<*const Asker>, key: &mut PendingKey) {
+fn addressed_server(ctx: &SkBuffContext, asker: Option<*const Asker>, key: &mut PendingKey) {
     // SAFETY: `sk` of this hook's context, made a full socket by the helper, which may return null.
     let sk = unsafe {
         let sk = (*skb(ctx)).__bindgen_anon_2.sk;
@@ -322,7 +324,7 @@ fn addressed_server(ctx: &SkBuffContext, packet: &Packet, asker: Option<*const A
         let port = destination_port(sk);
         if port != 0 {
             key.port = port;
-            if packet.family == FAMILY_IPV4 {
+            if family(ctx) == FAMILY_IPV4 {
                 // SAFETY: a full socket.
                 let ip = unsafe { (*sk).dst_ip4 };
                 socket::set_ipv4(&mut key.server, ip.to_ne_bytes());
@@ -344,7 +346,7 @@ fn addressed_server(ctx: &SkBuffContext, packet: &Packet, asker: Option<*const A
     if let Some(asker) = asker {
         // SAFETY: a value of the map, copied at once.
         let (server, port, family) = unsafe { ((*asker).server, (*asker).port, (*asker).family) };
-        if family == packet.family {
+        if family == self::family(ctx) {
             key.server = server;
             key.port = port;
         }
@@ -372,13 +374,40 @@ fn netns(ctx: &SkBuffContext) -> u32 {
     kread::address_of(sk).and_then(socket::netns).unwrap_or(0)
 }
 
+/// `wire::FAMILY_*` of an IP packet. Read anew wherever it matters: what the verifier had learned of it before the name was
+/// parsed, it would follow the parser for twice.
+#[inline(always)]
+fn family(ctx: &SkBuffContext) -> u8 {
+    if protocol(ctx) == ETH_P_IP { FAMILY_IPV4 } else { FAMILY_IPV6 }
+}
+
+/// EtherType, network byte order.
+#[inline(always)]
+fn protocol(ctx: &SkBuffContext) -> u32 {
+    // SAFETY: the context of this hook. Volatile, or the compiler remembers what it read first.
+    unsafe { (&raw const (*skb(ctx)).protocol).read_volatile() }
+}
+
+/// Where an IP packet comes from.
+#[inline(always)]
+fn source(ctx: &SkBuffContext, address: &mut Address) {
+    blank(address);
+    let (offset, len) = if protocol(ctx) == ETH_P_IP { (12, 4) } else { (8, 16) };
+    // It cannot fail: the headers were read before.
+    // SAFETY: the context of this hook, and 16 bytes at most.
+    let _read = unsafe { bpf_skb_load_bytes(ctx.as_ptr(), offset, address.as_mut_ptr().cast(), len) };
+}
+
+#[inline(always)]
+fn blank(address: &mut Address) {
+    // SAFETY: an address is plain bytes.
+    kread::blank(unsafe { &mut *(&raw mut *address).cast::<MaybeUninit<Address>>() });
+}
+
 /// A UDP packet of a socket, as far as DNS needs it.
 struct Packet {
-    /// `wire::FAMILY_*`.
-    family: u8,
     /// Where the UDP payload begins.
     payload: u32,
-    source: Address,
     source_port: u16,
     destination_port: u16,
 }
@@ -387,17 +416,14 @@ impl Packet {
     /// Refuses everything else as soon as it can tell: every packet of the host passes here.
     #[inline(always)]
     fn udp(ctx: &SkBuffContext) -> Result<Self> {
-        // SAFETY: the context of this hook.
-        let protocol = unsafe { (*skb(ctx)).protocol };
-        let mut source = [0; 16];
-        let (family, udp) = if protocol == ETH_P_IP {
-            let mut header = [0u8; 20];
+        let protocol = protocol(ctx);
+        let udp = if protocol == ETH_P_IP {
+            let mut header = [0u8; 10];
             load(ctx, 0, &mut header)?;
             if header[9] != IPPROTO_UDP {
                 return Err(Error::NotOurs);
             }
-            socket::set_ipv4(&mut source, [header[12], header[13], header[14], header[15]]);
-            (FAMILY_IPV4, u32::from(header[0] & 0xf) * 4)
+            u32::from(header[0] & 0xf) * 4
         } else if protocol == ETH_P_IPV6 {
             let mut next = [0u8; 1];
             load(ctx, 6, &mut next)?;
@@ -405,17 +431,14 @@ impl Packet {
             if next[0] != IPPROTO_UDP {
                 return Err(Error::NotOurs);
             }
-            load(ctx, 8, &mut source)?;
-            (FAMILY_IPV6, IPV6_HEADER)
+            IPV6_HEADER
         } else {
             return Err(Error::NotOurs);
         };
         let mut ports = [0u8; 4];
         load(ctx, udp, &mut ports)?;
         Ok(Self {
-            family,
             payload: udp + UDP_HEADER,
-            source,
             source_port: u16::from_be_bytes([ports[0], ports[1]]),
             destination_port: u16::from_be_bytes([ports[2], ports[3]]),
         })

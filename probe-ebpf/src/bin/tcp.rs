@@ -161,7 +161,7 @@ fn try_retransmit(ctx: &RawTracePointContext) -> Result<()> {
     if settings.tcp_kinds & (1 << KIND_RETRANSMIT) != 0 {
         let Some(record) = emit::reserve::<RetransmitRecord>() else { return Ok(()) };
         record.header = header::<RetransmitRecord>(KIND_RETRANSMIT);
-        record.socket = *socket;
+        kread::copy(socket, &mut record.socket);
         record.segments = segments;
         record.srtt_us = kread!(sk, SRTT_US).map_or(ABSENT, |eighths| eighths >> 3);
         record.cwnd = kread!(sk, SND_CWND).unwrap_or(ABSENT);
@@ -214,7 +214,7 @@ fn try_retransmit_synack(ctx: &RawTracePointContext) -> Result<()> {
     if settings.tcp_kinds & (1 << KIND_RETRANSMIT) != 0 {
         let Some(record) = emit::reserve::<RetransmitRecord>() else { return Ok(()) };
         record.header = header::<RetransmitRecord>(KIND_RETRANSMIT);
-        record.socket = *socket;
+        kread::copy(socket, &mut record.socket);
         record.segments = 1;
         record.srtt_us = ABSENT;
         record.cwnd = ABSENT;
@@ -278,7 +278,7 @@ fn try_reset(sk: KernelPointer, direction: u8, reason: u32) -> Result<()> {
     if settings.tcp_kinds & (1 << KIND_RESET) != 0 {
         let Some(record) = emit::reserve::<ResetRecord>() else { return Ok(()) };
         record.header = header::<ResetRecord>(KIND_RESET);
-        record.socket = *socket;
+        kread::copy(socket, &mut record.socket);
         record.reason = reason;
         record.direction = direction;
         emit::submit(record);
@@ -418,7 +418,7 @@ fn connect_record(settings: &Settings, socket: &Socket, duration_ns: u64, errno:
     if settings.tcp_kinds & (1 << kind) != 0 {
         let Some(record) = emit::reserve::<ConnectRecord>() else { return };
         record.header = header::<ConnectRecord>(KIND_CONNECT);
-        record.socket = *socket;
+        kread::copy(socket, &mut record.socket);
         record.duration_ns = duration_ns;
         record.errno = errno;
         record.role = role;

@@ -5,7 +5,7 @@ use crate::config::Config;
 use crate::kernel::cgroup::{CgroupError, CgroupRoot};
 use crate::kernel::fields::Resolved;
 use crate::kernel::least;
-use crate::load::{self, Attached, LoadError, Loaded, ObjectSpec, ProgramSpec};
+use crate::load::{Attached, LoadError, Loaded, Loader, ObjectSpec, ProgramSpec};
 use crate::signals::{self, SignalKind};
 
 /// What came of it.
@@ -28,6 +28,8 @@ struct Trial<'a> {
     /// `None`: there is no BTF.
     fields: Option<&'a Resolved>,
     cgroup: &'a Result<CgroupRoot, CgroupError>,
+    /// Made when first needed.
+    loader: Option<Loader<'a>>,
 }
 
 /// Tries every signal, one after the other: what one needs is given back before the next.
@@ -37,7 +39,7 @@ pub(super) fn try_all(
     fields: Option<&Resolved>,
     cgroup: &Result<CgroupRoot, CgroupError>,
 ) -> Tried {
-    let trial = Trial { config, host, fields, cgroup };
+    let mut trial = Trial { config, host, fields, cgroup, loader: None };
     let mut tried = Tried::default();
     for kind in signals::ALL {
         trial.signal(*kind, &mut tried);
@@ -45,8 +47,8 @@ pub(super) fn try_all(
     tried
 }
 
-impl Trial<'_> {
-    fn signal(&self, kind: &'static dyn SignalKind, tried: &mut Tried) {
+impl<'a> Trial<'a> {
+    fn signal(&mut self, kind: &'static dyn SignalKind, tried: &mut Tried) {
         let object = kind.object();
         let outcome = self.fields_for(object).and_then(|fields| self.whole(kind, fields, tried));
         let (check, verdict) = match &outcome {
@@ -56,7 +58,7 @@ impl Trial<'_> {
         tried.verdicts.push((object.name, verdict));
         tried.checks.push(check);
         let programs = outcome.unwrap_or_else(|_diagnosis| {
-            let alone =
+            let mut alone =
                 |program| self.fields_for(object).and_then(|fields| self.alone(kind, program, fields));
             let row = |program| match alone(program) {
                 Ok(check) => check,
@@ -69,7 +71,7 @@ impl Trial<'_> {
     }
 
     /// What the commands ask for before they load anything.
-    fn fields_for(&self, object: &ObjectSpec) -> Result<&Resolved, Diagnosis> {
+    fn fields_for(&self, object: &ObjectSpec) -> Result<&'a Resolved, Diagnosis> {
         match &self.host.privileges {
             Ok(privileges) => {
                 privileges
@@ -87,14 +89,16 @@ impl Trial<'_> {
 
     /// The signal as the commands start it: maps, programs, what user space does with the maps, hooks. A row for each program.
     fn whole(
-        &self,
+        &mut self,
         kind: &'static dyn SignalKind,
-        fields: &Resolved,
+        fields: &'a Resolved,
         tried: &mut Tried,
     ) -> Result<Vec<Check>, Diagnosis> {
         let object = kind.object();
+        let loader = self.loader.get_or_insert_with(|| Loader::new(fields, &0));
+        let loaded = loader.load(object, &kind.sizes(self.config));
         let start = || -> Result<_, Box<LoadError>> {
-            let mut loaded = load::load(object, fields, &kind.sizes(self.config), 0)?;
+            let mut loaded = loaded?;
             let bytes = memory::of_open_maps(u64::from(self.config.cpu_ids));
             let _settings = loaded.take_settings()?;
             let _signal = kind.start(self.config, fields, &mut loaded)?;
@@ -113,16 +117,17 @@ impl Trial<'_> {
 
     /// One program of a signal that does not start, so that the others' state is known too.
     fn alone(
-        &self,
+        &mut self,
         kind: &'static dyn SignalKind,
         program: &'static ProgramSpec,
-        fields: &Resolved,
+        fields: &'a Resolved,
     ) -> Result<Check, Diagnosis> {
         // A few dozen bytes that live as long as this short command: the loader wants what lives for ever.
         let object: &'static ObjectSpec =
             Box::leak(Box::new(ObjectSpec { programs: std::slice::from_ref(program), ..*kind.object() }));
-        let mut loaded = load::load(object, fields, &kind.sizes(self.config), 0)
-            .map_err(|error| self.diagnosis(&error))?;
+        let loader = self.loader.get_or_insert_with(|| Loader::new(fields, &0));
+        let loaded = loader.load(object, &kind.sizes(self.config));
+        let mut loaded = loaded.map_err(|error| self.diagnosis(&error))?;
         loaded.attach(self.cgroup.as_ref().ok()).map_err(|error| self.diagnosis(&error))?;
         let rows = self.attached(object, &loaded).into_iter();
         Ok(rows.last().unwrap_or_else(|| Check::ok(row_name(object, program), "attached")))

@@ -160,51 +160,65 @@ pub struct Loaded {
 /// Names of maps and the number of entries (for a ring: bytes) that they are to have.
 pub type MapSizes<'a> = &'a [(&'static str, u32)];
 
-/// Makes the maps of an object and loads its programs, without attaching any.
-///
-/// `log_level` is that of aya-log (0: the programs do not log; the verifier then removes the code for it).
-///
-/// # Errors
-///
-/// When a field that the signal needs is absent from this kernel, or the kernel refuses a map or a program.
-pub fn load(
-    spec: &'static ObjectSpec,
-    fields: &Resolved,
-    sizes: MapSizes<'_>,
-    log_level: u8,
-) -> Result<Loaded, LoadError> {
-    let missing = fields.missing(spec.bit);
-    if !missing.is_empty() {
-        return Err(LoadError::MissingFields { signal: spec.name, fields: missing.join(", ") });
+/// Loads objects. One for all of them: aya's loader reads and parses the kernel's BTF whenever one is made, wanted or not.
+#[derive(Debug)]
+pub struct Loader<'a> {
+    aya: EbpfLoader<'a>,
+    fields: &'a Resolved,
+}
+
+impl<'a> Loader<'a> {
+    /// `log_level` is that of aya-log (0: the programs do not log; the verifier then removes the code for it).
+    #[must_use]
+    pub fn new(fields: &'a Resolved, log_level: &'a u8) -> Self {
+        let mut aya = EbpfLoader::new();
+        // No relocations: fields come from our table.
+        aya.btf(None);
+        aya.override_global("FIELDS", bytemuck::cast_slice::<_, u8>(&fields.slots), false);
+        aya.override_global(aya_log::LEVEL, log_level, false);
+        let backed = if fields.bpf.preempts_programs { &1u8 } else { &0u8 };
+        aya.override_global("BACKED", backed, false);
+        if !fields.bpf.preempts_programs {
+            // Used by backups alone.
+            aya.map_max_entries("HANDLED", 1);
+        }
+        Self { aya, fields }
     }
-    let slots: Vec<Plain<_>> = fields.slots.iter().copied().map(Plain).collect();
-    let mut loader = EbpfLoader::new();
-    // No relocations: fields come from our table. Saves parsing the kernel's BTF once more.
-    loader.btf(None);
-    loader.override_global("FIELDS", slots.as_slice(), false);
-    loader.override_global(aya_log::LEVEL, &log_level, false);
-    let preempts_programs = fields.bpf.preempts_programs;
-    let backed = u8::from(preempts_programs);
-    loader.override_global("BACKED", &backed, false);
-    if !preempts_programs {
-        // Used by backups alone.
-        loader.map_max_entries("HANDLED", 1);
+
+    /// Where the programs find what they read.
+    #[must_use]
+    pub fn fields(&self) -> &'a Resolved {
+        self.fields
     }
-    for (map, entries) in sizes {
-        loader.map_max_entries(map, *entries);
+
+    /// Makes the maps of an object and loads its programs, without attaching any.
+    ///
+    /// # Errors
+    ///
+    /// When a field that the signal needs is absent from this kernel, or the kernel refuses a map or a program.
+    pub fn load(&mut self, spec: &'static ObjectSpec, sizes: MapSizes<'_>) -> Result<Loaded, LoadError> {
+        let fields = self.fields;
+        let missing = fields.missing(spec.bit);
+        if !missing.is_empty() {
+            return Err(LoadError::MissingFields { signal: spec.name, fields: missing.join(", ") });
+        }
+        for (map, entries) in sizes {
+            self.aya.map_max_entries(map, *entries);
+        }
+        let ebpf = self.aya.load(spec.elf).map_err(|source| {
+            LoadError::Object { signal: spec.name, source: Box::new(source) }.or_unknown(
+                spec.name,
+                "its maps",
+                || fields.bpf.unknown_maps(spec.elf),
+            )
+        })?;
+        let preempts_programs = fields.bpf.preempts_programs;
+        let mut loaded = Loaded { spec, ebpf, preempts_programs, attached: Vec::new() };
+        for program in spec.programs {
+            program.names(preempts_programs).try_for_each(|name| loaded.load_program(name, &fields.bpf))?;
+        }
+        Ok(loaded)
     }
-    let ebpf = loader.load(spec.elf).map_err(|source| {
-        LoadError::Object { signal: spec.name, source: Box::new(source) }.or_unknown(
-            spec.name,
-            "its maps",
-            || fields.bpf.unknown_maps(spec.elf),
-        )
-    })?;
-    let mut loaded = Loaded { spec, ebpf, preempts_programs, attached: Vec::new() };
-    for program in spec.programs {
-        program.names(preempts_programs).try_for_each(|name| loaded.load_program(name, &fields.bpf))?;
-    }
-    Ok(loaded)
 }
 
 impl ObjectSpec {
