@@ -57,7 +57,8 @@ counters! {
     CallsFolded = "syscalls.folded", Some("raise --syscall-blocks: totals per syscall are exact, processes are missing");
     /// syscalls: calls not counted at all.
     CallsLost = "syscalls.blocks", Some("raise --syscall-blocks");
-    /// syscalls: calls that slept and whose beginning could not be kept: not counted.
+    /// syscalls: calls that slept and whose beginning could not be kept: not counted. Where programs lose their CPU, one of them
+    /// may be here twice.
     SleepersFull = "syscalls.sleepers", Some("raise --syscall-threads");
     /// syscalls: processes whose name and cgroup could not be kept.
     ProcessesFull = "syscalls.processes", Some("raise --syscall-threads");

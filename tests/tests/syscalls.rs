@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use probe_tests::bpf::preempts_programs;
 use probe_tests::drop::Cgroup;
 use probe_tests::probe::{DEADLINE, Finished, Line, Probe, poll};
 use probe_tests::workload::Workload;
@@ -487,7 +488,9 @@ fn sleepers_without_room_are_counted() -> Result<()> {
     };
     let finished = probe.stop()?;
     let (seen, lost) = (count(&finished.lines, "nanosleep"), lost_of(&finished.lines));
-    assert_eq!(seen + lost, THREADS, "{seen} seen, {lost} lost");
+    // A program that lost its CPU leaves a backup that cannot tell a call which found no room from one that was not seen.
+    let twice = if preempts_programs()? { THREADS / 10 } else { 0 };
+    ensure!((THREADS..=THREADS + twice).contains(&(seen + lost)), "{seen} seen, {lost} lost");
     assert!(seen >= 64, "as many as there is room for: {seen}");
     ensure!(lost > 0 && finished.stderr.contains("--syscall-threads"), "{}", finished.stderr);
     workload.end()

@@ -48,6 +48,7 @@ use blocks::{Call, PROCESSES, abi};
 const NEUTRAL: i32 = 0;
 
 const BPF_ANY: u64 = 0;
+const BPF_EXIST: u64 = 2;
 
 /// One entry a possible CPU; sized at load time.
 #[map]
@@ -142,10 +143,15 @@ fn enter<const PLACE: Place>(cpu: &mut CpuState, pid_tgid: u64, number: u64) -> 
     put(&mut cpu.start_ns, now());
     if seen(&cpu.switches) != switches {
         // Meanwhile the slot was others'. It may hold half of what they left.
-        put(&mut cpu.tid, 0);
         let sleeper = Sleeper { start_ns: now(), id, tgid };
-        if SLEEPERS.insert(tid, sleeper, BPF_ANY).is_err() {
-            emit::count(Counter::SleepersFull, 1);
+        if seen(&cpu.tid) == tid {
+            put(&mut cpu.tid, 0);
+            if SLEEPERS.insert(tid, sleeper, BPF_ANY).is_err() {
+                emit::count(Counter::SleepersFull, 1);
+            }
+        } else {
+            // Moved already, half written; or counted, where there was no room for it.
+            let _absent = SLEEPERS.insert(tid, sleeper, BPF_EXIST);
         }
     }
     Ok(())
