@@ -304,10 +304,10 @@ fn try_set_state(ctx: &RawTracePointContext) -> Result<()> {
     if !is_tcp(sk)? {
         return Err(Error::NotOurs);
     }
-    match (old, new) {
+    let (role, errno) = match (old, new) {
         (TCP_CLOSE, TCP_SYN_SENT) => {
             remember(sk, &SocketState { owner: task::owner()?, syn_ns: now() });
-            Ok(())
+            return Ok(());
         }
         (TCP_CLOSE, TCP_LISTEN) => {
             let state = SocketState { owner: task::owner()?, syn_ns: 0 };
@@ -319,9 +319,9 @@ fn try_set_state(ctx: &RawTracePointContext) -> Result<()> {
                 let shared = kread::read_bits(sk, fields::SKC_REUSEPORT)? != 0;
                 add_listener(&key, &state.owner, shared);
             }
-            Ok(())
+            return Ok(());
         }
-        (TCP_LISTEN, TCP_CLOSE) => remove_listener(&listener_key(sk)?),
+        (TCP_LISTEN, TCP_CLOSE) => return remove_listener(&listener_key(sk)?),
         (TCP_LISTEN, TCP_SYN_RECV) => {
             if let Some(listeners) = find_listeners(sk)? {
                 // SAFETY: a value of the map; at worst it is being replaced by another of the same address.
@@ -332,13 +332,22 @@ fn try_set_state(ctx: &RawTracePointContext) -> Result<()> {
                 // fails when there is none, which is as good.
                 let _absent = SOCKETS.remove(sk);
             }
-            Ok(())
+            return Ok(());
         }
-        (TCP_SYN_SENT, TCP_ESTABLISHED) => connected(sk, ROLE_CLIENT),
-        (TCP_SYN_RECV, TCP_ESTABLISHED) => connected(sk, ROLE_SERVER),
-        (TCP_SYN_SENT, TCP_CLOSE) => failed(sk),
-        _ => Err(Error::NotOurs),
-    }
+        (TCP_SYN_SENT, TCP_ESTABLISHED) => (ROLE_CLIENT, 0),
+        (TCP_SYN_RECV, TCP_ESTABLISHED) => (ROLE_SERVER, 0),
+        (TCP_SYN_SENT, TCP_CLOSE) => match kread!(sk, SK_ERR)? {
+            // Closed by its own process: not a failure. (Or it failed before a segment was sent, for want of a port or a
+            // route: connect(2) alone says so, and nothing is seen of it here.)
+            0 => return Err(Error::NotOurs),
+            errno => (ROLE_CLIENT, errno as u32),
+        },
+        _ => return Err(Error::NotOurs),
+    };
+    // Read back, or the verifier would follow the rest once for each of them.
+    let outcome = [u32::from(role), errno];
+    let outcome: u64 = kread::read_at((&raw const outcome) as u64)?;
+    came_out(sk, outcome as u8, (outcome >> 32) as u32)
 }
 
 /// Before 5.14 (MPTCP aside) the hook fires for DCCP and SCTP as well. `sk_protocol` is 16 bits wide since 5.6.
@@ -368,46 +377,25 @@ fn forget(sk: KernelPointer) -> Result<()> {
     Ok(())
 }
 
-fn connected(sk: KernelPointer, role: u8) -> Result<()> {
+/// A connection is made (errno 0), or is not.
+#[inline(always)]
+fn came_out(sk: KernelPointer, role: u8, errno: u32) -> Result<()> {
     let settings = emit::settings().ok_or(Error::NotOurs)?;
     let mut socket = MaybeUninit::uninit();
     let socket = blank(&mut socket);
     socket::describe(sk, socket)?;
     // The hook comes before the change.
-    socket.state = TCP_ESTABLISHED as u8;
+    socket.state = if errno == 0 { TCP_ESTABLISHED } else { TCP_CLOSE } as u8;
     let syn_ns = set_owner(socket, sk);
     if !passes(settings, socket, sk)? {
         return Ok(());
     }
     let duration_ns = if syn_ns == 0 { 0 } else { now().saturating_sub(syn_ns) };
-    total(socket, TOTAL_CONNECTIONS, role, 0, 1);
-    if role == ROLE_CLIENT && duration_ns != 0 {
+    total(socket, TOTAL_CONNECTIONS, role, errno, 1);
+    if errno == 0 && role == ROLE_CLIENT && duration_ns != 0 {
         handshake(socket.cgroup_id, duration_ns);
     }
-    connect_record(settings, socket, duration_ns, 0, role);
-    Ok(())
-}
-
-/// A connect that ends without an error on the socket was closed by its own process: not a failure. (Or it failed before a
-/// segment was sent, for want of a port or a route: connect(2) alone says so, and nothing is seen of it here.)
-fn failed(sk: KernelPointer) -> Result<()> {
-    let errno = kread!(sk, SK_ERR)?;
-    if errno == 0 {
-        return Err(Error::NotOurs);
-    }
-    let settings = emit::settings().ok_or(Error::NotOurs)?;
-    let mut socket = MaybeUninit::uninit();
-    let socket = blank(&mut socket);
-    socket::describe(sk, socket)?;
-    // The hook comes before the change.
-    socket.state = TCP_CLOSE as u8;
-    let syn_ns = set_owner(socket, sk);
-    if !passes(settings, socket, sk)? {
-        return Ok(());
-    }
-    let duration_ns = if syn_ns == 0 { 0 } else { now().saturating_sub(syn_ns) };
-    total(socket, TOTAL_CONNECTIONS, ROLE_CLIENT, errno as u32, 1);
-    connect_record(settings, socket, duration_ns, errno as u32, ROLE_CLIENT);
+    connect_record(settings, socket, duration_ns, errno, role);
     Ok(())
 }
 

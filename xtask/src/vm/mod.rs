@@ -150,7 +150,8 @@ fn boot_all(
     jobs: usize,
 ) -> Result<Vec<(String, Results)>> {
     let base = initramfs::base(live, &directory.join("stripped"))?;
-    let waiting = Mutex::new(kernels.iter());
+    // The newest first: it takes longest.
+    let waiting = Mutex::new(kernels.iter().rev());
     let columns = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
         let workers = (0..jobs.min(kernels.len()))
