@@ -160,6 +160,17 @@ kernel_fields! {
     /// Inode number of a network namespace, as in /proc/PID/ns/net.
     NET_NS_INUM: u32 = Member "net.ns.inum", TCP;
 
+    /// Inode of an open file: with the next four, the way from files to the sockets that were there before.
+    FILE_INODE: KernelPointer = Pointer "file.f_inode", 0;
+    /// What an open file is to whom it belongs: of a socket's, its `struct socket`.
+    FILE_PRIVATE_DATA: KernelPointer = Pointer "file.private_data", 0;
+    /// File system of an inode.
+    INODE_SB: KernelPointer = Pointer "inode.i_sb", 0;
+    /// Which file system it is.
+    SB_MAGIC: u64 = Member "super_block.s_magic", 0;
+    /// The protocol's side of a socket.
+    SOCKET_SK: KernelPointer = Pointer "socket.sk", 0;
+
     /// Protocol of a socket: raw tracepoints of sockets also fire for others than TCP (DCCP, MPTCP, SCTP).
     SK_PROTOCOL: u16 = Member "sock.sk_protocol", TCP;
     /// SO_REUSEPORT is set; a bit-field.

@@ -145,10 +145,12 @@ const _: () = assert!(size_of::<ConnectRecord>() == 128);
 pub struct SocketState {
     /// Who connected or listened.
     pub owner: Owner,
-    /// When the SYN was sent, CLOCK_MONOTONIC nanoseconds; 0: not a client.
+    /// When the SYN was sent, CLOCK_MONOTONIC nanoseconds; 0: not a client, or not seen.
     pub syn_ns: u64,
+    /// 1: it was there before the programs were, and its owner is one who has it open.
+    pub found: u64,
 }
-const _: () = assert!(size_of::<SocketState>() == 40);
+const _: () = assert!(size_of::<SocketState>() == 48);
 
 /// What a listening socket's address leads to: accepted sockets copy it, so it finds their owner.
 #[repr(C)]

@@ -537,6 +537,9 @@ fn start_signal(
     let logger = if config.program_log_level == 0 { None } else { loaded.logger() };
     // Last: from here on the programs run.
     loaded.attach(cgroup)?;
+    if let Err(error) = loaded.look_for_older(loader.fields()) {
+        tracing::warn!("{error}; connections that began before have no owner");
+    }
     if let Some(error) = loaded.attached().iter().find_map(|attached| attached.fallback.as_ref()) {
         tracing::warn!(
             "{error}; so the kernel may skip programs, and what it skips is counted as lost at {SKIPPED}"

@@ -1,7 +1,8 @@
 //! Process 1 of a virtual machine: makes a small host of it, runs the plan, and turns it off.
 
 use std::ffi::CString;
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, Permissions};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Command;
 
@@ -16,15 +17,16 @@ use crate::runner;
 
 /// Where events go: the second serial port.
 const GUEST_EVENTS: &str = "/dev/ttyS1";
+/// For everybody.
+const TMP: &str = "/tmp";
 /// Who may use perf.
 pub const PERF_PARANOID: &str = "/proc/sys/kernel/perf_event_paranoid";
 /// File systems of a host, with their places and options. Those below the first have their directories from the kernel.
-const MOUNTS: [(&str, &str, &str); 8] = [
+const MOUNTS: [(&str, &str, &str); 7] = [
     ("devtmpfs", "/dev", ""),
     ("proc", "/proc", ""),
     ("sysfs", "/sys", ""),
     ("devpts", "/dev/pts", "ptmxmode=666"),
-    ("tmpfs", "/tmp", "mode=1777"),
     ("securityfs", "/sys/kernel/security", ""),
     ("tracefs", "/sys/kernel/tracing", ""),
     ("cgroup2", "/sys/fs/cgroup", ""),
@@ -50,6 +52,9 @@ fn live() -> Result<()> {
         mount(kind, place, kind, MountFlags::NOSUID, options.as_c_str())
             .with_context(|| format!("cannot mount {kind} at {place}"))?;
     }
+    // Nothing is mounted there: the checkout, and with it what is to run, may be below it.
+    std::fs::create_dir_all(TMP)?;
+    std::fs::set_permissions(TMP, Permissions::from_mode(0o1777))?;
     // Debian's 3 keeps perf's tracepoints for CAP_SYS_ADMIN; the kernel itself knows up to 2, its default.
     std::fs::write(PERF_PARANOID, "2").context(PERF_PARANOID)?;
     loopback_up()?;

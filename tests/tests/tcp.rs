@@ -109,6 +109,13 @@ impl Scene {
         Ok(Self { client, server, loss, probe, cgroup, netns })
     }
 
+    /// From here on there is another probe: all that is there is older than it.
+    fn begin_anew(&mut self, kinds: &str) -> Result<()> {
+        let before = std::mem::replace(&mut self.probe, Probe::start(&["tcp", "--kind", kinds])?);
+        before.stop()?;
+        Ok(())
+    }
+
     /// Connects the client to the newest listener of the server.
     fn connect(&mut self, address: &str, server_port: u16, options: &str) -> Result<Connection> {
         self.client.workload.order(&format!("connect {} {options}", at(address, server_port)))?;
@@ -298,6 +305,7 @@ live! {
     mix_under_bbr
     listeners_of_several_processes_own_nothing
     a_port_that_changes_hands
+    older_sockets_have_owners
     ipv4_in_ipv6_sockets
     connections_that_are_made
     connections_that_fail
@@ -579,6 +587,76 @@ fn a_port_that_changes_hands() -> Result<()> {
         first.workload.end()?;
     }
     scene.finish()?.require_kernels_sums("a_port_that_changes_hands")
+}
+
+/// Connections and listeners that were there before probe: who has them open owns them; of several, the oldest process.
+fn older_sockets_have_owners() -> Result<()> {
+    const KINDS: &str = "retransmit,connect,reset";
+    let octets = 4 * SEGMENT.parse::<u32>()?;
+    let mut scene = Scene::new(KINDS)?;
+    let mut heir = Peer::start("test-heir", &scene.netns, &scene.cgroup)?;
+    heir.tell("door heir")?;
+    let mut older = Vec::new();
+    for address in LOOPBACKS {
+        let port = scene.server.listen(address, "")?;
+        for (handed, kept) in [(false, true), (true, false), (true, true)] {
+            let connection = scene.connect(address, port, FULL)?;
+            let mut at_heir = None;
+            if handed {
+                scene.server.tell(&format!("hand {} heir", connection.server))?;
+                at_heir = Some(heir.tell("take")?);
+            }
+            if !kept {
+                scene.server.tell(&format!("close {}", connection.server))?;
+            }
+            older.push((address, port, connection, at_heir.filter(|_number| !kept)));
+        }
+    }
+
+    scene.begin_anew(KINDS)?;
+    for (address, port, connection, at_heir) in &older {
+        scene.loss.set(&[
+            lose(DATA).sent_to(*port).sent_from(connection.client_port).after(3, 1),
+            lose(DATA).sent_from(*port).sent_to(connection.client_port).after(3, 1),
+        ])?;
+        scene.send(connection, 4)?;
+        let (end, number) = match at_heir {
+            Some(number) => (&mut heir, number),
+            None => (&mut scene.server, &connection.server),
+        };
+        end.tell(&format!("receive {number} {octets}"))?;
+        end.tell(&format!("send {number} {SEGMENT} 4"))?;
+        scene.client.tell(&format!("receive {} {octets}", connection.client))?;
+        scene.client.tell(&format!("reset {}", connection.client))?;
+        let owner = if at_heir.is_some() { &heir } else { &scene.server };
+        let (here, there) = ((*address, connection.client_port), (*address, *port));
+        for name in ["tcp.retransmit", "tcp.reset"] {
+            for (local, peer, owner) in [(here, there, &scene.client), (there, here, owner)] {
+                let event = scene.probe.line(&format!("{name} at {address}"), |line| {
+                    scene.is_ours(line)
+                        && line.event() == name
+                        && line.int("network.local.port") == Some(local.1.into())
+                        && line.int("network.peer.port") == Some(peer.1.into())
+                })?;
+                scene.check(&event, local, peer, owner)?;
+            }
+        }
+    }
+    // What comes now belongs to who listened then.
+    for address in LOOPBACKS.into_iter().rev() {
+        let port = older.iter().find(|(at, ..)| *at == address).context("no listener")?.1;
+        let connection = scene.connect(address, port, "")?;
+        let event = scene.probe.line("an accepted connection", |line| {
+            scene.is_ours(line)
+                && line.int("network.local.port") == Some(port.into())
+                && line.int("network.peer.port") == Some(connection.client_port.into())
+                && line.event() == "tcp.connect"
+        })?;
+        scene.check(&event, (address, port), (address, connection.client_port), &scene.server)?;
+        scene.server.tell("unlisten")?;
+    }
+    heir.workload.end()?;
+    scene.finish()?.require_kernels_sums("older_sockets_have_owners")
 }
 
 /// IPv4 in IPv6 sockets is IPv4 on the wire, and reported as that.

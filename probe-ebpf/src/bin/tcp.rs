@@ -15,7 +15,7 @@ use core::ptr::{addr_of, read_volatile};
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::macros::{map, raw_tracepoint};
-use aya_ebpf::maps::{HashMap, LruHashMap, PerCpuArray, PerCpuHashMap};
+use aya_ebpf::maps::{LruHashMap, PerCpuArray, PerCpuHashMap};
 use aya_ebpf::programs::RawTracePointContext;
 use aya_log_ebpf::debug;
 use probe_common::fields::{self, KernelPointer};
@@ -23,12 +23,21 @@ use probe_common::hist::{self, BUCKETS};
 use probe_common::loss::Counter;
 use probe_common::settings::{FILTER_CGROUP, Settings};
 use probe_common::tcp::{
-    ABSENT, Cause, ConnectRecord, Durations, KIND_CONNECT, KIND_RESET, KIND_RETRANSMIT, ListenerKey,
-    Listeners, RESET_RECEIVED, RESET_SENT, ROLE_CLIENT, ROLE_SERVER, ResetRecord, RetransmitRecord, Socket,
-    SocketState, TOTAL_CONNECTIONS, TOTAL_RESETS, TOTAL_RETRANSMITS, TotalKey,
+    ABSENT, Cause, ConnectRecord, Durations, KIND_CONNECT, KIND_RESET, KIND_RETRANSMIT, RESET_RECEIVED,
+    RESET_SENT, ROLE_CLIENT, ROLE_SERVER, ResetRecord, RetransmitRecord, Socket, SocketState,
+    TOTAL_CONNECTIONS, TOTAL_RESETS, TOTAL_RETRANSMITS, TotalKey,
 };
-use probe_common::wire::{Owner, RecordHeader};
+use probe_common::wire::RecordHeader;
 use probe_ebpf::{Error, Result, emit, filter, kread, socket, task};
+
+#[path = "tcp/older.rs"]
+mod older;
+#[path = "tcp/owners.rs"]
+mod owners;
+
+use owners::{
+    add_listener, find_listeners, forget, is_tcp, listener_key, remember, remove_listener, set_owner,
+};
 
 /// Raw tracepoints have no verdict; 0 is what the kernel expects.
 const NEUTRAL: i32 = 0;
@@ -42,21 +51,11 @@ const TCP_SYN_SENT: i32 = 2;
 const TCP_SYN_RECV: i32 = 3;
 const TCP_CLOSE: i32 = 7;
 const TCP_LISTEN: i32 = 10;
-/// include/uapi/linux/in.h
-const IPPROTO_TCP: u16 = 6;
 /// `enum tcp_ca_state`, include/uapi/linux/tcp.h.
 const TCP_CA_RECOVERY: u8 = 3;
 const TCP_CA_LOSS: u8 = 4;
 /// include/net/inet_connection_sock.h
 const ICSK_TIME_LOSS_PROBE: u8 = 5;
-
-/// Owner by socket (kernel address), from connect or listen until the socket is destroyed.
-#[map]
-static SOCKETS: HashMap<u64, SocketState> = HashMap::with_max_entries(32_768, 0);
-
-/// Owner by listening address: accepted sockets are born with it.
-#[map]
-static LISTENERS: HashMap<ListenerKey, Listeners> = HashMap::with_max_entries(4_096, 0);
 
 /// Exact totals; user space reads them as differences.
 #[map]
@@ -306,11 +305,11 @@ fn try_set_state(ctx: &RawTracePointContext) -> Result<()> {
     }
     let (role, errno) = match (old, new) {
         (TCP_CLOSE, TCP_SYN_SENT) => {
-            remember(sk, &SocketState { owner: task::owner()?, syn_ns: now() });
+            remember(sk, &SocketState { owner: task::owner()?, syn_ns: now(), found: 0 });
             return Ok(());
         }
         (TCP_CLOSE, TCP_LISTEN) => {
-            let state = SocketState { owner: task::owner()?, syn_ns: 0 };
+            let state = SocketState { owner: task::owner()?, syn_ns: 0, found: 0 };
             debug!(ctx, "process {} listens", state.owner.tgid);
             remember(sk, &state);
             let key = listener_key(sk)?;
@@ -326,11 +325,10 @@ fn try_set_state(ctx: &RawTracePointContext) -> Result<()> {
             if let Some(listeners) = find_listeners(sk)? {
                 // SAFETY: a value of the map; at worst it is being replaced by another of the same address.
                 let owner = unsafe { (*listeners).owner };
-                remember(sk, &SocketState { owner, syn_ns: 0 });
+                remember(sk, &SocketState { owner, syn_ns: 0, found: 0 });
             } else {
-                // Nobody's: nor that of a socket which was at this address before, should its end have been missed. It
-                // fails when there is none, which is as good.
-                let _absent = SOCKETS.remove(sk);
+                // Nobody's: nor that of a socket which was at this address before, should its end have been missed.
+                forget(sk);
             }
             return Ok(());
         }
@@ -350,31 +348,22 @@ fn try_set_state(ctx: &RawTracePointContext) -> Result<()> {
     came_out(sk, outcome as u8, (outcome >> 32) as u32)
 }
 
-/// Before 5.14 (MPTCP aside) the hook fires for DCCP and SCTP as well. `sk_protocol` is 16 bits wide since 5.6.
-#[inline(always)]
-fn is_tcp(sk: KernelPointer) -> Result<bool> {
-    Ok(kread!(sk, SK_PROTOCOL)? == IPPROTO_TCP)
-}
-
 /// `tcp_destroy_sock(struct sock *sk)`: its address may be another socket's from now on.
 #[raw_tracepoint(tracepoint = "tcp_destroy_sock")]
 pub fn tcp_destroy_sock(ctx: RawTracePointContext) -> i32 {
     let sk = ctx.arg(0);
-    first(&ctx, Hook::Destroy, sk, forget(sk))
+    forget(sk);
+    first(&ctx, Hook::Destroy, sk, Ok(()))
 }
 
 /// [`tcp_destroy_sock`], where that was skipped.
 #[raw_tracepoint(tracepoint = "tcp_destroy_sock")]
 pub fn destroy_sock_backup(ctx: RawTracePointContext) -> i32 {
     let sk = ctx.arg(0);
-    backup(&ctx, Hook::Destroy, sk, || forget(sk))
-}
-
-#[inline(always)]
-fn forget(sk: KernelPointer) -> Result<()> {
-    // It fails when the socket is not in the map, which is as good.
-    let _absent = SOCKETS.remove(sk);
-    Ok(())
+    backup(&ctx, Hook::Destroy, sk, || {
+        forget(sk);
+        Ok(())
+    })
 }
 
 /// A connection is made (errno 0), or is not.
@@ -436,91 +425,6 @@ fn blank(socket: &mut MaybeUninit<Socket>) -> &mut Socket {
     kread::blank(socket);
     // SAFETY: zeros are valid for all its fields.
     unsafe { socket.assume_init_mut() }
-}
-
-/// Names the owner, where one is known, and returns when the SYN was sent (0: unknown).
-#[inline(always)]
-fn set_owner(socket: &mut Socket, sk: KernelPointer) -> u64 {
-    let Some(state) = SOCKETS.get_ptr(sk) else { return 0 };
-    // SAFETY: a value of the map, copied at once.
-    unsafe {
-        kread::copy(&raw const (*state).owner, &mut socket.owner);
-        (*state).syn_ns
-    }
-}
-
-#[inline(always)]
-fn remember(sk: KernelPointer, state: &SocketState) {
-    if SOCKETS.insert(sk, state, BPF_ANY).is_err() {
-        emit::count(Counter::SocketsFull, 1);
-    }
-}
-
-/// The port is that of `inet_sport`: as a listener closes, the kernel takes a port that it chose itself out of `skc_num`
-/// before it calls the hook.
-#[inline(always)]
-fn listener_key(sk: KernelPointer) -> Result<ListenerKey> {
-    let family = kread!(sk, SKC_FAMILY)?;
-    let local_port = u16::from_be_bytes(kread!(sk, INET_SPORT)?);
-    let mut key = ListenerKey { local: [0; 16], netns: socket::netns(sk)?, local_port, family };
-    match family {
-        socket::AF_INET => socket::set_ipv4(&mut key.local, kread!(sk, SKC_RCV_SADDR)?),
-        socket::AF_INET6 => kread::read_into(sk, fields::SKC_V6_RCV_SADDR, &mut key.local)?,
-        _ => return Err(Error::NotOurs),
-    }
-    Ok(key)
-}
-
-/// The listeners that a newborn socket can come from. It is cloned from its listener; older kernels (6.1) call the hook
-/// before they give it its own address, newer ones (6.18) after. Where somebody listens at that very address, the kernel
-/// prefers him to one who listens at any.
-#[inline(always)]
-fn find_listeners(sk: KernelPointer) -> Result<Option<*const Listeners>> {
-    let mut key = listener_key(sk)?;
-    let listeners = LISTENERS.get_ptr(key);
-    if listeners.is_some() {
-        return Ok(listeners);
-    }
-    key.local = [0; 16];
-    Ok(LISTENERS.get_ptr(key))
-}
-
-/// With SO_REUSEPORT several processes may listen at one address, some of them since before this program ran, and nothing at
-/// the birth of an accepted socket tells whose it is: then nobody's.
-#[inline(always)]
-fn add_listener(key: &ListenerKey, owner: &Owner, shared: bool) {
-    let owner = if shared { &Owner::UNKNOWN } else { owner };
-    if let Some(listeners) = LISTENERS.get_ptr_mut(key) {
-        // SAFETY: a value of the map.
-        let listeners = unsafe { &mut *listeners };
-        emit::add32(&raw mut listeners.count, 1);
-        if listeners.owner.tgid != owner.tgid {
-            listeners.owner = Owner::UNKNOWN;
-        }
-        return;
-    }
-    if LISTENERS.insert(key, Listeners { owner: *owner, count: 1, _pad: 0 }, BPF_NOEXIST).is_err() {
-        // Another CPU may have made the entry between the two: only with SO_REUSEPORT, so it is nobody's.
-        match LISTENERS.get_ptr_mut(key) {
-            // SAFETY: a value of the map.
-            Some(listeners) => emit::add32(unsafe { &raw mut (*listeners).count }, 1),
-            None => emit::count(Counter::ListenersFull, 1),
-        }
-    }
-}
-
-#[inline(always)]
-fn remove_listener(key: &ListenerKey) -> Result<()> {
-    let Some(listeners) = LISTENERS.get_ptr_mut(key) else { return Ok(()) };
-    // SAFETY: as in `add_listener`.
-    let listeners = unsafe { &mut *listeners };
-    if listeners.count > 1 {
-        emit::add32(&raw mut listeners.count, u32::MAX);
-        return Ok(());
-    }
-    // It fails when somebody else has removed it, which is as good.
-    let _absent = LISTENERS.remove(key);
-    Ok(())
 }
 
 /// Adds to the exact totals.

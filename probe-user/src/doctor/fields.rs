@@ -63,6 +63,11 @@ const DETAILS: &[Detail] = &[
         effect: Effect::LostWithoutAll("the cgroup, and so the container, of connections"),
     },
     Detail {
+        paths: &["file.f_inode", "file.private_data", "inode.i_sb", "super_block.s_magic", "socket.sk"],
+        signals: TCP,
+        effect: Effect::Lost("owners of connections that began before probe"),
+    },
+    Detail {
         paths: &["cgroup.level"],
         signals: TCP | SYSCALLS,
         effect: Effect::Lost("the filters --cgroup and --container: with them, nothing is shown"),
@@ -167,7 +172,8 @@ mod tests {
             })
             .collect();
         let reset_reasons = std::collections::HashMap::new();
-        Resolved { slots: Vec::new(), absent, reset_reasons, bpf: crate::kernel::bpf::Bpf::default() }
+        let bpf = crate::kernel::bpf::Bpf::default();
+        Resolved { slots: Vec::new(), absent, reset_reasons, bpf, open_files: None }
     }
 
     #[test]

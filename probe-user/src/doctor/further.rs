@@ -2,17 +2,21 @@
 
 use caps::Capability;
 
-use super::{Check, Host};
+use super::{Check, Diagnosis, Host};
 use crate::kernel::cgroup::{CgroupError, CgroupRoot};
 
-pub(super) fn checks(host: &Host, cgroup: &Result<CgroupRoot, CgroupError>) -> Vec<Check> {
+pub(super) fn checks(
+    host: &Host,
+    cgroup: &Result<CgroupRoot, CgroupError>,
+    older: Option<&Result<(), Diagnosis>>,
+) -> Vec<Check> {
     let held = |capability| match &host.privileges {
         Ok(privileges) => privileges.has(capability),
         Err(_) => false,
     };
     vec![
         executables(host.host_pids, held(Capability::CAP_SYS_PTRACE)),
-        older_sockets(held(Capability::CAP_SYS_ADMIN)),
+        older_sockets(host.host_pids, older),
         stacks(held(Capability::CAP_PERFMON), held(Capability::CAP_SYSLOG)),
         statistics(host.features.bpf_stats),
         private_cgroup(cgroup),
@@ -38,13 +42,26 @@ fn executables(host_pids: bool, ptrace: bool) -> Check {
     }
 }
 
-fn older_sockets(admin: bool) -> Check {
-    let detail = format!(
-        "this version does not look for them; lost: pid and comm of connections that began before probe. It takes \
-         CAP_SYS_ADMIN ({}) to enter their network namespaces, or an iter/task_file program",
-        word(admin)
-    );
-    Check::degraded("owners of older sockets", detail).fix("start probe before what it is to watch")
+fn older_sockets(host_pids: bool, older: Option<&Result<(), Diagnosis>>) -> Check {
+    const NAME: &str = "owners of older sockets";
+    const LOST: &str = "lost: pid and comm of connections that began before probe";
+    match older {
+        Some(Ok(())) if !host_pids => Check::degraded(
+            NAME,
+            format!("found where their processes are of this pid namespace; {LOST}, else"),
+        )
+        .fix("run in the host's pid namespace (Kubernetes: hostPID: true)"),
+        Some(Ok(())) => Check::ok(
+            NAME,
+            "found, in every network namespace: a program walks once over all open files (iter/task_file)",
+        ),
+        Some(Err(Diagnosis { detail, remedy, .. })) => {
+            let fix = remedy.as_deref().unwrap_or("start probe before what it is to watch");
+            Check::degraded(NAME, format!("{detail}; {LOST}")).fix(fix)
+        }
+        None => Check::degraded(NAME, format!("not looked for, because tcp cannot run; {LOST}"))
+            .fix("see the check `signal tcp`"),
+    }
 }
 
 fn stacks(perfmon: bool, syslog: bool) -> Check {
@@ -90,7 +107,7 @@ mod tests {
     use crate::kernel::privileges::Privileges;
 
     fn status(host: &Host, cgroup: &Result<CgroupRoot, CgroupError>, name: &str) -> Status {
-        checks(host, cgroup).into_iter().find(|check| check.check == name).unwrap().status
+        checks(host, cgroup, None).into_iter().find(|check| check.check == name).unwrap().status
     }
 
     #[test]
@@ -114,7 +131,7 @@ mod tests {
         ];
         for (host, cgroup, name, expected) in cases {
             assert_eq!(status(host, &cgroup, name), expected, "{name}");
-            for check in checks(host, &cgroup) {
+            for check in checks(host, &cgroup, None) {
                 assert!(check.status == Ok || check.remedy.is_some(), "{check:?}");
             }
         }

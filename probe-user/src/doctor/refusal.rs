@@ -70,6 +70,9 @@ pub fn diagnose(error: &LoadError, host: &Host, cgroup: Option<&CgroupError>) ->
         LoadError::Attach { program, hook, .. } => {
             (format!("cannot attach {program} to {hook}: {cause}"), Some(*hook))
         }
+        LoadError::Walk { program, .. } => {
+            (format!("{program} did not come to the end of its walk: {cause}"), Some(Hook::OpenFiles))
+        }
         LoadError::Map { map, .. } => (format!("map {map}: {cause}"), None),
         LoadError::Mapping { map, .. } => (format!("cannot map {map} into memory: {cause}"), None),
         LoadError::Broken { .. } => return Diagnosis::of_error(Verdict::Kernel, error),
@@ -102,6 +105,7 @@ pub fn diagnose(error: &LoadError, host: &Host, cgroup: Option<&CgroupError>) ->
                 "run as root, or grant CAP_DAC_READ_SEARCH as well".to_owned()
             }
             Hook::PerfTracepoint(..) => TRACEFS_REMEDY.to_owned(),
+            Hook::OpenFiles => "start probe before what it is to watch".to_owned(),
             Hook::CgroupEgress | Hook::CgroupIngress | Hook::CgroupSockAddr => {
                 "boot a kernel built with CONFIG_CGROUP_BPF=y".to_owned()
             }
@@ -217,7 +221,7 @@ fn possible(host: &Host, hook: Option<Hook>) -> Vec<Gate> {
             "a program of somebody else may hold the root cgroup for itself",
             "find it with `bpftool cgroup tree`, and attach it with BPF_F_ALLOW_MULTI",
         )),
-        Some(Hook::PerfTracepoint(..) | Hook::RawTracepoint(_)) | None => {}
+        Some(Hook::PerfTracepoint(..) | Hook::RawTracepoint(_) | Hook::OpenFiles) | None => {}
     }
     gates
 }

@@ -17,6 +17,8 @@ pub(super) struct Tried {
     pub(super) memory: Vec<(&'static str, u64)>,
     /// Whether maps read without capabilities, tried with the first signal that runs.
     pub(super) maps_read: Option<Result<bool, String>>,
+    /// What came of the walk over what was there before.
+    pub(super) older: Option<Result<(), Diagnosis>>,
     /// Whether the kernel took any program at all.
     pub(super) any_loaded: bool,
 }
@@ -105,9 +107,13 @@ impl<'a> Trial<'a> {
             let _ring = loaded.take_ring()?;
             let counters = loaded.take_counters()?;
             loaded.attach(self.cgroup.as_ref().ok())?;
-            Ok((bytes, counters, self.attached(object, &loaded)))
+            let older = object.older.map(|_program| loaded.look_for_older(fields));
+            Ok((bytes, counters, self.attached(object, &loaded), older))
         };
-        let (bytes, counters, programs) = start().map_err(|error| self.diagnosis(&error))?;
+        let (bytes, counters, programs, older) = start().map_err(|error| self.diagnosis(&error))?;
+        if let Some(older) = older {
+            tried.older = Some(older.map_err(|error| self.diagnosis(&error)));
+        }
         tried.maps_read.get_or_insert_with(|| {
             least::reads_without(|| counters.try_read()).map_err(|error| error.to_string())
         });

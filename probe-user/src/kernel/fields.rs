@@ -11,6 +11,9 @@ use probe_common::fields::{FieldKind, FieldSlot, FieldSpec};
 use super::bpf::Bpf;
 use super::btf::{KernelBtf, Kind, Type};
 
+/// The function that stands for the iterator over open files in a kernel's types.
+pub(crate) const OPEN_FILES: &str = "bpf_iter_task_file";
+
 /// Why a row has no place in this kernel.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FieldError {
@@ -106,6 +109,8 @@ pub struct Resolved {
     pub reset_reasons: HashMap<u32, Arc<str>>,
     /// What its bpf(2) knows.
     pub bpf: Bpf,
+    /// BTF id of its iterator over open files; none in a kernel without.
+    pub open_files: Option<u32>,
 }
 
 impl Resolved {
@@ -123,6 +128,7 @@ pub fn resolve(btf: &KernelBtf, specs: &[FieldSpec]) -> Resolved {
         absent: Vec::new(),
         reset_reasons: reset_reasons(btf),
         bpf: Bpf::of(btf),
+        open_files: btf.function_id(OPEN_FILES),
     };
     for spec in specs {
         let slot = match spec.kind {

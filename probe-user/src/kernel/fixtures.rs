@@ -175,9 +175,11 @@ fn tracepoints_have_the_arguments_that_bpftool_counts() {
         .flat_map(|kind| kind.object().programs)
         .filter_map(|program| match program.hook {
             Hook::RawTracepoint(name) => Some(name),
-            Hook::PerfTracepoint(..) | Hook::CgroupEgress | Hook::CgroupIngress | Hook::CgroupSockAddr => {
-                None
-            }
+            Hook::PerfTracepoint(..)
+            | Hook::CgroupEgress
+            | Hook::CgroupIngress
+            | Hook::CgroupSockAddr
+            | Hook::OpenFiles => None,
         })
         .collect();
     hooks.sort_unstable();

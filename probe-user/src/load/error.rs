@@ -77,6 +77,16 @@ pub enum LoadError {
         /// Program.
         program: &'static str,
     },
+    /// The walk over what was there before did not come to its end.
+    #[error("{signal}: {program} did not come to the end of its walk: {source}")]
+    Walk {
+        /// Signal.
+        signal: &'static str,
+        /// Program.
+        program: &'static str,
+        /// Cause.
+        source: io::Error,
+    },
     /// A map does not read or write.
     #[error("{signal}: map {map}: {}", chain(source.as_ref()))]
     Map {
@@ -120,6 +130,7 @@ impl LoadError {
             | Self::Program { signal, .. }
             | Self::Attach { signal, .. }
             | Self::NoCgroup { signal, .. }
+            | Self::Walk { signal, .. }
             | Self::Map { signal, .. }
             | Self::Mapping { signal, .. }
             | Self::Broken { signal, .. } => signal,
@@ -157,6 +168,7 @@ impl LoadError {
             | Self::Object { .. }
             | Self::Attach { .. }
             | Self::NoCgroup { .. }
+            | Self::Walk { .. }
             | Self::Map { .. }
             | Self::Mapping { .. }
             | Self::Broken { .. } => None,
@@ -193,7 +205,7 @@ impl LoadError {
             Self::Object { source, .. } => Some(source.as_ref()),
             Self::Program { source, .. } | Self::Attach { source, .. } => Some(source.as_ref()),
             Self::Map { source, .. } => Some(source.as_ref()),
-            Self::Mapping { source, .. } => Some(source),
+            Self::Mapping { source, .. } | Self::Walk { source, .. } => Some(source),
             Self::Unknown { source, .. } => source.inner(),
             Self::MissingFields { .. } | Self::NoCgroup { .. } | Self::Broken { .. } => None,
         }

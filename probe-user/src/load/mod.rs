@@ -7,6 +7,7 @@ mod batch;
 mod blocks;
 mod error;
 mod knock;
+mod older;
 mod plain;
 
 use std::any::Any;
@@ -44,6 +45,8 @@ pub enum Hook {
     CgroupIngress,
     /// A socket-address hook of every cgroup; which one, the program's section says.
     CgroupSockAddr,
+    /// The open files of all processes, walked over once.
+    OpenFiles,
 }
 
 impl std::fmt::Display for Hook {
@@ -54,6 +57,7 @@ impl std::fmt::Display for Hook {
             Self::CgroupEgress => f.write_str("egress of the root cgroup"),
             Self::CgroupIngress => f.write_str("ingress of the root cgroup"),
             Self::CgroupSockAddr => f.write_str("socket addresses of the root cgroup"),
+            Self::OpenFiles => f.write_str("the open files of all processes"),
         }
     }
 }
@@ -133,6 +137,8 @@ pub struct ObjectSpec {
     pub elf: &'static [u8],
     /// Its programs, in the order in which they are attached.
     pub programs: &'static [ProgramSpec],
+    /// The one that looks for what was there before them ([`Loaded::look_for_older`]).
+    pub older: Option<&'static str>,
 }
 
 impl ObjectSpec {
@@ -140,7 +146,7 @@ impl ObjectSpec {
     #[must_use]
     pub fn needs_cgroup(&self) -> bool {
         self.programs.iter().any(|program| match program.hook {
-            Hook::RawTracepoint(_) | Hook::PerfTracepoint(..) => false,
+            Hook::RawTracepoint(_) | Hook::PerfTracepoint(..) | Hook::OpenFiles => false,
             Hook::CgroupEgress | Hook::CgroupIngress | Hook::CgroupSockAddr => true,
         })
     }

@@ -53,6 +53,7 @@ static OBJECT: ObjectSpec = ObjectSpec {
         ProgramSpec::new("dns_sendmsg6", Hook::CgroupSockAddr),
         ProgramSpec::new("dns_egress", Hook::CgroupEgress),
     ],
+    older: None,
 };
 
 impl SignalKind for Dns {

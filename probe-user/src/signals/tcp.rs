@@ -54,6 +54,7 @@ static OBJECT: ObjectSpec = ObjectSpec {
         ProgramSpec::raw("tcp_send_reset").backup("send_reset_backup"),
         ProgramSpec::raw("tcp_receive_reset").backup("receive_reset_backup"),
     ],
+    older: Some("older_sockets"),
 };
 
 impl SignalKind for Tcp {

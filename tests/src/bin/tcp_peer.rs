@@ -4,11 +4,19 @@
 //! came about.
 
 use std::ffi::CString;
-use std::io::{BufRead as _, Read as _, Write as _};
+use std::io::{BufRead as _, IoSlice, IoSliceMut, Read as _, Write as _};
+use std::mem::MaybeUninit;
 use std::net::SocketAddr;
+use std::os::fd::AsFd as _;
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::net::{SocketAddr as UnixAddr, UnixListener, UnixStream};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, recvmsg, sendmsg,
+};
 use socket2::{Domain, SockAddr, Socket, Type};
 
 /// No order takes longer: a test that hangs tells nothing.
@@ -31,6 +39,7 @@ fn main() -> Result<()> {
 struct Peer {
     listeners: Vec<Socket>,
     connections: Vec<Option<Socket>>,
+    door: Option<UnixListener>,
 }
 
 impl Peer {
@@ -95,6 +104,31 @@ impl Peer {
             // receive NUMBER OCTETS
             ["receive", number, octets] => {
                 self.connection(number)?.read_exact(&mut vec![0; octets.parse()?])?
+            }
+            // door NAME: where others may hand connections to this process.
+            ["door", name] => {
+                self.door = Some(UnixListener::bind_addr(&UnixAddr::from_abstract_name(name)?)?);
+            }
+            // hand NUMBER NAME: hands a connection to who has that door. This process keeps it too.
+            ["hand", number, name] => {
+                let connection = [self.connection(number)?.as_fd()];
+                let door = UnixStream::connect_addr(&UnixAddr::from_abstract_name(name)?)?;
+                let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+                let mut message = SendAncillaryBuffer::new(&mut space);
+                ensure!(message.push(SendAncillaryMessage::ScmRights(&connection)), "no room for a socket");
+                sendmsg(&door, &[IoSlice::new(b"x")], &mut message, SendFlags::empty())?;
+            }
+            // take: what was handed in at the door. Answers with the number.
+            ["take"] => {
+                let (visitor, _) = self.door.as_ref().context("there is no door")?.accept()?;
+                let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+                let mut message = RecvAncillaryBuffer::new(&mut space);
+                recvmsg(&visitor, &mut [IoSliceMut::new(&mut [0])], &mut message, RecvFlags::empty())?;
+                let socket = message.drain().find_map(|message| match message {
+                    RecvAncillaryMessage::ScmRights(mut sockets) => sockets.next(),
+                    _ => None,
+                });
+                return Ok(self.keep(socket.context("nothing was handed in")?.into()).to_string());
             }
             // close NUMBER
             ["close", number] => drop(self.take(number)?),

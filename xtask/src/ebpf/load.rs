@@ -1,7 +1,7 @@
 //! Asks the running kernel's verifier about objects. Nothing is attached, nothing stays.
 
 use anyhow::{Context as _, Result, bail};
-use aya::{EbpfLoader, programs::Program};
+use aya::{Btf, EbpfLoader, programs::Program};
 
 use crate::process::say;
 
@@ -26,6 +26,7 @@ pub(super) fn load_all(objects: &Objects) -> Result<()> {
 fn load(object: &str, bytes: &[u8]) -> Result<()> {
     let mut ebpf =
         EbpfLoader::new().load(bytes).with_context(|| format!("this kernel refuses the maps of {object}"))?;
+    let kernel_types = Btf::from_sys_fs().context("cannot read the kernel's types")?;
     for (name, program) in ebpf.programs_mut() {
         match program {
             Program::RawTracePoint(program) => program.load(),
@@ -35,6 +36,8 @@ fn load(object: &str, bytes: &[u8]) -> Result<()> {
             Program::KProbe(program) => program.load(),
             Program::TracePoint(program) => program.load(),
             Program::SocketFilter(program) => program.load(),
+            // The only one so far.
+            Program::Iter(program) => program.load("task_file", &kernel_types),
             other => bail!(
                 "{object}: {name} is of type {:?}, which xtask/src/ebpf/load.rs cannot load yet: add it there",
                 other.prog_type()

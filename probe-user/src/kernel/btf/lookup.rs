@@ -217,6 +217,16 @@ impl KernelBtf {
         self.by_id(function.size_or_type).filter(|ty| ty.kind == Kind::FuncProto)
     }
 
+    /// Number of a function of the kernel among its types.
+    pub(crate) fn function_id(&self, name: &str) -> Option<u32> {
+        let is_wanted = |&at: &u32| {
+            let ty = type_at(&self.bytes, at as usize).filter(|ty| ty.kind == Kind::Func)?;
+            self.name_is(ty.name, name.as_bytes()).then_some(())
+        };
+        let index = self.types.iter().position(|at| is_wanted(at).is_some())?;
+        u32::try_from(index + 1).ok()
+    }
+
     /// Names and type ids of a prototype's parameters; the names may be empty.
     pub(crate) fn parameters(&self, prototype: Type) -> impl Iterator<Item = (&[u8], u32)> {
         let count = if prototype.kind == Kind::FuncProto { prototype.vlen } else { 0 };

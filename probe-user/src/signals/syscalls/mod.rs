@@ -52,6 +52,7 @@ static OBJECT: ObjectSpec = ObjectSpec {
         ProgramSpec::raw("sys_exit").perf("sys_exit_perf", "raw_syscalls").backup("sys_exit_backup"),
         ProgramSpec::raw("sys_enter").perf("sys_enter_perf", "raw_syscalls").backup("sys_enter_backup"),
     ],
+    older: None,
 };
 
 impl SignalKind for Syscalls {
