@@ -175,6 +175,8 @@ kernel_fields! {
     SK_PROTOCOL: u16 = Member "sock.sk_protocol", TCP;
     /// SO_REUSEPORT is set; a bit-field.
     SKC_REUSEPORT: u8 = Member "sock_common.skc_reuseport", TCP;
+    /// Bits by `enum sock_flags` of include/net/sock.h.
+    SKC_FLAGS: u64 = Member "sock_common.skc_flags", 0;
     /// Pending error of a socket, a positive errno.
     SK_ERR: i32 = Member "sock.sk_err", TCP;
     /// cgroup v2 of the socket: kernels from 5.15 on, and 5.10 stable of late.
@@ -202,6 +204,22 @@ kernel_fields! {
     SND_CWND: u32 = Member "tcp_sock.snd_cwnd", 0;
     /// Segments sent and not yet acknowledged.
     PACKETS_OUT: u32 = Member "tcp_sock.packets_out", 0;
+    /// Octets of data sent, each transmission counted.
+    BYTES_SENT: u64 = Member "tcp_sock.bytes_sent", 0;
+    /// Octets of data in it that were sent before.
+    BYTES_RETRANS: u64 = Member "tcp_sock.bytes_retrans", 0;
+    /// Octets received in order (RFC 4898, tcpEStatsAppHCThruOctetsReceived); the peer's FIN counts as one.
+    BYTES_RECEIVED: u64 = Member "tcp_sock.bytes_received", 0;
+    /// Segments sent (RFC 4898, tcpEStatsPerfSegsOut).
+    SEGS_OUT: u32 = Member "tcp_sock.segs_out", 0;
+    /// Segments received (RFC 4898, tcpEStatsPerfSegsIn).
+    SEGS_IN: u32 = Member "tcp_sock.segs_in", 0;
+    /// Segments sent again.
+    TOTAL_RETRANS: u32 = Member "tcp_sock.total_retrans", 0;
+    /// Segments that the peer received twice, by its D-SACKs (RFC 2883; RFC 4898, tcpEStatsStackDSACKDups).
+    DSACK_DUPS: u32 = Member "tcp_sock.dsack_dups", 0;
+    /// Segments received out of order.
+    RCV_OOOPACK: u32 = Member "tcp_sock.rcv_ooopack", 0;
 
     /// Control block of a segment: TCP keeps its own there.
     SKB_CB: [u8; 1] = Member "sk_buff.cb", TCP;

@@ -10,8 +10,13 @@ pub const KIND_RESET: u16 = 2;
 /// [`ConnectRecord`].
 pub const KIND_CONNECT: u16 = 3;
 
+/// [`CloseRecord`]. (4 stands for established connections in `Settings::tcp_kinds`.)
+pub const KIND_CLOSE: u16 = 5;
+
 /// A value that the kernel does not have.
 pub const ABSENT: u32 = u32::MAX;
+/// The same of a count of octets.
+pub const ABSENT_OCTETS: u64 = u64::MAX;
 
 /// A connection, as the kernel's socket describes it at the moment of the event.
 #[repr(C)]
@@ -138,6 +143,36 @@ pub struct ConnectRecord {
 }
 const _: () = assert!(size_of::<ConnectRecord>() == 128);
 
+/// A connection ended.
+#[repr(C)]
+#[cfg_attr(feature = "bytemuck", derive(bytemuck::Pod, bytemuck::Zeroable))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CloseRecord {
+    /// Kind [`KIND_CLOSE`].
+    pub header: RecordHeader,
+    /// Whose.
+    pub socket: Socket,
+    /// Nanoseconds since the end of the handshake; 0: unknown, it began before the programs did.
+    pub duration_ns: u64,
+    /// Octets of data sent, each once; [`ABSENT_OCTETS`].
+    pub bytes_sent: u64,
+    /// Octets of data received in order; [`ABSENT_OCTETS`].
+    pub bytes_received: u64,
+    /// Segments, those sent again included; [`ABSENT`].
+    pub segments_sent: u32,
+    /// Segments; [`ABSENT`].
+    pub segments_received: u32,
+    /// Segments sent again; [`ABSENT`].
+    pub segments_retransmitted: u32,
+    /// Segments that the peer says it got twice; [`ABSENT`].
+    pub segments_spurious: u32,
+    /// Segments received out of order; [`ABSENT`].
+    pub segments_out_of_order: u32,
+    /// Last smoothed round-trip time, microseconds; 0: never measured.
+    pub srtt_us: u32,
+}
+const _: () = assert!(size_of::<CloseRecord>() == 160);
+
 /// What a socket's kernel address leads to, from its connect or listen on until it is destroyed.
 #[repr(C)]
 #[cfg_attr(feature = "bytemuck", derive(bytemuck::Pod, bytemuck::Zeroable))]
@@ -145,8 +180,8 @@ const _: () = assert!(size_of::<ConnectRecord>() == 128);
 pub struct SocketState {
     /// Who connected or listened.
     pub owner: Owner,
-    /// When the SYN was sent, CLOCK_MONOTONIC nanoseconds; 0: not a client, or not seen.
-    pub syn_ns: u64,
+    /// CLOCK_MONOTONIC nanoseconds: when the SYN was sent, and from the end of the handshake on, when that was; 0: not seen.
+    pub since_ns: u64,
     /// 1: it was there before the programs were, and its owner is one who has it open.
     pub found: u64,
 }

@@ -129,6 +129,8 @@ pub enum TcpKind {
     Failed,
     /// Connections established and failed.
     Connect,
+    /// Connections that ended, with what they carried.
+    Close,
 }
 
 impl TcpKind {

@@ -120,6 +120,20 @@ pub mod key {
     pub const TCP_CWND: &str = "tcp.cwnd";
     /// Segments in flight, not yet acknowledged.
     pub const TCP_UNACKED: &str = "tcp.unacked";
+    /// Octets of data sent, each once.
+    pub const TCP_BYTES_SENT: &str = "tcp.bytes_sent";
+    /// Octets of data received in order.
+    pub const TCP_BYTES_RECEIVED: &str = "tcp.bytes_received";
+    /// Segments sent, those sent again included.
+    pub const TCP_SEGMENTS_SENT: &str = "tcp.segments_sent";
+    /// Segments received.
+    pub const TCP_SEGMENTS_RECEIVED: &str = "tcp.segments_received";
+    /// Segments sent again.
+    pub const TCP_SEGMENTS_RETRANSMITTED: &str = "tcp.segments_retransmitted";
+    /// Segments that the peer says it got twice.
+    pub const TCP_SEGMENTS_SPURIOUS: &str = "tcp.segments_spurious";
+    /// Segments received out of order.
+    pub const TCP_SEGMENTS_OUT_OF_ORDER: &str = "tcp.segments_out_of_order";
     /// Reason of a reset, as the kernel names it.
     pub const TCP_RESET_REASON: &str = "tcp.reset.reason";
     /// How a handshake ended: `established` or `failed`.

@@ -309,6 +309,7 @@ live! {
     ipv4_in_ipv6_sockets
     connections_that_are_made
     connections_that_fail
+    connections_that_end
     resets
     filters
 }
@@ -727,6 +728,79 @@ fn connections_that_are_made() -> Result<()> {
     assert_eq!(outcome.events.len(), 10, "{:?}", outcome.events);
     assert_eq!(outcome.counters.get("TcpPassiveOpens")?, 5);
     Ok(())
+}
+
+/// What a connection carried is said at its end, whichever side ends it.
+fn connections_that_end() -> Result<()> {
+    const BACK: u32 = 3;
+    let octets = SEGMENT.parse::<i64>()?;
+    let mut scene = Scene::new("close,retransmit")?;
+    let mut closes: Vec<Line> = Vec::new();
+    for address in LOOPBACKS {
+        let port = scene.server.listen(address, "")?;
+        for first in ["client", "server", "reset"] {
+            let connection = scene.connect(address, port, FULL)?;
+            // The acknowledgement is lost, so the segment is sent again, which the server says it had.
+            scene.loss.set(&[lose(BARE).sent_from(port).sent_to(connection.client_port).after(0, 1)])?;
+            scene.send(&connection, 1)?;
+            scene.receive(&connection, 1)?;
+            scene.retransmit("tail_loss_probe", connection.client_port)?;
+            scene.server.tell(&format!("send {} {SEGMENT} {BACK}", connection.server))?;
+            let back = octets * i64::from(BACK);
+            scene.client.tell(&format!("receive {} {back}", connection.client))?;
+            match first {
+                "client" => {
+                    scene.client.tell(&format!("close {}", connection.client))?;
+                    scene.server.tell(&format!("close {}", connection.server))?;
+                }
+                "server" => {
+                    scene.server.tell(&format!("close {}", connection.server))?;
+                    scene.client.tell(&format!("close {}", connection.client))?;
+                }
+                _ => {
+                    scene.client.tell(&format!("reset {}", connection.client))?;
+                }
+            }
+            let (here, there) = ((address, connection.client_port), (address, port));
+            let ends = [
+                (here, there, &scene.client, (octets, back), (1, 1)),
+                (there, here, &scene.server, (back, octets), (0, 0)),
+            ];
+            for (local, peer, owner, (sent, received), (again, spurious)) in ends {
+                let event = scene.probe.line(&format!("the end at port {}, {first}", local.1), |line| {
+                    scene.is_ours(line)
+                        && line.event() == "tcp.close"
+                        && line.int("network.local.port") == Some(local.1.into())
+                        && line.int("network.peer.port") == Some(peer.1.into())
+                })?;
+                scene.check(&event, local, peer, owner)?;
+                for (key, value) in [
+                    ("tcp.bytes_sent", sent),
+                    ("tcp.bytes_received", received),
+                    ("tcp.segments_retransmitted", again),
+                    ("tcp.segments_spurious", spurious),
+                    ("tcp.segments_out_of_order", 0),
+                ] {
+                    ensure!(event.int(key) == Some(value), "{key} is not {value}, {first}: {}", event.0);
+                }
+                ensure!(event.text("network.connection.state") == Some("closed"), "{}", event.0);
+                for key in ["duration", "tcp.srtt"] {
+                    ensure!(event.float(key).is_some_and(|s| s > 0.0 && s < 60.0), "{key}: {}", event.0);
+                }
+                closes.push(event);
+            }
+        }
+    }
+    let outcome = scene.finish()?;
+    let sum = |key: &str| closes.iter().filter_map(|line| line.int(key)).sum::<i64>();
+    let counter = |name: &str| outcome.counters.get(name);
+    assert_eq!(outcome.events.iter().filter(|line| line.event() == "tcp.close").count(), closes.len());
+    assert_eq!(sum("tcp.segments_retransmitted"), counter("TcpRetransSegs")?);
+    assert_eq!(sum("tcp.segments_spurious"), counter("TcpExtTCPDSACKRecvSegs")?);
+    // The kernel counts what sockets that wait or only began sent too.
+    let (sent, all) = (sum("tcp.segments_sent"), counter("TcpOutSegs")?);
+    ensure!(sent > 0 && sent <= all, "{sent} of {all} segments");
+    outcome.require_kernels_sums("connections_that_end")
 }
 
 fn connections_that_fail() -> Result<()> {

@@ -30,13 +30,16 @@ use probe_common::tcp::{
 use probe_common::wire::RecordHeader;
 use probe_ebpf::{Error, Result, emit, filter, kread, socket, task};
 
+#[path = "tcp/close.rs"]
+mod close;
 #[path = "tcp/older.rs"]
 mod older;
 #[path = "tcp/owners.rs"]
 mod owners;
 
 use owners::{
-    add_listener, find_listeners, forget, is_tcp, listener_key, remember, remove_listener, set_owner,
+    add_listener, established, find_listeners, forget, is_tcp, listener_key, remember, remove_listener,
+    set_owner,
 };
 
 /// Raw tracepoints have no verdict; 0 is what the kernel expects.
@@ -305,11 +308,11 @@ fn try_set_state(ctx: &RawTracePointContext) -> Result<()> {
     }
     let (role, errno) = match (old, new) {
         (TCP_CLOSE, TCP_SYN_SENT) => {
-            remember(sk, &SocketState { owner: task::owner()?, syn_ns: now(), found: 0 });
+            remember(sk, &SocketState { owner: task::owner()?, since_ns: now(), found: 0 });
             return Ok(());
         }
         (TCP_CLOSE, TCP_LISTEN) => {
-            let state = SocketState { owner: task::owner()?, syn_ns: 0, found: 0 };
+            let state = SocketState { owner: task::owner()?, since_ns: 0, found: 0 };
             debug!(ctx, "process {} listens", state.owner.tgid);
             remember(sk, &state);
             let key = listener_key(sk)?;
@@ -325,7 +328,7 @@ fn try_set_state(ctx: &RawTracePointContext) -> Result<()> {
             if let Some(listeners) = find_listeners(sk)? {
                 // SAFETY: a value of the map; at worst it is being replaced by another of the same address.
                 let owner = unsafe { (*listeners).owner };
-                remember(sk, &SocketState { owner, syn_ns: 0, found: 0 });
+                remember(sk, &SocketState { owner, since_ns: 0, found: 0 });
             } else {
                 // Nobody's: nor that of a socket which was at this address before, should its end have been missed.
                 forget(sk);
@@ -340,6 +343,7 @@ fn try_set_state(ctx: &RawTracePointContext) -> Result<()> {
             0 => return Err(Error::NotOurs),
             errno => (ROLE_CLIENT, errno as u32),
         },
+        _ if close::ends(old, new) => return close::report(emit::settings().ok_or(Error::NotOurs)?, sk),
         _ => return Err(Error::NotOurs),
     };
     // Read back, or the verifier would follow the rest once for each of them.
@@ -375,11 +379,12 @@ fn came_out(sk: KernelPointer, role: u8, errno: u32) -> Result<()> {
     socket::describe(sk, socket)?;
     // The hook comes before the change.
     socket.state = if errno == 0 { TCP_ESTABLISHED } else { TCP_CLOSE } as u8;
-    let syn_ns = set_owner(socket, sk);
+    let since_ns = set_owner(socket, sk);
+    established(sk);
     if !passes(settings, socket, sk)? {
         return Ok(());
     }
-    let duration_ns = if syn_ns == 0 { 0 } else { now().saturating_sub(syn_ns) };
+    let duration_ns = if since_ns == 0 { 0 } else { now().saturating_sub(since_ns) };
     total(socket, TOTAL_CONNECTIONS, role, errno, 1);
     if errno == 0 && role == ROLE_CLIENT && duration_ns != 0 {
         handshake(socket.cgroup_id, duration_ns);

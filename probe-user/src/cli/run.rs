@@ -173,6 +173,7 @@ impl Sink for OtlpSink {
             Event::Retransmit(_)
             | Event::Reset(_)
             | Event::Connect(_)
+            | Event::Close(_)
             | Event::SyscallSlow(_)
             | Event::Loss(_) => true,
         };
@@ -199,6 +200,7 @@ impl Event {
             Self::Retransmit(event) => event.connection.who.entity.clone(),
             Self::Reset(event) => event.connection.who.entity.clone(),
             Self::Connect(event) => event.connection.who.entity.clone(),
+            Self::Close(event) => event.connection.who.entity.clone(),
             Self::Lookup(event) => event.who.entity.clone(),
             Self::SyscallSummary(event) => event.who.entity.clone(),
             Self::SyscallSlow(event) => event.who.entity.clone(),

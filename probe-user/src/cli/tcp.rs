@@ -4,16 +4,13 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use super::args::Shared;
-use super::output::stderr_line;
 use super::{Failure, live};
 use crate::config::TcpKind;
 use crate::signals;
 
 /// Flags.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example: probe tcp --peer 10.0.0.0/8 --kind retransmit --duration 1m
-
-Whose a connection is, is known of those that begin while probe runs: --pid and --comm leave older ones out.")]
+#[command(after_help = "Example: probe tcp --peer 10.0.0.0/8 --kind retransmit --duration 1m")]
 pub(super) struct Args {
     #[command(flatten)]
     shared: Shared,
@@ -40,11 +37,6 @@ pub(super) fn main(args: Args) -> Result<ExitCode, Failure> {
     config.tcp.local_port = args.local_port;
     config.tcp.peer_port = args.peer_port;
     config.tcp.peer = args.peer;
-    if config.filter.pid.is_some() || config.filter.comm.is_some() {
-        stderr_line(format_args!(
-            "--pid and --comm leave out connections older than probe: nobody knows whose they are"
-        ));
-    }
     live::show(&config, &signals::tcp::Tcp)
 }
 

@@ -85,6 +85,21 @@ const DETAILS: &[Detail] = &[
         effect: Effect::Lost("tcp.unacked of retransmits"),
     },
     Detail {
+        paths: &[
+            "tcp_sock.bytes_sent",
+            "tcp_sock.bytes_retrans",
+            "tcp_sock.bytes_received",
+            "sock_common.skc_flags",
+            "tcp_sock.segs_out",
+            "tcp_sock.segs_in",
+            "tcp_sock.total_retrans",
+            "tcp_sock.dsack_dups",
+            "tcp_sock.rcv_ooopack",
+        ],
+        signals: TCP,
+        effect: Effect::Lost("what connections carried, in tcp.close"),
+    },
+    Detail {
         paths: &["tcp_retransmit_skb:err"],
         signals: TCP,
         effect: Effect::Harmless("this kernel reports only segments that were sent"),

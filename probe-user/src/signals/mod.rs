@@ -113,6 +113,8 @@ pub enum Event {
     Reset(tcp::Reset),
     /// A connection attempt came to its end.
     Connect(tcp::Connect),
+    /// A connection ended.
+    Close(tcp::Close),
     /// A lookup came to its end.
     Lookup(dns::Lookup),
     /// What a process did with one system call in an interval.
@@ -141,6 +143,7 @@ impl Event {
             Self::Retransmit(event) => event,
             Self::Reset(event) => event,
             Self::Connect(event) => event,
+            Self::Close(event) => event,
             Self::Lookup(event) => event,
             Self::SyscallSummary(event) => event,
             Self::SyscallSlow(event) => event,
@@ -211,7 +214,7 @@ mod tests {
 
     use probe_common::dns::LookupRecord;
     use probe_common::syscalls::SlowRecord;
-    use probe_common::tcp::{ConnectRecord, ResetRecord, RetransmitRecord};
+    use probe_common::tcp::{CloseRecord, ConnectRecord, ResetRecord, RetransmitRecord};
     use probe_common::wire::{RecordHeader, WIRE_VERSION};
     use proptest::prelude::*;
 
@@ -229,13 +232,14 @@ mod tests {
             size_of::<RetransmitRecord>(),
             size_of::<ResetRecord>(),
             size_of::<ConnectRecord>(),
+            size_of::<CloseRecord>(),
             size_of::<SlowRecord>(),
             size_of::<LookupRecord>(),
         ];
         let octet = prop_oneof![3 => 0_u8..8, 1 => any::<u8>()];
         let body = prop::sample::select(lengths.to_vec())
             .prop_flat_map(move |len| prop::collection::vec(octet.clone(), len));
-        (body, 0_u16..5, any::<u64>()).prop_map(|(mut bytes, kind, time_ns)| {
+        (body, 0_u16..7, any::<u64>()).prop_map(|(mut bytes, kind, time_ns)| {
             let header = RecordHeader { kind, version: WIRE_VERSION, len: bytes.len() as u32, time_ns };
             bytes[..size_of::<RecordHeader>()].copy_from_slice(bytemuck::bytes_of(&header));
             bytes

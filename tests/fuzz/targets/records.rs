@@ -13,7 +13,9 @@ use std::time::Duration;
 use libfuzzer_sys::fuzz_target;
 use probe_common::dns::{KIND_ORPHAN, LookupRecord, Pending};
 use probe_common::syscalls::SlowRecord;
-use probe_common::tcp::{ConnectRecord, ResetRecord, RetransmitRecord, Socket};
+use probe_common::tcp::{
+    ABSENT, ABSENT_OCTETS, CloseRecord, ConnectRecord, ResetRecord, RetransmitRecord, Socket,
+};
 use probe_common::wire::{Address, FAMILY_IPV4, RecordHeader, WIRE_VERSION};
 use probe_user::collect::{self, DecodeError};
 use probe_user::config::DnsOptions;
@@ -115,7 +117,7 @@ fn repair(bytes: &mut [u8]) {
     let len = bytes.len() as u32;
     if let Some(head) = bytes.get_mut(..size_of::<RecordHeader>()) {
         let mut header: RecordHeader = bytemuck::pod_read_unaligned(head);
-        header.kind %= 5;
+        header.kind %= 7;
         header.version = WIRE_VERSION;
         header.len = len;
         head.copy_from_slice(bytemuck::bytes_of(&header));
@@ -193,6 +195,18 @@ fn check_meaning(event: &Event, value: &Value, bytes: &[u8]) {
             check_socket(&record.socket, value);
             assert_eq!(connect.error.is_none(), record.errno == 0);
             assert_eq!(connect.duration.unwrap_or_default(), Duration::from_nanos(record.duration_ns));
+        }
+        Event::Close(close) => {
+            let record: CloseRecord = read(bytes);
+            check_socket(&record.socket, value);
+            assert_eq!(close.duration.unwrap_or_default(), Duration::from_nanos(record.duration_ns));
+            for (key, octets) in
+                [(key::TCP_BYTES_SENT, record.bytes_sent), (key::TCP_BYTES_RECEIVED, record.bytes_received)]
+            {
+                let known = (octets != ABSENT_OCTETS).then(|| i64::try_from(octets).unwrap_or(i64::MAX));
+                assert_eq!(value.get(key).and_then(Value::as_i64), known, "{key}");
+            }
+            assert_eq!(value.get(key::TCP_SEGMENTS_SENT).is_some(), record.segments_sent != ABSENT);
         }
         Event::Lookup(lookup) => {
             let record: LookupRecord = read(bytes);

@@ -75,7 +75,7 @@ fn look_at(task: KernelPointer, file: KernelPointer) -> Result<()> {
 /// others inherited it.
 #[inline(always)]
 fn found(sk: KernelPointer, owner: &Owner, listens: bool) -> Result<()> {
-    let state = SocketState { owner: *owner, syn_ns: 0, found: 1 };
+    let state = SocketState { owner: *owner, since_ns: 0, found: 1 };
     if let Some(known) = SOCKETS.get_ptr(sk) {
         // SAFETY: a value of the map.
         let (found, before) = unsafe { ((*known).found, (*known).owner) };

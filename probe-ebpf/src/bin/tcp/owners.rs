@@ -1,5 +1,6 @@
 //! Whose a socket is: noted when its process connects or listens, inherited from its listener when it is accepted.
 
+use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::HashMap;
 use probe_common::fields::{self, KernelPointer};
@@ -21,14 +22,14 @@ pub(crate) static SOCKETS: HashMap<u64, SocketState> = HashMap::with_max_entries
 #[map]
 pub(crate) static LISTENERS: HashMap<ListenerKey, Listeners> = HashMap::with_max_entries(4_096, 0);
 
-/// Names the owner, where one is known, and returns when the SYN was sent (0: unknown).
+/// Names the owner, where one is known, and returns since when it has been so (0: unknown; [`SocketState::since_ns`]).
 #[inline(always)]
 pub(crate) fn set_owner(socket: &mut Socket, sk: KernelPointer) -> u64 {
     let Some(state) = SOCKETS.get_ptr(sk) else { return 0 };
     // SAFETY: a value of the map, copied at once.
     unsafe {
         kread::copy(&raw const (*state).owner, &mut socket.owner);
-        (*state).syn_ns
+        (*state).since_ns
     }
 }
 
@@ -36,6 +37,15 @@ pub(crate) fn set_owner(socket: &mut Socket, sk: KernelPointer) -> u64 {
 pub(crate) fn remember(sk: KernelPointer, state: &SocketState) {
     if SOCKETS.insert(sk, state, BPF_ANY).is_err() {
         emit::count(Counter::SocketsFull, 1);
+    }
+}
+
+/// The handshake is over.
+#[inline(always)]
+pub(crate) fn established(sk: KernelPointer) {
+    if let Some(state) = SOCKETS.get_ptr_mut(sk) {
+        // SAFETY: a value of the map; what happens to one socket happens under its lock.
+        unsafe { (*state).since_ns = bpf_ktime_get_ns() };
     }
 }
 

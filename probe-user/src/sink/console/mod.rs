@@ -58,6 +58,10 @@ pub fn event(out: &mut dyn Write, event: &Event) -> io::Result<()> {
             });
             connection(out, event.time_unix_ns, kind, None, &event.connection, event.duration.map(seconds))
         }
+        Event::Close(event) => {
+            let again = event.segments_retransmitted.filter(|segments| *segments != 0);
+            connection(out, event.time_unix_ns, "closed", again, &event.connection, event.srtt.map(seconds))
+        }
         Event::Lookup(lookup) => lookup_line(out, lookup),
         Event::SyscallSlow(slow) => writeln!(
             out,

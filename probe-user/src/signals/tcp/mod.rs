@@ -1,9 +1,9 @@
-//! tcp: events of the records; exact counts of the maps.
+//! tcp: exact counts of the maps; events of the records ([`events`]).
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap as StdHashMap};
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,16 +14,20 @@ use probe_common::hist::BUCKETS;
 use probe_common::loss::Counter;
 use probe_common::settings::{FILTER_LOCAL_PORT, FILTER_PEER, FILTER_PEER_PORT, Settings};
 use probe_common::tcp::{
-    ABSENT, CAUSES, ConnectRecord, Durations, KIND_CONNECT, KIND_RESET, KIND_RETRANSMIT, ListenerKey,
-    Listeners, RESET_RECEIVED, RESET_SENT, ROLE_CLIENT, ROLE_SERVER, ResetRecord, RetransmitRecord, Socket,
-    SocketState, TOTAL_CONNECTIONS, TOTAL_RESETS, TOTAL_RETRANSMITS, TotalKey,
+    CAUSES, Durations, KIND_CLOSE, KIND_CONNECT, KIND_RESET, KIND_RETRANSMIT, ListenerKey, Listeners,
+    RESET_SENT, ROLE_CLIENT, SocketState, TOTAL_CONNECTIONS, TOTAL_RESETS, TOTAL_RETRANSMITS, TotalKey,
 };
 use probe_common::wire::{Address, FAMILY_IPV4, FAMILY_IPV6};
 
-use super::{Context, Event, Owners, Signal, SignalKind, Who, errno_name};
+mod events;
+
+pub(super) use self::events::address;
+pub use self::events::{Close, Connect, Connection, Reset, Retransmit};
+use self::events::{direction, network_type, role};
+use super::{Context, Event, Owners, Signal, SignalKind, errno_name};
 use crate::collect::{self, DecodeError};
 use crate::config::{Config, Sizes, TcpKind};
-use crate::event::{AttrValue, Attributes, key, name};
+use crate::event::key;
 use crate::kernel::fields::Resolved;
 use crate::load::{LoadError, Loaded, ObjectSpec, Plain, ProgramSpec, count_entries, lookup_batch_per_cpu};
 use crate::series::{Histogram, attr, metrics};
@@ -149,6 +153,7 @@ impl TcpKind {
             Self::Reset => 1 << KIND_RESET,
             Self::Failed => 1 << KIND_CONNECT,
             Self::Connect => 0b11 << KIND_CONNECT,
+            Self::Close => 1 << KIND_CLOSE,
         }
     }
 }
@@ -192,6 +197,7 @@ impl Records {
             KIND_RETRANSMIT => Event::Retransmit(Retransmit::decode(bytes, context)?),
             KIND_RESET => Event::Reset(Reset::decode(bytes, &self.reset_reasons, context)?),
             KIND_CONNECT => Event::Connect(Connect::decode(bytes, context)?),
+            KIND_CLOSE => Event::Close(Close::decode(bytes, context)?),
             kind => return Err(DecodeError::Kind(kind)),
         };
         if let Some(events) = &mut context.events {
@@ -394,218 +400,6 @@ pub struct Summary {
     pub handshakes: Histogram,
 }
 
-/// The connection of an event.
-#[derive(Clone, Debug)]
-pub struct Connection {
-    /// Whose.
-    pub who: Who,
-    /// Local address.
-    pub local: IpAddr,
-    /// Local port.
-    pub local_port: u16,
-    /// Peer address.
-    pub peer: IpAddr,
-    /// Peer port.
-    pub peer_port: u16,
-    /// TCP state.
-    pub state: &'static str,
-}
-
-impl Connection {
-    fn decode(socket: &Socket, context: &mut Context<'_>) -> Result<Self, DecodeError> {
-        Ok(Self {
-            who: context.owners.who(&socket.owner, socket.cgroup_id, socket.netns),
-            local: address(socket.family, &socket.local)?,
-            local_port: socket.local_port,
-            peer: address(socket.family, &socket.peer)?,
-            peer_port: socket.peer_port,
-            state: state(socket.state)?,
-        })
-    }
-
-    fn visit(&self, visitor: &mut dyn FnMut(&'static str, AttrValue<'_>)) {
-        let Self { who, local, local_port, peer, peer_port, state } = self;
-        visitor(key::NETWORK_TYPE, AttrValue::Str(if local.is_ipv4() { "ipv4" } else { "ipv6" }));
-        visitor(key::NETWORK_LOCAL_ADDRESS, AttrValue::Str(&local.to_string()));
-        visitor(key::NETWORK_LOCAL_PORT, AttrValue::Int(i64::from(*local_port)));
-        visitor(key::NETWORK_PEER_ADDRESS, AttrValue::Str(&peer.to_string()));
-        visitor(key::NETWORK_PEER_PORT, AttrValue::Int(i64::from(*peer_port)));
-        visitor(key::NETWORK_CONNECTION_STATE, AttrValue::Str(state));
-        who.visit(visitor);
-    }
-}
-
-/// Segments were sent again.
-#[derive(Clone, Debug)]
-pub struct Retransmit {
-    /// When.
-    pub time_unix_ns: u64,
-    /// Which connection.
-    pub connection: Connection,
-    /// One of `probe_common::tcp::CAUSES`.
-    pub cause: &'static str,
-    /// How many.
-    pub segments: u32,
-    /// Smoothed round-trip time.
-    pub srtt: Option<Duration>,
-    /// Congestion window, segments.
-    pub cwnd: Option<u32>,
-    /// Segments sent and not acknowledged.
-    pub unacked: Option<u32>,
-}
-
-impl Retransmit {
-    fn decode(bytes: &[u8], context: &mut Context<'_>) -> Result<Self, DecodeError> {
-        let record: RetransmitRecord = collect::record(bytes)?;
-        let known = |value: u32| (value != ABSENT).then_some(value);
-        Ok(Self {
-            time_unix_ns: context.clock.wall(record.header.time_ns),
-            connection: Connection::decode(&record.socket, context)?,
-            cause: CAUSES.get(usize::from(record.cause)).copied().ok_or(DecodeError::Value("cause"))?,
-            segments: record.segments,
-            // Before the first measurement the kernel's estimate is zero, which is no round-trip time.
-            srtt: known(record.srtt_us).filter(|us| *us != 0).map(|us| Duration::from_micros(u64::from(us))),
-            cwnd: known(record.cwnd),
-            unacked: known(record.unacked),
-        })
-    }
-}
-
-impl Attributes for Retransmit {
-    fn event_name(&self) -> &'static str {
-        name::TCP_RETRANSMIT
-    }
-    fn time_unix_ns(&self) -> u64 {
-        self.time_unix_ns
-    }
-    fn visit(&self, visitor: &mut dyn FnMut(&'static str, AttrValue<'_>)) {
-        visitor(key::TCP_RETRANSMIT_TYPE, AttrValue::Str(self.cause));
-        visitor(key::SEGMENTS, AttrValue::Int(i64::from(self.segments)));
-        self.connection.visit(visitor);
-        if let Some(srtt) = self.srtt {
-            visitor(key::TCP_SRTT, AttrValue::Float(srtt.as_secs_f64()));
-        }
-        if let Some(cwnd) = self.cwnd {
-            visitor(key::TCP_CWND, AttrValue::Int(i64::from(cwnd)));
-        }
-        if let Some(unacked) = self.unacked {
-            visitor(key::TCP_UNACKED, AttrValue::Int(i64::from(unacked)));
-        }
-    }
-}
-
-/// A connection was reset.
-#[derive(Clone, Debug)]
-pub struct Reset {
-    /// When.
-    pub time_unix_ns: u64,
-    /// Which connection.
-    pub connection: Connection,
-    /// `transmit` or `receive`.
-    pub direction: &'static str,
-    /// Why it was sent, as the kernel names it in lower case; its number where this kernel's names are not known.
-    pub reason: Option<Arc<str>>,
-}
-
-impl Reset {
-    fn decode(
-        bytes: &[u8],
-        reasons: &StdHashMap<u32, Arc<str>>,
-        context: &mut Context<'_>,
-    ) -> Result<Self, DecodeError> {
-        let record: ResetRecord = collect::record(bytes)?;
-        if !matches!(record.direction, RESET_SENT | RESET_RECEIVED) {
-            return Err(DecodeError::Value("direction"));
-        }
-        Ok(Self {
-            time_unix_ns: context.clock.wall(record.header.time_ns),
-            connection: Connection::decode(&record.socket, context)?,
-            direction: direction(record.direction),
-            reason: (record.reason != ABSENT).then(|| {
-                reasons.get(&record.reason).cloned().unwrap_or_else(|| record.reason.to_string().into())
-            }),
-        })
-    }
-}
-
-impl Attributes for Reset {
-    fn event_name(&self) -> &'static str {
-        name::TCP_RESET
-    }
-    fn time_unix_ns(&self) -> u64 {
-        self.time_unix_ns
-    }
-    fn visit(&self, visitor: &mut dyn FnMut(&'static str, AttrValue<'_>)) {
-        visitor(key::NETWORK_IO_DIRECTION, AttrValue::Str(self.direction));
-        self.connection.visit(visitor);
-        if let Some(reason) = &self.reason {
-            visitor(key::TCP_RESET_REASON, AttrValue::Str(reason));
-        }
-    }
-}
-
-/// A connection attempt came to its end.
-#[derive(Clone, Debug)]
-pub struct Connect {
-    /// When.
-    pub time_unix_ns: u64,
-    /// Which connection.
-    pub connection: Connection,
-    /// `client` or `server`.
-    pub role: &'static str,
-    /// `None`: established; else the errno's name.
-    pub error: Option<Cow<'static, str>>,
-    /// From the SYN on; the client knows it.
-    pub duration: Option<Duration>,
-}
-
-impl Connect {
-    fn decode(bytes: &[u8], context: &mut Context<'_>) -> Result<Self, DecodeError> {
-        let record: ConnectRecord = collect::record(bytes)?;
-        if !matches!(record.role, ROLE_CLIENT | ROLE_SERVER) {
-            return Err(DecodeError::Value("role"));
-        }
-        Ok(Self {
-            time_unix_ns: context.clock.wall(record.header.time_ns),
-            connection: Connection::decode(&record.socket, context)?,
-            role: role(record.role),
-            error: (record.errno != 0).then(|| errno_name(record.errno)),
-            duration: (record.duration_ns != 0).then(|| Duration::from_nanos(record.duration_ns)),
-        })
-    }
-}
-
-impl Attributes for Connect {
-    fn event_name(&self) -> &'static str {
-        name::TCP_CONNECT
-    }
-    fn time_unix_ns(&self) -> u64 {
-        self.time_unix_ns
-    }
-    fn visit(&self, visitor: &mut dyn FnMut(&'static str, AttrValue<'_>)) {
-        let outcome = if self.error.is_none() { "established" } else { "failed" };
-        visitor(key::OUTCOME, AttrValue::Str(outcome));
-        if let Some(error) = &self.error {
-            visitor(key::ERROR_TYPE, AttrValue::Str(error));
-        }
-        if let Some(duration) = self.duration {
-            visitor(key::DURATION, AttrValue::Float(duration.as_secs_f64()));
-        }
-        visitor(key::TCP_HANDSHAKE_ROLE, AttrValue::Str(self.role));
-        self.connection.visit(visitor);
-    }
-}
-
-/// An address of the wire as the standard library's.
-pub(super) fn address(family: u8, address: &Address) -> Result<IpAddr, DecodeError> {
-    let [a, b, c, d, ..] = *address;
-    match family {
-        FAMILY_IPV4 => Ok(IpAddr::V4(Ipv4Addr::new(a, b, c, d))),
-        FAMILY_IPV6 => Ok(IpAddr::V6(Ipv6Addr::from(*address))),
-        _ => Err(DecodeError::Value("family")),
-    }
-}
-
 fn to_wire(address: IpAddr) -> Address {
     match address {
         IpAddr::V4(v4) => {
@@ -618,36 +412,4 @@ fn to_wire(address: IpAddr) -> Address {
         }
         IpAddr::V6(v6) => v6.octets(),
     }
-}
-
-const fn network_type(family: u8) -> &'static str {
-    if family == FAMILY_IPV6 { "ipv6" } else { "ipv4" }
-}
-
-const fn direction(direction: u8) -> &'static str {
-    if direction == RESET_RECEIVED { "receive" } else { "transmit" }
-}
-
-const fn role(role: u8) -> &'static str {
-    if role == ROLE_SERVER { "server" } else { "client" }
-}
-
-/// Names of include/net/tcp_states.h in the words of the semantic conventions (`network.connection.state`).
-fn state(state: u8) -> Result<&'static str, DecodeError> {
-    const STATES: [&str; 13] = [
-        "unknown",
-        "established",
-        "syn_sent",
-        "syn_received",
-        "fin_wait_1",
-        "fin_wait_2",
-        "time_wait",
-        "closed",
-        "close_wait",
-        "last_ack",
-        "listen",
-        "closing",
-        "syn_received",
-    ];
-    STATES.get(usize::from(state)).copied().ok_or(DecodeError::Value("state"))
 }
