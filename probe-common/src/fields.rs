@@ -160,7 +160,7 @@ kernel_fields! {
     /// Inode number of a network namespace, as in /proc/PID/ns/net.
     NET_NS_INUM: u32 = Member "net.ns.inum", TCP;
 
-    /// Inode of an open file: with the next four, the way from files to the sockets that were there before.
+    /// Inode of an open file: with the next five, the way from files to the sockets that were there before.
     FILE_INODE: KernelPointer = Pointer "file.f_inode", 0;
     /// What an open file is to whom it belongs: of a socket's, its `struct socket`.
     FILE_PRIVATE_DATA: KernelPointer = Pointer "file.private_data", 0;
@@ -170,6 +170,8 @@ kernel_fields! {
     SB_MAGIC: u64 = Member "super_block.s_magic", 0;
     /// The protocol's side of a socket.
     SOCKET_SK: KernelPointer = Pointer "socket.sk", 0;
+    /// Kind of a socket: SOCK_STREAM, or SOCK_RAW that sends TCP's segments itself.
+    SOCKET_TYPE: u16 = Member "socket.type", 0;
 
     /// Protocol of a socket: raw tracepoints of sockets also fire for others than TCP (DCCP, MPTCP, SCTP).
     SK_PROTOCOL: u16 = Member "sock.sk_protocol", TCP;

@@ -63,7 +63,14 @@ const DETAILS: &[Detail] = &[
         effect: Effect::LostWithoutAll("the cgroup, and so the container, of connections"),
     },
     Detail {
-        paths: &["file.f_inode", "file.private_data", "inode.i_sb", "super_block.s_magic", "socket.sk"],
+        paths: &[
+            "file.f_inode",
+            "file.private_data",
+            "inode.i_sb",
+            "super_block.s_magic",
+            "socket.sk",
+            "socket.type",
+        ],
         signals: TCP,
         effect: Effect::Lost("owners of connections that began before probe"),
     },

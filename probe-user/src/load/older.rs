@@ -13,8 +13,8 @@ use crate::kernel::fields::{OPEN_FILES, Resolved};
 /// Its name for aya, which puts `bpf_iter_` before it.
 const ITERATOR: &str = "task_file";
 /// What the program reads.
-const NEEDS: [&str; 5] =
-    ["file.f_inode", "file.private_data", "inode.i_sb", "super_block.s_magic", "socket.sk"];
+const NEEDS: [&str; 6] =
+    ["file.f_inode", "file.private_data", "inode.i_sb", "super_block.s_magic", "socket.sk", "socket.type"];
 
 impl Loaded {
     /// Has the object's program look for what was there before, if it has one. To be called once the others are attached, so

@@ -17,6 +17,9 @@ use crate::{NEUTRAL, TCP_CLOSE, TCP_LISTEN};
 /// include/uapi/linux/magic.h
 const SOCKFS_MAGIC: u64 = 0x534f_434b;
 
+/// include/linux/net.h
+const SOCK_STREAM: u16 = 1;
+
 const BPF_EXIST: u64 = 2;
 
 /// `struct bpf_iter__task_file` of kernel/bpf/task_iter.c: every member takes eight bytes.
@@ -56,7 +59,8 @@ fn look_at(task: KernelPointer, file: KernelPointer) -> Result<()> {
     // Null while it is being made or taken apart.
     let socket = kread!(file, FILE_PRIVATE_DATA)?;
     let sk = if socket == 0 { 0 } else { kread!(socket, SOCKET_SK)? };
-    if sk == 0 {
+    // A raw socket may have TCP's number, too.
+    if sk == 0 || kread!(socket, SOCKET_TYPE)? != SOCK_STREAM {
         return Err(Error::NotOurs);
     }
     let family = kread!(sk, SKC_FAMILY)?;
