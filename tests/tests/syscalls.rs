@@ -142,15 +142,21 @@ fn threads_are_added_up_exactly() -> Result<()> {
 fn two_at_once_count_the_same() -> Result<()> {
     const THREADS: i64 = 8;
     const CALLS: i64 = 2_000;
+    const ALL: i64 = THREADS * CALLS;
     let mut workload = Workload::start(WORKLOAD)?;
     let start = || Probe::start(&["syscalls", "--comm", "workload", "--syscall", "getppid,sched_yield"]);
     let probes = [start()?, start()?];
     workload.tell(&format!("threads {THREADS} {CALLS}"))?;
+    // Known, and said in docs/kernels.md: where programs lose their CPU, two probes make each other lose a few calls.
+    let least = if preempts_programs()? { ALL - ALL / 1_000 } else { ALL };
     for probe in probes {
-        let finished = stop_after(probe, "getppid", THREADS * CALLS)?;
+        let finished = stop_after(probe, "getppid", least)?;
         finished.require_complete()?;
         let all = sums(&finished.lines, of_process(workload.pid()))?;
-        assert_eq!((all["getppid"].count, all["sched_yield"].count), (THREADS * CALLS, THREADS * CALLS));
+        for call in ["getppid", "sched_yield"] {
+            let count = all[call].count;
+            ensure!((least..=ALL).contains(&count), "{count} of {ALL} {call}");
+        }
     }
     workload.end()
 }
