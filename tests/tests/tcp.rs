@@ -5,255 +5,26 @@
 #![expect(clippy::indexing_slicing, reason = "a test fails by panicking, its helpers too")]
 #![expect(clippy::print_stdout, reason = "the sums beside the kernel's are what a reader wants to see")]
 
-use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::atomic::Ordering;
 
 use anyhow::{Context as _, Result, ensure};
-use probe_common::tcp::CAUSES;
 use probe_common::testdrop::{BARE, DATA, EGRESS, INGRESS, SYN, SYN_ACK};
 use probe_tests::blind::BlindSpot;
 use probe_tests::counters::Counters;
-use probe_tests::drop::{Cgroup, Loss, RuleExt as _, lose};
-use probe_tests::netns::Netns;
+use probe_tests::drop::{RuleExt as _, lose};
 use probe_tests::probe::{DEADLINE, Line, Probe, poll};
 use probe_tests::require;
-use probe_tests::workload::Workload;
 use probe_user::kernel::btf::KernelBtf;
 
-const PEER: &str = env!("CARGO_BIN_EXE_tcp_peer");
-const CLIENT: &str = "test-client";
-const SERVER: &str = "test-server";
+#[path = "tcp/scene.rs"]
+mod scene;
+
+use scene::{Peer, SEGMENT, SKIPPED, Scene, at};
+
 const LOOPBACKS: [&str; 2] = ["127.0.0.1", "::1"];
-/// Octets of a write that fills a segment: another than full ones would be merged when they are sent again.
-const SEGMENT: &str = "500";
 /// So that [`SEGMENT`] does: 12 octets are for timestamps.
 const FULL: &str = "cc=cubic mss=512";
-
-/// A process at one end.
-struct Peer {
-    workload: Workload,
-    name: &'static str,
-}
-
-impl Peer {
-    fn start(name: &'static str, netns: &Netns, cgroup: &Cgroup) -> Result<Self> {
-        let mut workload = netns.run(|| Workload::start(PEER))??;
-        cgroup.add(workload.pid())?;
-        workload.tell(&format!("name {name}"))?;
-        Ok(Self { workload, name })
-    }
-
-    fn tell(&mut self, order: &str) -> Result<String> {
-        self.workload.tell(order)
-    }
-
-    /// Listens at a free port of an address, which it returns.
-    fn listen(&mut self, address: &str, options: &str) -> Result<u16> {
-        Ok(self.tell(&format!("listen {} {options}", at(address, 0)))?.parse()?)
-    }
-
-    fn pid(&self) -> u32 {
-        self.workload.pid()
-    }
-}
-
-/// An address and a port as one.
-fn at(address: &str, port: u16) -> String {
-    if address.contains(':') { format!("[{address}]:{port}") } else { format!("{address}:{port}") }
-}
-
-/// Everything that a test needs. In the order in which it must go.
-struct Scene {
-    client: Peer,
-    server: Peer,
-    loss: Loss,
-    probe: Probe,
-    cgroup: Cgroup,
-    netns: Netns,
-}
-
-/// A connection, as both ends know it.
-struct Connection {
-    /// Number at the client, and the port there.
-    client: String,
-    client_port: u16,
-    /// Number at the server, and its port.
-    server: String,
-}
-
-/// What is left after a test: the events of its namespace, and the kernel's counters.
-struct Outcome {
-    events: Vec<Line>,
-    counters: Counters,
-    /// Runs of programs that the kernel left out, and what `probe` says in the end.
-    misses: u64,
-    stderr: String,
-}
-
-impl Scene {
-    /// With `probe tcp --kind KINDS`.
-    fn new(kinds: &str) -> Result<Self> {
-        let netns = Netns::new()?;
-        netns.run(|| -> Result<()> {
-            // Writes are to be segments, and no connection is to learn from another.
-            std::fs::write("/proc/sys/net/ipv4/tcp_autocorking", "0")?;
-            Ok(std::fs::write("/proc/sys/net/ipv4/tcp_no_metrics_save", "1")?)
-        })??;
-        let cgroup = Cgroup::new()?;
-        let loss = Loss::attach(&cgroup)?;
-        let probe = Probe::start(&["tcp", "--kind", kinds])?;
-        let client = Peer::start(CLIENT, &netns, &cgroup)?;
-        let server = Peer::start(SERVER, &netns, &cgroup)?;
-        Ok(Self { client, server, loss, probe, cgroup, netns })
-    }
-
-    /// From here on there is another probe: all that is there is older than it.
-    fn begin_anew(&mut self, kinds: &str) -> Result<()> {
-        let before = std::mem::replace(&mut self.probe, Probe::start(&["tcp", "--kind", kinds])?);
-        before.stop()?;
-        Ok(())
-    }
-
-    /// Connects the client to the newest listener of the server.
-    fn connect(&mut self, address: &str, server_port: u16, options: &str) -> Result<Connection> {
-        self.client.workload.order(&format!("connect {} {options}", at(address, server_port)))?;
-        let accepted = self.server.tell("accept")?;
-        let connected = self.client.workload.hear()?;
-        let (server, _) = accepted.split_once(' ').context(accepted.clone())?;
-        let (client, client_port) = connected.split_once(' ').context(connected.clone())?;
-        let (client, server) = (client.to_owned(), server.to_owned());
-        Ok(Connection { client, client_port: client_port.parse()?, server })
-    }
-
-    /// The client sends so many segments of [`SEGMENT`].
-    fn send(&mut self, connection: &Connection, segments: u32) -> Result<String> {
-        self.client.tell(&format!("send {} {SEGMENT} {segments}", connection.client))
-    }
-
-    /// The server has received so many segments of [`SEGMENT`].
-    fn receive(&mut self, connection: &Connection, segments: u32) -> Result<String> {
-        let octets = SEGMENT.parse::<u32>()? * segments;
-        self.server.tell(&format!("receive {} {octets}", connection.server))
-    }
-
-    fn is_ours(&self, line: &Line) -> bool {
-        line.int("linux.netns") == Some(self.netns.inode().into())
-    }
-
-    /// The first retransmit of a kind from a local port.
-    fn retransmit(&self, kind: &str, local_port: u16) -> Result<Line> {
-        self.probe.line(&format!("a retransmit of kind {kind} from port {local_port}"), |line| {
-            self.is_ours(line)
-                && line.text("network.tcp.retransmit.type") == Some(kind)
-                && line.int("network.local.port") == Some(local_port.into())
-        })
-    }
-
-    /// Checks everything that an event says about its connection, seen from `local`.
-    fn check(&self, event: &Line, local: (&str, u16), peer: (&str, u16), owner: &Peer) -> Result<()> {
-        let expected = [
-            ("network.type", if local.0.contains(':') { "ipv6" } else { "ipv4" }),
-            ("network.local.address", local.0),
-            ("network.peer.address", peer.0),
-            ("process.comm", owner.name),
-            ("process.executable.name", "tcp_peer"),
-            ("linux.cgroup.path", self.cgroup.path()),
-        ];
-        for (key, value) in expected {
-            ensure!(event.text(key) == Some(value), "{key} is not {value}: {}", event.0);
-        }
-        let expected = [
-            ("network.local.port", u32::from(local.1)),
-            ("network.peer.port", u32::from(peer.1)),
-            ("process.pid", owner.pid()),
-            ("linux.netns", self.netns.inode()),
-        ];
-        for (key, value) in expected {
-            ensure!(event.int(key) == Some(value.into()), "{key} is not {value}: {}", event.0);
-        }
-        Ok(())
-    }
-
-    /// Ends the processes, waits until no connection of theirs is left, and compares what `probe` saw with what the kernel
-    /// counted.
-    fn finish(mut self) -> Result<Outcome> {
-        self.loss.heal()?;
-        let Self { client, server, loss: _loss, probe, cgroup: _cgroup, netns } = self;
-        client.workload.end()?;
-        server.workload.end()?;
-        poll("the end of all connections", Duration::from_secs(20), || {
-            Ok((open_connections(&netns)? == 0).then_some(()))
-        })?;
-        let counters = Counters::read(&netns)?;
-        let misses = probe.program_misses()?;
-        SKIPPED.fetch_add(misses, Ordering::Relaxed);
-        let finished = probe.stop()?;
-        finished.require_complete()?;
-        let ours = |line: &Line| line.int("linux.netns") == Some(netns.inode().into());
-        let events = finished.lines.into_iter().filter(ours).collect();
-        Ok(Outcome { events, counters, misses, stderr: finished.stderr })
-    }
-}
-
-/// Connections of a namespace that may still send data: all but those in TIME_WAIT.
-fn open_connections(netns: &Netns) -> Result<usize> {
-    const TIME_WAIT: &str = "06";
-    let mut open = 0;
-    for file in ["tcp", "tcp6"] {
-        let table = netns.proc_net(file)?;
-        open +=
-            table.lines().skip(1).filter(|line| line.split_whitespace().nth(3) != Some(TIME_WAIT)).count();
-    }
-    Ok(open)
-}
-
-impl Outcome {
-    /// Segments by kind, as `probe` saw them.
-    fn segments(&self) -> BTreeMap<&str, i64> {
-        let mut segments: BTreeMap<&str, i64> = CAUSES.iter().map(|kind| (*kind, 0)).collect();
-        for line in &self.events {
-            if let Some(kind) = line.text("network.tcp.retransmit.type") {
-                *segments.entry(kind).or_default() += line.int("segments").unwrap_or(0);
-            }
-        }
-        segments
-    }
-
-    /// Segment by segment the same as in the kernel's counters.
-    fn require_kernels_sums(&self, test: &str) -> Result<()> {
-        let segments = self.segments();
-        let kind = |name: &str| segments.get(name).copied().unwrap_or(0);
-        let counter = |name: &str| self.counters.get(name);
-        let sums = [
-            (
-                "all = TcpRetransSegs - TCPRetransFail",
-                segments.values().sum(),
-                counter("TcpRetransSegs")? - counter("TcpExtTCPRetransFail")?,
-            ),
-            ("fast = TCPFastRetrans", kind("fast"), counter("TcpExtTCPFastRetrans")?),
-            ("slow_start = TCPSlowStartRetrans", kind("slow_start"), counter("TcpExtTCPSlowStartRetrans")?),
-            ("syn + syn_ack = TCPSynRetrans", kind("syn") + kind("syn_ack"), counter("TcpExtTCPSynRetrans")?),
-        ];
-        println!("{test}: {segments:?}");
-        for (what, probe, kernel) in sums {
-            println!("{test}: {what}: {probe} = {kernel}");
-        }
-        for (what, probe, kernel) in sums {
-            let Self { misses, stderr, .. } = self;
-            ensure!(
-                probe == kernel,
-                "{test}: {what}: probe has {probe}, the kernel {kernel}; {misses} runs missed, {stderr}"
-            );
-        }
-        Ok(())
-    }
-}
-
-/// Runs of programs that the kernel skipped in this attempt, by its own count: a softirq that comes in while the same
-/// program runs on the CPU. `probe` reports them as lost.
-static SKIPPED: AtomicU64 = AtomicU64::new(0);
 
 /// Tries a test again where the kernel itself says that it did not run the programs: those runs are no fault of theirs,
 /// and without them no sum can be exact. Anything else fails at once.
@@ -574,11 +345,7 @@ fn a_port_that_changes_hands() -> Result<()> {
         for _ in 0..2 {
             scene.server.tell(&format!("listen {}", at(address, port)))?;
             let connection = scene.connect(address, port, "")?;
-            let event = scene.probe.line("an accepted connection", |line| {
-                scene.is_ours(line)
-                    && line.int("network.local.port") == Some(port.into())
-                    && line.int("network.peer.port") == Some(connection.client_port.into())
-            })?;
+            let event = scene.event("tcp.connect", port, connection.client_port)?;
             scene.check(&event, (address, port), (address, connection.client_port), &scene.server)?;
             // So that nothing of the address is left.
             scene.client.tell(&format!("reset {}", connection.client))?;
@@ -633,12 +400,7 @@ fn older_sockets_have_owners() -> Result<()> {
         let (here, there) = ((*address, connection.client_port), (*address, *port));
         for name in ["tcp.retransmit", "tcp.reset"] {
             for (local, peer, owner) in [(here, there, &scene.client), (there, here, owner)] {
-                let event = scene.probe.line(&format!("{name} at {address}"), |line| {
-                    scene.is_ours(line)
-                        && line.event() == name
-                        && line.int("network.local.port") == Some(local.1.into())
-                        && line.int("network.peer.port") == Some(peer.1.into())
-                })?;
+                let event = scene.event(name, local.1, peer.1)?;
                 scene.check(&event, local, peer, owner)?;
             }
         }
@@ -647,12 +409,7 @@ fn older_sockets_have_owners() -> Result<()> {
     for address in LOOPBACKS.into_iter().rev() {
         let port = older.iter().find(|(at, ..)| *at == address).context("no listener")?.1;
         let connection = scene.connect(address, port, "")?;
-        let event = scene.probe.line("an accepted connection", |line| {
-            scene.is_ours(line)
-                && line.int("network.local.port") == Some(port.into())
-                && line.int("network.peer.port") == Some(connection.client_port.into())
-                && line.event() == "tcp.connect"
-        })?;
+        let event = scene.event("tcp.connect", port, connection.client_port)?;
         scene.check(&event, (address, port), (address, connection.client_port), &scene.server)?;
         scene.server.tell("unlisten")?;
     }
@@ -679,12 +436,7 @@ fn ipv4_in_ipv6_sockets() -> Result<()> {
         let (here, there) = (("127.0.0.1", connection.client_port), ("127.0.0.1", port));
         for name in ["tcp.connect", "tcp.retransmit", "tcp.reset"] {
             for (local, peer, owner) in [(here, there, &scene.client), (there, here, &scene.server)] {
-                let event = scene.probe.line(&format!("{name} at {address}"), |line| {
-                    scene.is_ours(line)
-                        && line.event() == name
-                        && line.int("network.local.port") == Some(local.1.into())
-                        && line.int("network.peer.port") == Some(peer.1.into())
-                })?;
+                let event = scene.event(name, local.1, peer.1)?;
                 scene.check(&event, local, peer, owner)?;
             }
         }
@@ -767,12 +519,7 @@ fn connections_that_end() -> Result<()> {
                 (there, here, &scene.server, (back, octets), (0, 0)),
             ];
             for (local, peer, owner, (sent, received), (again, spurious)) in ends {
-                let event = scene.probe.line(&format!("the end at port {}, {first}", local.1), |line| {
-                    scene.is_ours(line)
-                        && line.event() == "tcp.close"
-                        && line.int("network.local.port") == Some(local.1.into())
-                        && line.int("network.peer.port") == Some(peer.1.into())
-                })?;
+                let event = scene.event("tcp.close", local.1, peer.1)?;
                 scene.check(&event, local, peer, owner)?;
                 for (key, value) in [
                     ("tcp.bytes_sent", sent),

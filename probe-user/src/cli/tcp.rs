@@ -10,7 +10,9 @@ use crate::signals;
 
 /// Flags.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example: probe tcp --peer 10.0.0.0/8 --kind retransmit --duration 1m")]
+#[command(after_help = "Example: probe tcp --peer 10.0.0.0/8 --kind retransmit --duration 1m
+
+An accepted connection is the process's that listened: of servers that fork workers, give --pid the parent's.")]
 pub(super) struct Args {
     #[command(flatten)]
     shared: Shared,
