@@ -220,6 +220,8 @@ kernel_fields! {
     TOTAL_RETRANS: u32 = Member "tcp_sock.total_retrans", 0;
     /// Segments that the peer received twice, by its D-SACKs (RFC 2883; RFC 4898, tcpEStatsStackDSACKDups).
     DSACK_DUPS: u32 = Member "tcp_sock.dsack_dups", 0;
+    /// Segments that the peer has acknowledged, by D-SACKs too.
+    TCP_DELIVERED: u32 = Member "tcp_sock.delivered", 0;
     /// Segments received out of order.
     RCV_OOOPACK: u32 = Member "tcp_sock.rcv_ooopack", 0;
 

@@ -40,13 +40,15 @@ counters! {
     /// Records given up because kernel memory could not be read.
     KernelRead = "kernel_read", Some("run `probe doctor`: a field of this kernel does not read as its BTF says");
     /// tcp: sockets whose owner could not be kept.
-    SocketsFull = "tcp.sockets", Some("raise --tcp-sockets: owners are missing from events of the newest connections");
+    SocketsFull = "tcp.sockets", Some("raise --tcp-sockets: owners of the newest connections are missing, and their segments are not counted");
     /// tcp: listening sockets whose owner could not be kept.
     ListenersFull = "tcp.listeners", Some("raise --tcp-sockets: owners are missing from events of accepted connections");
     /// tcp: segments not in the totals, because too many cgroups had some.
     TotalsFull = "tcp.totals", Some("raise --max-cgroups");
     /// tcp: handshakes not in the durations, because too many cgroups had some.
     HandshakesFull = "tcp.handshakes", Some("raise --max-cgroups");
+    /// tcp: connections whose segments are not counted, because too many cgroups had some.
+    SegmentsFull = "tcp.segments", Some("raise --max-cgroups");
     /// dns: queries that could not wait for their answer.
     PendingFull = "dns.pending", Some("raise --dns-pending");
     /// dns: packets to or from the DNS port that hold no single well-formed question.

@@ -173,7 +173,7 @@ pub struct CloseRecord {
 }
 const _: () = assert!(size_of::<CloseRecord>() == 160);
 
-/// What a socket's kernel address leads to, from its connect or listen on until it is destroyed.
+/// What a socket's kernel address leads to, from its connect, listen or birth on until it is destroyed.
 #[repr(C)]
 #[cfg_attr(feature = "bytemuck", derive(bytemuck::Pod, bytemuck::Zeroable))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -182,10 +182,26 @@ pub struct SocketState {
     pub owner: Owner,
     /// CLOCK_MONOTONIC nanoseconds: when the SYN was sent, and from the end of the handshake on, when that was; 0: not seen.
     pub since_ns: u64,
+    /// Segments sent, as the last walk over all connections saw them: to notice when the kernel's 32 bits begin anew.
+    pub sent: u32,
+    /// The same of segments received.
+    pub received: u32,
+    /// How often `sent` began anew.
+    pub sent_wraps: u16,
+    /// How often `received` began anew.
+    pub received_wraps: u16,
+    /// Segments that the peer had acknowledged at the last walk.
+    pub delivered: u32,
+    /// The last walk that came by.
+    pub walk: u32,
     /// 1: it was there before the programs were, and its owner is one who has it open.
-    pub found: u64,
+    pub found: u8,
+    /// 1: the connection has ended, and its segments are counted.
+    pub ended: u8,
+    /// Zero.
+    pub _pad: u16,
 }
-const _: () = assert!(size_of::<SocketState>() == 48);
+const _: () = assert!(size_of::<SocketState>() == 64);
 
 /// What a listening socket's address leads to: accepted sockets copy it, so it finds their owner.
 #[repr(C)]
@@ -255,3 +271,48 @@ pub struct Durations {
     pub buckets: [u32; BUCKETS],
 }
 const _: () = assert!(size_of::<Durations>() == 456);
+
+/// What segments are counted by (`SEGMENTS`, per CPU).
+#[repr(C)]
+#[cfg_attr(feature = "bytemuck", derive(bytemuck::Pod, bytemuck::Zeroable))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Home {
+    /// cgroup v2 id of the socket; 0: unknown.
+    pub cgroup_id: u64,
+    /// `wire::FAMILY_*`.
+    pub family: u8,
+    /// Zero.
+    pub _pad: [u8; 7],
+}
+const _: () = assert!(size_of::<Home>() == 16);
+
+/// Segments of connections that have ended, less what older connections carried before the programs were there: so they wrap
+/// around, and make sense only together with those of the connections that are open.
+#[repr(C)]
+#[cfg_attr(feature = "bytemuck", derive(bytemuck::Pod, bytemuck::Zeroable))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Segments {
+    /// Sent, those sent again included.
+    pub sent: u64,
+    /// Received.
+    pub received: u64,
+    /// That the peer says it got twice.
+    pub spurious: u64,
+}
+const _: () = assert!(size_of::<Segments>() == 24);
+
+/// An open connection, as the walk over all of them writes it.
+#[repr(C)]
+#[cfg_attr(feature = "bytemuck", derive(bytemuck::Pod, bytemuck::Zeroable))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OpenConnection {
+    /// Where it is counted.
+    pub home: Home,
+    /// What it carried so far.
+    pub segments: Segments,
+    /// Smoothed round-trip time, microseconds; 0: nothing was acknowledged since the walk before.
+    pub srtt_us: u32,
+    /// Zero.
+    pub _pad: u32,
+}
+const _: () = assert!(size_of::<OpenConnection>() == 48);

@@ -95,7 +95,7 @@ pub fn cgroup(sk: KernelPointer) -> Result<KernelPointer> {
 
 /// cgroup id of a socket; 0 where it does not read.
 #[inline(always)]
-fn known_cgroup_id(sk: KernelPointer) -> u64 {
+pub fn known_cgroup_id(sk: KernelPointer) -> u64 {
     let cgroup = if kread::present(fields::SK_CGROUP) {
         kread::read_or_zero(sk, fields::SK_CGROUP)
     } else {
@@ -113,15 +113,31 @@ pub fn cgroup_id(cgroup: KernelPointer) -> Result<u64> {
 /// A v4-mapped connection (RFC 4291, 2.5.5.2) is IPv4 on the wire and is reported as what it is.
 #[inline(always)]
 fn settle_ipv6(socket: &mut Socket) {
-    let [upper, lower] = words(&socket.peer);
-    // ::ffff:0:0/96
-    if upper == 0 && lower as u32 == u32::from_le_bytes([0, 0, 0xff, 0xff]) {
+    if is_mapped(&socket.peer) {
         socket.family = FAMILY_IPV4;
         unmap(&mut socket.local);
         unmap(&mut socket.peer);
     } else {
         socket.family = FAMILY_IPV6;
     }
+}
+
+/// Whether an address is one of ::ffff:0:0/96.
+#[inline(always)]
+fn is_mapped(address: &Address) -> bool {
+    let [upper, lower] = words(address);
+    upper == 0 && lower as u32 == u32::from_le_bytes([0, 0, 0xff, 0xff])
+}
+
+/// What a connection is on the wire: `FAMILY_IPV4` or `FAMILY_IPV6`, as [`describe`] has it.
+#[inline(always)]
+pub fn family(sk: KernelPointer) -> Result<u8> {
+    Ok(match kread!(sk, SKC_FAMILY)? {
+        AF_INET => FAMILY_IPV4,
+        AF_INET6 if is_mapped(&kread!(sk, SKC_V6_DADDR)?) => FAMILY_IPV4,
+        AF_INET6 => FAMILY_IPV6,
+        _ => return Err(Error::NotOurs),
+    })
 }
 
 /// Where IPv4 is in an address.

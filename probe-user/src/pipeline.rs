@@ -294,6 +294,15 @@ impl Pipeline {
     /// Ends the programs, then empties the rings: what they have produced is either delivered or counted as lost.
     fn drain_to_the_end(&mut self, sink: &mut dyn Sink) -> io::Result<Flow> {
         for running in &mut self.signals {
+            let mut context = Context {
+                clock: &self.clock,
+                owners: &mut self.owners,
+                store: &mut self.store,
+                events: None,
+            };
+            running.signal.detaching(&mut context)?;
+        }
+        for running in &mut self.signals {
             running.loaded.detach();
         }
         load::wait_for_programs();
@@ -460,6 +469,7 @@ const fn full_map(counter: Counter) -> Option<&'static str> {
         | Counter::ListenersFull
         | Counter::TotalsFull
         | Counter::HandshakesFull
+        | Counter::SegmentsFull
         | Counter::PendingFull
         | Counter::SleepersFull
         | Counter::ProcessesFull => Some(counter.place()),

@@ -20,8 +20,11 @@ const LONG: Duration = Duration::from_secs(20);
 const INTERVAL: &[&str] = &["run", "--interval", "1s", "--otlp-endpoint"];
 
 /// What a metric is: counter, gauge or histogram (`u`: an up-down counter), and its unit.
-const METRICS: [(&str, char, &str); 19] = [
+const METRICS: [(&str, char, &str); 22] = [
     ("system.network.tcp.retransmits", 'c', "{segment}"),
+    ("system.network.tcp.retransmits.spurious", 'c', "{segment}"),
+    ("system.network.tcp.segments", 'c', "{segment}"),
+    ("system.network.tcp.rtt", 'h', "s"),
     ("system.network.tcp.resets", 'c', "{reset}"),
     ("system.network.tcp.connections", 'c', "{connection}"),
     ("system.network.tcp.handshake.duration", 'h', "s"),

@@ -239,10 +239,10 @@ fn failed_retransmits_do_not_count() -> Result<()> {
     Ok(())
 }
 
-/// A hundred connections that lose 3 % of everything, all kinds at once.
+/// Three hundred connections that lose 3 % of everything, all kinds at once.
 fn mix(congestion_control: &str) -> Result<()> {
-    const CONNECTIONS: u32 = 50;
-    const OCTETS: u32 = 100_000;
+    const CONNECTIONS: u32 = 150;
+    const OCTETS: u32 = 40_000;
     let mut scene = Scene::new("retransmit")?;
     let options = format!("mss=1000 cc={congestion_control}");
     let ports = LOOPBACKS.map(|address| scene.server.listen(address, &options));

@@ -24,10 +24,10 @@ use probe_common::loss::Counter;
 use probe_common::settings::{FILTER_CGROUP, Settings};
 use probe_common::tcp::{
     ABSENT, Cause, ConnectRecord, Durations, KIND_CONNECT, KIND_RESET, KIND_RETRANSMIT, RESET_RECEIVED,
-    RESET_SENT, ROLE_CLIENT, ROLE_SERVER, ResetRecord, RetransmitRecord, Socket, SocketState,
-    TOTAL_CONNECTIONS, TOTAL_RESETS, TOTAL_RETRANSMITS, TotalKey,
+    RESET_SENT, ROLE_CLIENT, ROLE_SERVER, ResetRecord, RetransmitRecord, Socket, TOTAL_CONNECTIONS,
+    TOTAL_RESETS, TOTAL_RETRANSMITS, TotalKey,
 };
-use probe_common::wire::RecordHeader;
+use probe_common::wire::{Owner, RecordHeader};
 use probe_ebpf::{Error, Result, emit, filter, kread, socket, task};
 
 #[path = "tcp/close.rs"]
@@ -36,10 +36,12 @@ mod close;
 mod older;
 #[path = "tcp/owners.rs"]
 mod owners;
+#[path = "tcp/segments.rs"]
+mod segments;
 
 use owners::{
-    add_listener, established, find_listeners, forget, is_tcp, listener_key, remember, remove_listener,
-    set_owner,
+    add_listener, established, find_listeners, forget, is_tcp, listener_key, new_state, remember,
+    remove_listener, set_owner,
 };
 
 /// Raw tracepoints have no verdict; 0 is what the kernel expects.
@@ -306,13 +308,17 @@ fn try_set_state(ctx: &RawTracePointContext) -> Result<()> {
     if !is_tcp(sk)? {
         return Err(Error::NotOurs);
     }
+    if new == TCP_CLOSE && old != TCP_LISTEN {
+        // What is not known, or filtered out, is not counted.
+        let _not_counted = segments::account(sk);
+    }
     let (role, errno) = match (old, new) {
         (TCP_CLOSE, TCP_SYN_SENT) => {
-            remember(sk, &SocketState { owner: task::owner()?, since_ns: now(), found: 0 });
+            remember(sk, &new_state(task::owner()?, now()));
             return Ok(());
         }
         (TCP_CLOSE, TCP_LISTEN) => {
-            let state = SocketState { owner: task::owner()?, since_ns: 0, found: 0 };
+            let state = new_state(task::owner()?, 0);
             debug!(ctx, "process {} listens", state.owner.tgid);
             remember(sk, &state);
             let key = listener_key(sk)?;
@@ -325,14 +331,12 @@ fn try_set_state(ctx: &RawTracePointContext) -> Result<()> {
         }
         (TCP_LISTEN, TCP_CLOSE) => return remove_listener(&listener_key(sk)?),
         (TCP_LISTEN, TCP_SYN_RECV) => {
-            if let Some(listeners) = find_listeners(sk)? {
+            let owner = match find_listeners(sk)? {
                 // SAFETY: a value of the map; at worst it is being replaced by another of the same address.
-                let owner = unsafe { (*listeners).owner };
-                remember(sk, &SocketState { owner, since_ns: 0, found: 0 });
-            } else {
-                // Nobody's: nor that of a socket which was at this address before, should its end have been missed.
-                forget(sk);
-            }
+                Some(listeners) => unsafe { (*listeners).owner },
+                None => Owner::UNKNOWN,
+            };
+            remember(sk, &new_state(owner, 0));
             return Ok(());
         }
         (TCP_SYN_SENT, TCP_ESTABLISHED) => (ROLE_CLIENT, 0),

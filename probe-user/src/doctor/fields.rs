@@ -85,6 +85,7 @@ const DETAILS: &[Detail] = &[
         effect: Effect::LostWithoutAll("the filters --cgroup and --container: with them, nothing is shown"),
     },
     Detail { paths: &["tcp_sock.srtt_us"], signals: TCP, effect: Effect::Lost("tcp.srtt of retransmits") },
+    Detail { paths: &["tcp_sock.delivered"], signals: TCP, effect: Effect::Lost("system.network.tcp.rtt") },
     Detail { paths: &["tcp_sock.snd_cwnd"], signals: TCP, effect: Effect::Lost("tcp.cwnd of retransmits") },
     Detail {
         paths: &["tcp_sock.packets_out"],
@@ -104,7 +105,7 @@ const DETAILS: &[Detail] = &[
             "tcp_sock.rcv_ooopack",
         ],
         signals: TCP,
-        effect: Effect::Lost("what connections carried, in tcp.close"),
+        effect: Effect::Lost("what connections carried, in tcp.close and system.network.tcp.segments"),
     },
     Detail {
         paths: &["tcp_retransmit_skb:err"],
@@ -195,7 +196,7 @@ mod tests {
             .collect();
         let reset_reasons = std::collections::HashMap::new();
         let bpf = crate::kernel::bpf::Bpf::default();
-        Resolved { slots: Vec::new(), absent, reset_reasons, bpf, open_files: None }
+        Resolved { slots: Vec::new(), absent, reset_reasons, bpf, open_files: None, map_entries: None }
     }
 
     #[test]

@@ -30,6 +30,7 @@ const CALLED: &[bpf_func_id] = &[
     bpf_func_id::BPF_FUNC_sk_fullsock,
     bpf_func_id::BPF_FUNC_probe_read_kernel,
     bpf_func_id::BPF_FUNC_probe_read_kernel_str,
+    bpf_func_id::BPF_FUNC_seq_write,
     bpf_func_id::BPF_FUNC_get_current_task_btf,
     bpf_func_id::BPF_FUNC_task_pt_regs,
     bpf_func_id::BPF_FUNC_ringbuf_reserve,
@@ -152,6 +153,7 @@ mod tests {
         objects.flat_map(move |object| {
             let specs = object.programs.iter();
             let names = specs.flat_map(move |spec| spec.names(preempts_programs));
+            let names = names.chain(object.older).chain(object.walk);
             names.map(|name| (object.elf, name))
         })
     }

@@ -13,6 +13,8 @@ use super::btf::{KernelBtf, Kind, Type};
 
 /// The function that stands for the iterator over open files in a kernel's types.
 pub(crate) const OPEN_FILES: &str = "bpf_iter_task_file";
+/// The one that stands for the iterator over the entries of a map.
+pub(crate) const MAP_ENTRIES: &str = "bpf_iter_bpf_map_elem";
 
 /// Why a row has no place in this kernel.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -111,6 +113,8 @@ pub struct Resolved {
     pub bpf: Bpf,
     /// BTF id of its iterator over open files; none in a kernel without.
     pub open_files: Option<u32>,
+    /// The same of its iterator over the entries of a map.
+    pub map_entries: Option<u32>,
 }
 
 impl Resolved {
@@ -129,6 +133,7 @@ pub fn resolve(btf: &KernelBtf, specs: &[FieldSpec]) -> Resolved {
         reset_reasons: reset_reasons(btf),
         bpf: Bpf::of(btf),
         open_files: btf.function_id(OPEN_FILES),
+        map_entries: btf.function_id(MAP_ENTRIES),
     };
     for spec in specs {
         let slot = match spec.kind {

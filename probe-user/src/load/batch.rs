@@ -127,7 +127,7 @@ fn lookup<K: Pod>(fd: BorrowedFd<'_>, value_size: usize, mut each: impl FnMut(&K
 }
 
 /// The descriptor behind aya's typed maps.
-trait MapFd {
+pub(super) trait MapFd {
     fn map_fd(&self) -> BorrowedFd<'_>;
 }
 

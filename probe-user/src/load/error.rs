@@ -67,6 +67,18 @@ pub enum LoadError {
         /// Cause.
         source: Box<ProgramError>,
     },
+    /// The kernel does not link a program to what it is to walk over.
+    #[error("{signal}: cannot attach {program} to {hook}: {source}")]
+    Link {
+        /// Signal.
+        signal: &'static str,
+        /// Program.
+        program: &'static str,
+        /// What it walks over.
+        hook: Hook,
+        /// Cause.
+        source: io::Error,
+    },
     /// There is no cgroup to attach to.
     #[error(
         "{signal}: program {program} needs the root of cgroup v2: mount it (mount -t cgroup2 none /sys/fs/cgroup/unified)"
@@ -129,6 +141,7 @@ impl LoadError {
             | Self::Object { signal, .. }
             | Self::Program { signal, .. }
             | Self::Attach { signal, .. }
+            | Self::Link { signal, .. }
             | Self::NoCgroup { signal, .. }
             | Self::Walk { signal, .. }
             | Self::Map { signal, .. }
@@ -167,6 +180,7 @@ impl LoadError {
             Self::MissingFields { .. }
             | Self::Object { .. }
             | Self::Attach { .. }
+            | Self::Link { .. }
             | Self::NoCgroup { .. }
             | Self::Walk { .. }
             | Self::Map { .. }
@@ -205,7 +219,9 @@ impl LoadError {
             Self::Object { source, .. } => Some(source.as_ref()),
             Self::Program { source, .. } | Self::Attach { source, .. } => Some(source.as_ref()),
             Self::Map { source, .. } => Some(source.as_ref()),
-            Self::Mapping { source, .. } | Self::Walk { source, .. } => Some(source),
+            Self::Link { source, .. } | Self::Mapping { source, .. } | Self::Walk { source, .. } => {
+                Some(source)
+            }
             Self::Unknown { source, .. } => source.inner(),
             Self::MissingFields { .. } | Self::NoCgroup { .. } | Self::Broken { .. } => None,
         }

@@ -7,8 +7,8 @@ mod batch;
 mod blocks;
 mod error;
 mod knock;
-mod older;
 mod plain;
+mod walk;
 
 use std::any::Any;
 use std::io;
@@ -26,6 +26,7 @@ pub use self::blocks::Blocks;
 pub use self::error::LoadError;
 pub use self::knock::bpf_answers;
 pub use self::plain::Plain;
+pub use self::walk::Walk;
 use crate::kernel::bpf::Bpf;
 use crate::kernel::cgroup::CgroupRoot;
 use crate::kernel::fields::Resolved;
@@ -47,6 +48,8 @@ pub enum Hook {
     CgroupSockAddr,
     /// The open files of all processes, walked over once.
     OpenFiles,
+    /// The entries of a map, walked over whenever asked.
+    MapEntries,
 }
 
 impl std::fmt::Display for Hook {
@@ -58,6 +61,7 @@ impl std::fmt::Display for Hook {
             Self::CgroupIngress => f.write_str("ingress of the root cgroup"),
             Self::CgroupSockAddr => f.write_str("socket addresses of the root cgroup"),
             Self::OpenFiles => f.write_str("the open files of all processes"),
+            Self::MapEntries => f.write_str("the entries of a map"),
         }
     }
 }
@@ -139,6 +143,8 @@ pub struct ObjectSpec {
     pub programs: &'static [ProgramSpec],
     /// The one that looks for what was there before them ([`Loaded::look_for_older`]).
     pub older: Option<&'static str>,
+    /// The one that walks over a map of theirs ([`Loaded::walk`]).
+    pub walk: Option<&'static str>,
 }
 
 impl ObjectSpec {
@@ -146,7 +152,7 @@ impl ObjectSpec {
     #[must_use]
     pub fn needs_cgroup(&self) -> bool {
         self.programs.iter().any(|program| match program.hook {
-            Hook::RawTracepoint(_) | Hook::PerfTracepoint(..) | Hook::OpenFiles => false,
+            Hook::RawTracepoint(_) | Hook::PerfTracepoint(..) | Hook::OpenFiles | Hook::MapEntries => false,
             Hook::CgroupEgress | Hook::CgroupIngress | Hook::CgroupSockAddr => true,
         })
     }

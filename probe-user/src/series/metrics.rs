@@ -124,6 +124,15 @@ registry! {
     TCP_RETRANSMITS: Counter = "system.network.tcp.retransmits", "{segment}",
         "TCP segments sent again, by what made the kernel send them again.",
         [key::TCP_RETRANSMIT_TYPE, key::NETWORK_TYPE];
+    TCP_SPURIOUS: Counter = "system.network.tcp.retransmits.spurious", "{segment}",
+        "TCP segments sent again although the first had arrived: the peer said that it got them twice (D-SACK, RFC 2883).",
+        [key::NETWORK_TYPE];
+    TCP_SEGMENTS: Counter = "system.network.tcp.segments", "{segment}",
+        "TCP segments of connections, those sent again included: what retransmits are a share of.",
+        [key::NETWORK_IO_DIRECTION, key::NETWORK_TYPE];
+    TCP_RTT: Timer = "system.network.tcp.rtt", "s",
+        "Smoothed round-trip time of TCP connections (RFC 6298), sampled about once a second while something is acknowledged.",
+        [key::NETWORK_TYPE];
     TCP_RESETS: Counter = "system.network.tcp.resets", "{reset}",
         "TCP resets sent and received.",
         [key::NETWORK_IO_DIRECTION];

@@ -54,6 +54,7 @@ static OBJECT: ObjectSpec = ObjectSpec {
         ProgramSpec::new("dns_egress", Hook::CgroupEgress),
     ],
     older: None,
+    walk: None,
 };
 
 impl SignalKind for Dns {

@@ -67,6 +67,15 @@ pub trait Signal: Send {
     /// When a map does not read or write.
     fn tick(&mut self, context: &mut Context<'_>) -> io::Result<()>;
 
+    /// Its programs are about to be detached: what is true only as long as they run is read now.
+    ///
+    /// # Errors
+    ///
+    /// When a map does not read.
+    fn detaching(&mut self, _context: &mut Context<'_>) -> io::Result<()> {
+        Ok(())
+    }
+
     /// A counter of its programs has risen by so much. Comes just before [`Self::interval`].
     fn counted(&mut self, _counter: Counter, _by: u64) {}
 

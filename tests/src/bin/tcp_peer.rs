@@ -7,7 +7,7 @@ use std::ffi::CString;
 use std::io::{BufRead as _, IoSlice, IoSliceMut, Read as _, Write as _};
 use std::mem::MaybeUninit;
 use std::net::SocketAddr;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr as UnixAddr, UnixListener, UnixStream};
 use std::time::Duration;
@@ -105,6 +105,8 @@ impl Peer {
             ["receive", number, octets] => {
                 self.connection(number)?.read_exact(&mut vec![0; octets.parse()?])?
             }
+            // srtt NUMBER: microseconds of the smoothed round-trip time, as TCP_INFO has it.
+            ["srtt", number] => return srtt(self.connection(number)?).map(|us| us.to_string()),
             // door NAME: where others may hand connections to this process.
             ["door", name] => {
                 self.door = Some(UnixListener::bind_addr(&UnixAddr::from_abstract_name(name)?)?);
@@ -192,6 +194,26 @@ impl Peer {
             .and_then(Option::take)
             .context("no such connection")
     }
+}
+
+/// `tcpi_rtt` of tcp(7).
+#[expect(unsafe_code, reason = "getsockopt(2) of TCP_INFO has no safe wrapper")]
+fn srtt(connection: &Socket) -> Result<u32> {
+    // SAFETY: plain numbers, for which zeros are valid.
+    let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
+    let mut len = libc::socklen_t::try_from(size_of_val(&info))?;
+    // SAFETY: the kernel writes no more than `len` octets to `info`.
+    let result = unsafe {
+        libc::getsockopt(
+            connection.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            (&raw mut info).cast(),
+            &raw mut len,
+        )
+    };
+    ensure!(result == 0, "TCP_INFO: {}", std::io::Error::last_os_error());
+    Ok(info.tcpi_rtt)
 }
 
 /// A TCP socket without delay. Options: `reuse_port`; `mss=OCTETS`; `cc=NAME`; `from=ADDRESS`, to bind to.

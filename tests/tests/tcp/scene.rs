@@ -86,6 +86,11 @@ pub(crate) struct Outcome {
 impl Scene {
     /// With `probe tcp --kind KINDS`.
     pub(crate) fn new(kinds: &str) -> Result<Self> {
+        Self::watched_by(|_cgroup| Probe::start(&["tcp", "--kind", kinds]))
+    }
+
+    /// With the `probe` that this begins.
+    pub(crate) fn watched_by(begin: impl FnOnce(&Cgroup) -> Result<Probe>) -> Result<Self> {
         let netns = Netns::new()?;
         netns.run(|| -> Result<()> {
             // Writes are to be segments, and no connection is to learn from another.
@@ -94,7 +99,7 @@ impl Scene {
         })??;
         let cgroup = Cgroup::new()?;
         let loss = Loss::attach(&cgroup)?;
-        let probe = Probe::start(&["tcp", "--kind", kinds])?;
+        let probe = begin(&cgroup)?;
         let client = Peer::start(CLIENT, &netns, &cgroup)?;
         let server = Peer::start(SERVER, &netns, &cgroup)?;
         Ok(Self { client, server, loss, probe, cgroup, netns })

@@ -36,8 +36,11 @@ fn load(object: &str, bytes: &[u8]) -> Result<()> {
             Program::KProbe(program) => program.load(),
             Program::TracePoint(program) => program.load(),
             Program::SocketFilter(program) => program.load(),
-            // The only one so far.
-            Program::Iter(program) => program.load("task_file", &kernel_types),
+            Program::Iter(program) => {
+                // aya does not keep what the section says.
+                let over = if name == "open_connections" { "bpf_map_elem" } else { "task_file" };
+                program.load(over, &kernel_types)
+            }
             other => bail!(
                 "{object}: {name} is of type {:?}, which xtask/src/ebpf/load.rs cannot load yet: add it there",
                 other.prog_type()

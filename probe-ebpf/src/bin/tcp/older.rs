@@ -7,12 +7,14 @@ use core::ffi::c_void;
 
 use probe_common::fields::{self, KernelPointer};
 use probe_common::loss::Counter;
-use probe_common::tcp::{Listeners, SocketState};
+use probe_common::tcp::Listeners;
 use probe_common::wire::Owner;
 use probe_ebpf::{Error, Result, emit, kread, socket, task};
 
-use crate::owners::{LISTENERS, SOCKETS, add_listener, is_tcp, listener_key, remember, remove_listener};
-use crate::{NEUTRAL, TCP_CLOSE, TCP_LISTEN};
+use crate::owners::{
+    LISTENERS, SOCKETS, add_listener, is_tcp, listener_key, new_state, remember, remove_listener,
+};
+use crate::{NEUTRAL, TCP_CLOSE, TCP_LISTEN, segments};
 
 /// include/uapi/linux/magic.h
 const SOCKFS_MAGIC: u64 = 0x534f_434b;
@@ -79,11 +81,13 @@ fn look_at(task: KernelPointer, file: KernelPointer) -> Result<()> {
 /// others inherited it.
 #[inline(always)]
 fn found(sk: KernelPointer, owner: &Owner, listens: bool) -> Result<()> {
-    let state = SocketState { owner: *owner, since_ns: 0, found: 1 };
+    let mut state = new_state(*owner, 0);
+    state.found = 1;
     if let Some(known) = SOCKETS.get_ptr(sk) {
         // SAFETY: a value of the map.
         let (found, before) = unsafe { ((*known).found, (*known).owner) };
         if found != 0 && before.start_ns > owner.start_ns {
+            state.delivered = segments::delivered(sk);
             remember(sk, &state);
             if listens {
                 replace_listener(sk, &before, owner)?;
@@ -91,10 +95,12 @@ fn found(sk: KernelPointer, owner: &Owner, listens: bool) -> Result<()> {
         }
         return Ok(());
     }
-    remember(sk, &state);
     if !listens {
-        return Ok(());
+        state.delivered = segments::delivered(sk);
+        remember(sk, &state);
+        return segments::set_aside(sk, &state);
     }
+    remember(sk, &state);
     let key = listener_key(sk)?;
     if key.local_port != 0 {
         let shared = kread::read_bits(sk, fields::SKC_REUSEPORT)? != 0;

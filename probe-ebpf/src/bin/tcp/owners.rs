@@ -14,7 +14,7 @@ use crate::{BPF_ANY, BPF_NOEXIST};
 /// include/uapi/linux/in.h
 const IPPROTO_TCP: u16 = 6;
 
-/// Owner by socket (kernel address), from connect or listen until the socket is destroyed.
+/// What is known of a socket (by its kernel address), from its connect, listen or birth until it is destroyed.
 #[map]
 pub(crate) static SOCKETS: HashMap<u64, SocketState> = HashMap::with_max_entries(32_768, 0);
 
@@ -30,6 +30,24 @@ pub(crate) fn set_owner(socket: &mut Socket, sk: KernelPointer) -> u64 {
     unsafe {
         kread::copy(&raw const (*state).owner, &mut socket.owner);
         (*state).since_ns
+    }
+}
+
+/// Of a socket that begins.
+#[inline(always)]
+pub(crate) fn new_state(owner: Owner, since_ns: u64) -> SocketState {
+    SocketState {
+        owner,
+        since_ns,
+        sent: 0,
+        received: 0,
+        sent_wraps: 0,
+        received_wraps: 0,
+        delivered: 0,
+        walk: 0,
+        found: 0,
+        ended: 0,
+        _pad: 0,
     }
 }
 

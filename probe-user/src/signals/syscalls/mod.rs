@@ -53,6 +53,7 @@ static OBJECT: ObjectSpec = ObjectSpec {
         ProgramSpec::raw("sys_enter").perf("sys_enter_perf", "raw_syscalls").backup("sys_enter_backup"),
     ],
     older: None,
+    walk: None,
 };
 
 impl SignalKind for Syscalls {

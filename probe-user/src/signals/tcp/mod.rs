@@ -20,10 +20,12 @@ use probe_common::tcp::{
 use probe_common::wire::{Address, FAMILY_IPV4, FAMILY_IPV6};
 
 mod events;
+mod segments;
 
 pub(super) use self::events::address;
 pub use self::events::{Close, Connect, Connection, Reset, Retransmit};
 use self::events::{direction, network_type, role};
+use self::segments::Segments;
 use super::{Context, Event, Owners, Signal, SignalKind, errno_name};
 use crate::collect::{self, DecodeError};
 use crate::config::{Config, Sizes, TcpKind};
@@ -59,6 +61,7 @@ static OBJECT: ObjectSpec = ObjectSpec {
         ProgramSpec::raw("tcp_receive_reset").backup("receive_reset_backup"),
     ],
     older: Some("older_sockets"),
+    walk: Some("open_connections"),
 };
 
 impl SignalKind for Tcp {
@@ -71,13 +74,14 @@ impl SignalKind for Tcp {
     }
 
     fn sizes(&self, config: &Config) -> Vec<(&'static str, u32)> {
-        let MapSizes { sockets, listeners, totals, handshakes } = MapSizes::of(&config.sizes);
+        let MapSizes { sockets, listeners, totals, handshakes, segments } = MapSizes::of(&config.sizes);
         vec![
             ("RING", config.sizes.ring_bytes()),
             ("SOCKETS", sockets),
             ("LISTENERS", listeners),
             ("TOTALS", totals),
             ("HANDSHAKES", handshakes),
+            ("SEGMENTS", segments),
         ]
     }
 
@@ -110,10 +114,14 @@ impl SignalKind for Tcp {
         kernel: &Resolved,
         loaded: &mut Loaded,
     ) -> Result<Box<dyn Signal>, LoadError> {
+        let sockets: Sockets = loaded.take_hash("SOCKETS")?;
+        let walk = loaded.walk(&sockets, kernel)?;
         Ok(Box::new(Running {
             totals: loaded.take_per_cpu_hash("TOTALS")?,
             handshakes: loaded.take_per_cpu_hash("HANDSHAKES")?,
-            sockets: loaded.take_hash("SOCKETS")?,
+            segments: Segments::new(loaded.take_per_cpu_hash("SEGMENTS")?, walk),
+            sum: Summary::default(),
+            sockets,
             listeners: loaded.take_hash("LISTENERS")?,
             sizes: MapSizes::of(&config.sizes),
             last_totals: HashMap::default(),
@@ -130,6 +138,7 @@ struct MapSizes {
     listeners: u32,
     totals: u32,
     handshakes: u32,
+    segments: u32,
 }
 
 impl MapSizes {
@@ -140,6 +149,8 @@ impl MapSizes {
             // Six causes, two families, and the outcomes of connections.
             totals: sizes.max_cgroups.saturating_mul(16),
             handshakes: sizes.max_cgroups,
+            // Two families.
+            segments: sizes.max_cgroups.saturating_mul(2),
         }
     }
 }
@@ -158,11 +169,16 @@ impl TcpKind {
     }
 }
 
+type Sockets = BpfHashMap<MapData, Plain<u64>, Plain<SocketState>>;
+
 struct Running {
     totals: PerCpuHashMap<MapData, Plain<TotalKey>, Plain<u64>>,
     handshakes: PerCpuHashMap<MapData, Plain<u64>, Plain<Durations>>,
+    segments: Segments,
+    /// Of this interval so far.
+    sum: Summary,
     /// Read only to tell how full they are.
-    sockets: BpfHashMap<MapData, Plain<u64>, Plain<SocketState>>,
+    sockets: Sockets,
     listeners: BpfHashMap<MapData, Plain<ListenerKey>, Plain<Listeners>>,
     sizes: MapSizes,
     last_totals: HashMap<TotalKey, Last<u64>>,
@@ -240,12 +256,17 @@ impl Signal for Running {
         self.records.record(bytes, context)
     }
 
-    fn tick(&mut self, _context: &mut Context<'_>) -> io::Result<()> {
-        Ok(())
+    fn tick(&mut self, context: &mut Context<'_>) -> io::Result<()> {
+        self.segments.tick(context, &mut self.sum)
+    }
+
+    fn detaching(&mut self, context: &mut Context<'_>) -> io::Result<()> {
+        self.segments.stop(context, &mut self.sum)
     }
 
     fn interval(&mut self, _next: u32, context: &mut Context<'_>) -> io::Result<super::Summary> {
-        let mut summary = Summary::default();
+        self.segments.update(context, &mut self.sum)?;
+        let mut summary = std::mem::take(&mut self.sum);
         self.read_totals(context, &mut summary)?;
         self.read_handshakes(context, &mut summary)?;
         self.reclaim(context.owners);
@@ -260,6 +281,7 @@ impl Signal for Running {
             // What is in these maps is remembered here.
             (Counter::TotalsFull, entries(self.last_totals.len()), &self.sizes.totals),
             (Counter::HandshakesFull, entries(self.last_handshakes.len()), &self.sizes.handshakes),
+            (Counter::SegmentsFull, entries(self.segments.entries()), &self.sizes.segments),
         ];
         Ok(fill.map(|(full, entries, limit)| (full.place(), entries, u64::from(*limit))).to_vec())
     }
@@ -329,7 +351,8 @@ impl Running {
         self.reclaimed = now;
         let mut known: HashMap<u64, bool> = HashMap::default();
         let mut gone = |cgroup_id: u64| *known.entry(cgroup_id).or_insert_with(|| owners.is_gone(cgroup_id));
-        let Self { totals, handshakes, last_totals, last_handshakes, .. } = self;
+        let Self { totals, handshakes, segments, last_totals, last_handshakes, .. } = self;
+        segments.reclaim(now, &mut gone);
         // An entry that is not there any more, or does not go, is no reason to end.
         last_totals.retain(|key, last| {
             !(last.idle(now) && gone(key.cgroup_id) && totals.remove(&Plain(*key)).is_ok())
@@ -398,6 +421,14 @@ pub struct Summary {
     pub failed: BTreeMap<Cow<'static, str>, u64>,
     /// Handshakes of connections made.
     pub handshakes: Histogram,
+    /// Segments sent, those sent again included.
+    pub segments_sent: u64,
+    /// Segments received.
+    pub segments_received: u64,
+    /// Segments that peers say they got twice.
+    pub spurious: u64,
+    /// Smoothed round-trip times, a sample a second of each connection in use.
+    pub rtts: Histogram,
 }
 
 fn to_wire(address: IpAddr) -> Address {

@@ -172,10 +172,9 @@ pub fn summary(
 }
 
 fn tcp_summary(out: &mut dyn Write, summary: &tcp::Summary) -> io::Result<()> {
-    let tcp::Summary { retransmits, resets_sent, resets_received, connected, accepted, failed, handshakes } =
-        summary;
+    let tcp::Summary { retransmits, resets_sent, resets_received, connected, accepted, failed, .. } = summary;
     let total: u64 = retransmits.iter().sum();
-    write!(out, "tcp       {total} segments retransmitted")?;
+    write!(out, "tcp       {total} of {} segments retransmitted", summary.segments_sent)?;
     if total != 0 {
         let kinds: Vec<String> = probe_common::tcp::CAUSES
             .iter()
@@ -186,13 +185,17 @@ fn tcp_summary(out: &mut dyn Write, summary: &tcp::Summary) -> io::Result<()> {
         write!(out, " ({})", kinds.join(", "))?;
     }
     write!(out, "; {connected} connected, {accepted} accepted")?;
-    if let Some(p50) = handshakes.quantile(0.5) {
+    if let Some(p50) = summary.handshakes.quantile(0.5) {
         write!(out, " (handshake p50 {})", seconds(p50))?;
     }
     for (errno, count) in failed {
         write!(out, ", {count} failed {errno}")?;
     }
-    writeln!(out, "; resets {resets_sent} sent, {resets_received} received")
+    write!(out, "; resets {resets_sent} sent, {resets_received} received")?;
+    if let (Some(p50), Some(p99)) = (summary.rtts.quantile(0.5), summary.rtts.quantile(0.99)) {
+        write!(out, "; rtt p50 {}, p99 {}", seconds(p50), seconds(p99))?;
+    }
+    writeln!(out)
 }
 
 fn dns_summary(out: &mut dyn Write, summary: &dns::Summary) -> io::Result<()> {

@@ -1,0 +1,215 @@
+//! Segments of all connections, and their round-trip times: the ratio's denominator, at no cost to a segment.
+//!
+//! The kernel counts them in each socket (RFC 4898, `tcpEStatsPerfSegsIn` and `…Out`). So nothing is done while they come and go:
+//! a connection's are added up where it ends, and those of open ones are read by a walk over all of them, which user space begins.
+
+use core::ffi::c_void;
+use core::ptr::addr_of;
+
+use aya_ebpf::helpers::generated::bpf_seq_write;
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::PerCpuHashMap;
+use probe_common::fields::{self, Field, KernelPointer};
+use probe_common::loss::Counter;
+use probe_common::tcp::{Home, OpenConnection, Segments, SocketState};
+use probe_ebpf::{Error, Result, emit, kread, socket};
+
+use crate::owners::{SOCKETS, set_owner};
+use crate::{BPF_NOEXIST, NEUTRAL, TCP_CLOSE, TCP_LISTEN, blank, passes};
+
+/// Of connections that have ended.
+#[map]
+static SEGMENTS: PerCpuHashMap<Home, Segments> = PerCpuHashMap::with_max_entries(1_024, 0);
+
+/// A connection ends: what it carried is counted, once.
+#[inline(always)]
+pub(crate) fn account(sk: KernelPointer) -> Result<()> {
+    let state = SOCKETS.get_ptr_mut(sk).ok_or(Error::NotOurs)?;
+    // SAFETY: a value of the map; what happens to one socket happens under its lock.
+    unsafe {
+        if (*state).ended != 0 {
+            return Ok(());
+        }
+        (*state).ended = 1;
+    }
+    add(&home(sk)?, &carried(sk, state))
+}
+
+/// A connection is older than the programs: what it carried until now is not to be counted.
+#[inline(always)]
+pub(crate) fn set_aside(sk: KernelPointer, state: &SocketState) -> Result<()> {
+    let Segments { sent, received, spurious } = carried(sk, state);
+    let less = Segments {
+        sent: sent.wrapping_neg(),
+        received: received.wrapping_neg(),
+        spurious: spurious.wrapping_neg(),
+    };
+    add(&home(sk)?, &less)
+}
+
+/// Segments that the peer has acknowledged.
+#[inline(always)]
+pub(crate) fn delivered(sk: KernelPointer) -> u32 {
+    kread::read_or_zero(sk, fields::TCP_DELIVERED)
+}
+
+/// Where a connection is counted. Nowhere, if the filter does not let it through.
+#[inline(always)]
+fn home(sk: KernelPointer) -> Result<Home> {
+    let settings = emit::settings().ok_or(Error::NotOurs)?;
+    if settings.filters != 0 && is_filtered_out(sk) != 0 {
+        return Err(Error::NotOurs);
+    }
+    Ok(Home { cgroup_id: socket::known_cgroup_id(sk), family: socket::family(sk)?, _pad: [0; 7] })
+}
+
+/// Apart, because few look: the verifier follows it where it is called, and nothing of it stays behind.
+#[inline(never)]
+fn is_filtered_out(sk: KernelPointer) -> u64 {
+    let mut socket = core::mem::MaybeUninit::uninit();
+    let socket = blank(&mut socket);
+    let Some(settings) = emit::settings() else { return 1 };
+    if socket::describe(sk, socket).is_err() {
+        return 1;
+    }
+    set_owner(socket, sk);
+    u64::from(!passes(settings, socket, sk).unwrap_or(false))
+}
+
+/// What a connection carried so far.
+#[inline(always)]
+fn carried(sk: KernelPointer, state: *const SocketState) -> Segments {
+    // SAFETY: the caller's: on its stack, or a value of the map.
+    let (sent, received) =
+        unsafe { (((*state).sent, (*state).sent_wraps), ((*state).received, (*state).received_wraps)) };
+    Segments {
+        sent: widened(sk, fields::SEGS_OUT, sent).0,
+        received: widened(sk, fields::SEGS_IN, received).0,
+        spurious: u64::from(kread::read_or_zero(sk, fields::DSACK_DUPS)),
+    }
+}
+
+/// A count of 32 bits in 64, and how often it has begun anew by now. `before`: what it was at the last walk, and how often it
+/// had then. Without a branch, for the verifier's sake.
+#[inline(always)]
+fn widened(sk: KernelPointer, field: Field<u32>, (before, wraps): (u32, u16)) -> (u64, u32, u16) {
+    let now = kread::read_or_zero(sk, field);
+    // The top bit of the difference of two 32-bit numbers in 64 bits is set where the second is larger.
+    let again = (u64::from(now).wrapping_sub(u64::from(before)) >> 63) as u16;
+    let wraps = wraps.wrapping_add(again);
+    (u64::from(wraps) << 32 | u64::from(now), now, wraps)
+}
+
+#[inline(always)]
+fn add(home: &Home, by: &Segments) -> Result<()> {
+    if SEGMENTS.get_ptr(home).is_none() && SEGMENTS.insert(home, by, BPF_NOEXIST).is_ok() {
+        return Ok(());
+    }
+    // It was there, or another CPU has made it between the two; or there is no room.
+    let Some(segments) = SEGMENTS.get_ptr_mut(home) else {
+        emit::count(Counter::SegmentsFull, 1);
+        return Ok(());
+    };
+    // SAFETY: a value of the map.
+    unsafe {
+        emit::add(&raw mut (*segments).sent, by.sent);
+        emit::add(&raw mut (*segments).received, by.received);
+        emit::add(&raw mut (*segments).spurious, by.spurious);
+    }
+    Ok(())
+}
+
+/// `struct bpf_iter__bpf_map_elem` of kernel/bpf/map_iter.c: every member takes eight bytes.
+#[repr(C)]
+struct Visit {
+    meta: *mut Meta,
+    map: *mut c_void,
+    /// Null at the end of the walk.
+    key: *mut c_void,
+    value: *mut c_void,
+}
+
+/// `struct bpf_iter_meta` of include/linux/bpf.h: likewise.
+#[repr(C)]
+struct Meta {
+    seq: *mut c_void,
+    session_id: u64,
+}
+
+/// `bpf_iter_bpf_map_elem(struct bpf_iter_meta *meta, struct bpf_map *map, void *key, void *value)`, over [`SOCKETS`]: writes an
+/// [`OpenConnection`] for each. In the process that reads, under RCU.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/bpf_map_elem")]
+pub fn open_connections(visit: *mut c_void) -> i32 {
+    let visit = visit.cast::<Visit>();
+    // SAFETY: the context of this hook.
+    let (meta, key) =
+        unsafe { (addr_of!((*visit).meta).read_volatile(), addr_of!((*visit).key).read_volatile()) };
+    // SAFETY: the kernel's own, typed by its BTF.
+    let (seq, walk) =
+        unsafe { (addr_of!((*meta).seq).read_volatile(), addr_of!((*meta).session_id).read_volatile()) };
+    let sk = kread::address_of(key).and_then(|key| if key == 0 { Ok(0) } else { kread::read_at(key) });
+    if let Ok(sk) = sk {
+        let _not_open = visit_connection(seq, walk as u32, sk);
+    }
+    NEUTRAL
+}
+
+/// A socket's memory may become another's at any time, and then its entry in the map has gone before. So what is read counts
+/// only if the entry is still there afterwards.
+#[inline(always)]
+fn visit_connection(seq: *mut c_void, walk: u32, sk: KernelPointer) -> Result<()> {
+    let state = SOCKETS.get_ptr_mut(sk).ok_or(Error::NotOurs)?;
+    // SAFETY: a value of the map.
+    let (done, last_walk) = unsafe { ((*state).ended, (*state).walk) };
+    // The kernel may come by twice where entries come and go.
+    if done != 0 || last_walk == walk {
+        return Err(Error::NotOurs);
+    }
+    let tcp_state = i32::from(kread!(sk, SKC_STATE)?);
+    if tcp_state == TCP_LISTEN || tcp_state == TCP_CLOSE {
+        return Err(Error::NotOurs);
+    }
+    let home = home(sk)?;
+    // SAFETY: as above.
+    let (sent, received, known) = unsafe {
+        (
+            ((*state).sent, (*state).sent_wraps),
+            ((*state).received, (*state).received_wraps),
+            (*state).delivered,
+        )
+    };
+    let (all_sent, sent, sent_wraps) = widened(sk, fields::SEGS_OUT, sent);
+    let (all_received, received, received_wraps) = widened(sk, fields::SEGS_IN, received);
+    let spurious = u64::from(kread::read_or_zero(sk, fields::DSACK_DUPS));
+    let delivered = delivered(sk);
+    let srtt_us = if delivered == known { 0 } else { kread::read_or_zero(sk, fields::SRTT_US) >> 3 };
+    let open = OpenConnection {
+        home,
+        segments: Segments { sent: all_sent, received: all_received, spurious },
+        srtt_us,
+        _pad: 0,
+    };
+    let state = SOCKETS.get_ptr_mut(sk).ok_or(Error::NotOurs)?;
+    // SAFETY: a value of the map.
+    if unsafe { (*state).ended } != 0 {
+        return Err(Error::NotOurs);
+    }
+    // SAFETY: `seq` is the kernel's, `open` lives on our stack.
+    let written = unsafe {
+        bpf_seq_write(seq.cast(), (&raw const open).cast_mut().cast(), size_of::<OpenConnection>() as u32)
+    };
+    // No room: the kernel comes by once more when user space has read what is there.
+    if written == 0 {
+        // SAFETY: a value of the map; nobody else writes these.
+        unsafe {
+            (*state).sent = sent;
+            (*state).sent_wraps = sent_wraps;
+            (*state).received = received;
+            (*state).received_wraps = received_wraps;
+            (*state).delivered = delivered;
+            (*state).walk = walk;
+        }
+    }
+    Ok(())
+}
