@@ -149,11 +149,13 @@ pub struct TcpOptions {
     pub peer_port: Option<u16>,
     /// Only peers in this network.
     pub peer: Option<ipnet::IpNet>,
+    /// Whether connection tracking is asked where packets go.
+    pub nat: bool,
 }
 
 impl Default for TcpOptions {
     fn default() -> Self {
-        Self { kinds: TcpKind::DEFAULT.to_vec(), local_port: None, peer_port: None, peer: None }
+        Self { kinds: TcpKind::DEFAULT.to_vec(), local_port: None, peer_port: None, peer: None, nat: false }
     }
 }
 

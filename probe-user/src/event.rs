@@ -110,6 +110,10 @@ pub mod key {
     pub const NETWORK_PEER_ADDRESS: &str = "network.peer.address";
     /// Remote port.
     pub const NETWORK_PEER_PORT: &str = "network.peer.port";
+    /// IP address to which NAT sends what goes to the peer.
+    pub const DESTINATION_ADDRESS: &str = "destination.address";
+    /// Port there.
+    pub const DESTINATION_PORT: &str = "destination.port";
     /// State of the connection: `established`, `syn_sent`, …
     pub const NETWORK_CONNECTION_STATE: &str = "network.connection.state";
     /// Segments that were sent again.

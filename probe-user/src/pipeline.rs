@@ -18,6 +18,7 @@ use crate::event::key;
 use crate::kernel::btf::{BtfError, KernelBtf};
 use crate::kernel::cgroup::{Cgroup, CgroupError, CgroupRoot, TreeLimits};
 use crate::kernel::clock::{self, Clock};
+use crate::kernel::conntrack::{Conntrack, ConntrackError};
 use crate::kernel::features::Features;
 use crate::kernel::fields::{Resolved, resolve};
 use crate::kernel::least::{self, Plan, Uses};
@@ -97,6 +98,9 @@ pub enum StartError {
     /// The root of cgroup v2 is not to be had.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
+    /// Connection tracking was to be asked, and does not answer.
+    #[error(transparent)]
+    Conntrack(#[from] ConntrackError),
     /// The filter names nothing.
     #[error("{0}")]
     Filter(String),
@@ -198,13 +202,14 @@ impl Pipeline {
             return Err(error);
         }
         let cgroup = cgroup.ok();
-        give_back_privileges(&signals);
+        let conntrack = config.tcp.nat.then(Conntrack::open).transpose()?;
+        give_back_privileges(&signals, conntrack.is_some());
         let clock = Clock::new();
         let now = clock.wall(clock::monotonic_ns());
         let tree = Entities::new(cgroup.as_ref().map(|root| root.path.as_path()), TreeLimits::default());
         Ok(Self {
             signals,
-            owners: Owners::new(tree, Processes::new(ProcessLimits::default())),
+            owners: Owners::new(tree, Processes::new(ProcessLimits::default())).with_conntrack(conntrack),
             clock,
             store: Store::new(Limits::default(), now),
             stats,
@@ -570,11 +575,11 @@ fn start_signal(
 }
 
 /// What was needed to load and attach is not needed to run. A host that does not allow giving it back runs all the same.
-fn give_back_privileges(signals: &[Running]) {
+fn give_back_privileges(signals: &[Running], conntrack: bool) {
     let given_back = || -> io::Result<Plan> {
         let read = |running: &Running| least::reads_without(|| running.counters.try_read());
         let read = signals.first().map_or(Ok(true), read)?;
-        let plan = Plan::make(Uses::new(sees_host_pids(), read, &Features::of_this_host()))?;
+        let plan = Plan::make(Uses::new(sees_host_pids(), conntrack, read, &Features::of_this_host()))?;
         plan.carry_out()?;
         Ok(plan)
     };

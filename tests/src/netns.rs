@@ -47,6 +47,12 @@ impl Netns {
         self.inode
     }
 
+    /// A path by which other processes can name it, as long as this process holds it.
+    #[must_use]
+    pub fn path(&self) -> String {
+        format!("/proc/{}/fd/{}", std::process::id(), self.file.as_raw_fd())
+    }
+
     /// Runs `inside` on a thread of its own in the namespace; threads that it spawns are in there too. A panic in it goes
     /// on in the caller.
     ///

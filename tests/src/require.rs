@@ -44,6 +44,15 @@ pub fn own_machine(what: &str) -> Result<bool> {
     Ok(in_guest())
 }
 
+/// Reports a test as skipped that takes what virtual machines of the tests do not have.
+///
+/// # Errors
+///
+/// stdout does not take the report.
+pub fn own_host(what: &str) -> Result<()> {
+    say(&format!("{what}: on hosts only"))
+}
+
 fn say(reason: &str) -> Result<()> {
     // Not by a macro: the test harness would capture that.
     Ok(writeln!(std::io::stdout().lock(), "{SKIP_MARK}{reason}")?)

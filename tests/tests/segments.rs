@@ -14,7 +14,7 @@ use probe_tests::drop::{RuleExt as _, lose};
 use probe_tests::otlp_receiver::{Point, PointValue, Receiver};
 use probe_tests::probe::{DEADLINE, Probe, patient, poll};
 
-#[allow(dead_code, reason = "tests/tests/tcp.rs uses the rest")]
+#[expect(dead_code, reason = "tests/tests/tcp.rs uses the rest")]
 #[path = "tcp/scene.rs"]
 mod scene;
 

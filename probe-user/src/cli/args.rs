@@ -33,6 +33,15 @@ pub(super) struct Shared {
     limits: LimitArgs,
 }
 
+/// Of the commands that show TCP events.
+#[derive(Debug, Args)]
+pub(super) struct NatArgs {
+    /// Say where NAT sends a connection's packets (the pod behind a service's address): asks the connection tracking of the
+    /// network namespace in which probe runs, and keeps CAP_NET_ADMIN for that
+    #[arg(long)]
+    pub(super) nat: bool,
+}
+
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Filters (applied in the kernel, all together)")]
 struct FilterArgs {

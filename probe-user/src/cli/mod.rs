@@ -16,6 +16,7 @@ use clap::{Parser, Subcommand};
 use crate::config::Config;
 use crate::doctor::Verdict;
 use crate::kernel::cgroup::CgroupError;
+use crate::kernel::conntrack::ConntrackError;
 use crate::pipeline::StartError;
 
 /// Watches TCP, DNS and system calls of a Linux host with eBPF.
@@ -72,7 +73,10 @@ impl Failure {
 impl From<StartError> for Failure {
     fn from(error: StartError) -> Self {
         match &error {
-            StartError::Privileges(_) => Self::privileges(error),
+            StartError::Privileges(_) | StartError::Conntrack(ConntrackError::Privileges(_)) => {
+                Self::privileges(error)
+            }
+            StartError::Conntrack(ConntrackError::Kernel(_)) => Self::kernel(error),
             StartError::Signal { diagnosis, .. } if diagnosis.verdict == Verdict::Privileges => {
                 Self::privileges(error)
             }

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::args::{Shared, positive};
+use super::args::{NatArgs, Shared, positive};
 use super::output::{StdoutSink, Style, Tee, closing_lines, ended, on_terminal};
 use super::{Failure, block_on};
 use crate::config::OtlpEvents;
@@ -27,6 +27,8 @@ const SHUTDOWN: Duration = Duration::from_secs(5);
 pub(super) struct Args {
     #[command(flatten)]
     shared: Shared,
+    #[command(flatten)]
+    nat: NatArgs,
     #[command(flatten)]
     otlp: OtlpArgs,
 }
@@ -55,6 +57,7 @@ struct OtlpArgs {
 pub(super) fn main(args: Args) -> Result<ExitCode, Failure> {
     let lookup = |key: &str| std::env::var(key).ok();
     let mut config = args.shared.resolve(default_interval(&lookup)?)?;
+    config.tcp.nat = args.nat.nat;
     let flags = OtlpFlags {
         endpoint: args.otlp.otlp_endpoint,
         protocol: args.otlp.otlp_protocol,

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use super::args::Shared;
+use super::args::{NatArgs, Shared};
 use super::{Failure, live};
 use crate::config::TcpKind;
 use crate::signals;
@@ -28,6 +28,8 @@ pub(super) struct Args {
     /// Only peers in this network, e.g. 10.0.0.0/8, or one address
     #[arg(long, value_name = "CIDR", value_parser = network)]
     peer: Option<ipnet::IpNet>,
+    #[command(flatten)]
+    nat: NatArgs,
 }
 
 /// Runs it.
@@ -39,6 +41,7 @@ pub(super) fn main(args: Args) -> Result<ExitCode, Failure> {
     config.tcp.local_port = args.local_port;
     config.tcp.peer_port = args.peer_port;
     config.tcp.peer = args.peer;
+    config.tcp.nat = args.nat.nat;
     live::show(&config, &signals::tcp::Tcp)
 }
 

@@ -4,6 +4,7 @@ use caps::Capability;
 
 use super::{Check, Diagnosis, Host};
 use crate::kernel::cgroup::{CgroupError, CgroupRoot};
+use crate::kernel::conntrack::Conntrack;
 
 pub(super) fn checks(
     host: &Host,
@@ -17,6 +18,7 @@ pub(super) fn checks(
     vec![
         executables(host.host_pids, held(Capability::CAP_SYS_PTRACE)),
         older_sockets(host.host_pids, older),
+        destinations(),
         stacks(held(Capability::CAP_PERFMON), held(Capability::CAP_SYSLOG)),
         statistics(host.features.bpf_stats),
         private_cgroup(cgroup),
@@ -62,6 +64,15 @@ fn older_sockets(host_pids: bool, older: Option<&Result<(), Diagnosis>>) -> Chec
         None => Check::degraded(NAME, format!("not looked for, because tcp cannot run; {LOST}"))
             .fix("see the check `signal tcp`"),
     }
+}
+
+fn destinations() -> Check {
+    let detail = match Conntrack::open() {
+        Ok(_) => "asked of connection tracking with --nat, which keeps CAP_NET_ADMIN; without it nothing is lost but them"
+            .to_owned(),
+        Err(error) => format!("not to be had, and nothing else is lost: {error}"),
+    };
+    Check::ok("destinations behind NAT", detail)
 }
 
 fn stacks(perfmon: bool, syslog: bool) -> Check {

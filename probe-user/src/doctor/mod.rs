@@ -159,7 +159,7 @@ pub fn examine(config: &Config) -> Findings {
 
 /// What a command would do with its privileges after attaching.
 fn plan(host: &Host, maps_read: &Result<bool, String>) -> Result<Plan, String> {
-    let uses = Uses::new(host.host_pids, *maps_read.as_ref().map_err(String::clone)?, &host.features);
+    let uses = Uses::new(host.host_pids, false, *maps_read.as_ref().map_err(String::clone)?, &host.features);
     Plan::make(uses).map_err(|error| error.to_string())
 }
 

@@ -42,6 +42,8 @@ pub struct Plan {
 pub struct Uses {
     /// It looks into /proc/PID of other users.
     pub processes: bool,
+    /// It asks connection tracking.
+    pub conntrack: bool,
     /// Maps read and write by their descriptors, whatever the capabilities: [`reads_without`] and [`Features`] tell.
     pub maps_for_all: bool,
 }
@@ -49,12 +51,12 @@ pub struct Uses {
 impl Uses {
     /// `read` is whether maps did read when it was tried without capabilities.
     #[must_use]
-    pub fn new(processes: bool, read: bool, features: &Features) -> Self {
+    pub fn new(processes: bool, conntrack: bool, read: bool, features: &Features) -> Self {
         // At 0 an older kernel lets anybody read too, until an administrator sets another value: then the trial tells
         // nothing of what is to come, and the version has to.
         let settled = features.unprivileged_bpf != Some(UnprivilegedBpf::Allowed)
             || features.version().is_some_and(|version| version >= MAPS_BY_DESCRIPTOR);
-        Self { processes, maps_for_all: read && settled }
+        Self { processes, conntrack, maps_for_all: read && settled }
     }
 }
 
@@ -70,7 +72,7 @@ impl Plan {
     }
 
     fn of(uses: Uses, effective: CapabilitySet, held: CapabilitySet) -> Self {
-        let Uses { processes, maps_for_all } = uses;
+        let Uses { processes, conntrack, maps_for_all } = uses;
         let mut keeps = Vec::new();
         let of_bpf = BPF.any_of.iter().find(|capability| effective.contains(set_of(**capability)));
         if let (false, Some(&capability)) = (maps_for_all, of_bpf) {
@@ -79,6 +81,10 @@ impl Plan {
         let ptrace = Capability::CAP_SYS_PTRACE;
         if processes && effective.contains(set_of(ptrace)) {
             keeps.push(Kept { capability: ptrace, purpose: "executables of other users' processes" });
+        }
+        let net_admin = Capability::CAP_NET_ADMIN;
+        if conntrack && effective.contains(set_of(net_admin)) {
+            keeps.push(Kept { capability: net_admin, purpose: "where NAT sends packets, asked with --nat" });
         }
         let is_kept = |capability: &Capability| keeps.iter().any(|kept| kept.capability == *capability);
         let mut drops: Vec<Capability> = caps::all()
@@ -158,9 +164,10 @@ mod tests {
 
     #[test]
     fn what_is_kept_is_held_and_used() {
-        let all = Uses { processes: true, maps_for_all: true };
-        let old = Uses { processes: true, maps_for_all: false };
-        let blind = Uses { processes: false, maps_for_all: true };
+        let all = Uses { processes: true, conntrack: false, maps_for_all: true };
+        let old = Uses { processes: true, conntrack: false, maps_for_all: false };
+        let blind = Uses { processes: false, conntrack: false, maps_for_all: true };
+        let nat = Uses { processes: false, conntrack: true, maps_for_all: true };
         type Case<'a> = (&'a str, Uses, &'a [Capability], &'a [Capability], &'a [Capability]);
         let least = [CAP_NET_ADMIN, CAP_PERFMON, CAP_BPF];
         let cases: &[Case<'_>] = &[
@@ -176,6 +183,7 @@ mod tests {
                 &[CAP_SYS_PTRACE],
                 &[CAP_SETPCAP, CAP_BPF],
             ),
+            ("nat", nat, &least, &[CAP_NET_ADMIN], &[CAP_PERFMON, CAP_BPF]),
             ("names of other numbers", blind, &[CAP_SYS_PTRACE], &[], &[CAP_SYS_PTRACE]),
         ];
         for (name, uses, held, keeps, drops) in cases {
@@ -206,7 +214,7 @@ mod tests {
             let mut features = Features::of_this_host();
             features.release = release.into();
             features.unprivileged_bpf = setting;
-            let uses = Uses::new(true, read, &features);
+            let uses = Uses::new(true, false, read, &features);
             assert_eq!(uses.maps_for_all, expected, "{release} {setting:?} {read}");
         }
     }

@@ -6,6 +6,7 @@ pub mod btf;
 mod btf_blob;
 pub mod cgroup;
 pub mod clock;
+pub mod conntrack;
 pub mod cpus;
 pub mod features;
 pub mod fields;

@@ -1,5 +1,6 @@
 //! Whose an event was: the attributes that all events have in common.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -7,6 +8,7 @@ use probe_common::wire::Owner;
 
 use crate::entity::{Entities, Entity, Processes};
 use crate::event::{AttrValue, key};
+use crate::kernel::conntrack::Conntrack;
 
 /// Whose an event was, as far as it is known.
 #[derive(Clone, Debug)]
@@ -53,18 +55,30 @@ impl Who {
     }
 }
 
-/// Says whose things are.
+/// Says whose things are, and where they go.
 #[derive(Debug)]
 pub struct Owners {
     entities: Entities,
     processes: Processes,
+    conntrack: Option<Conntrack>,
 }
 
 impl Owners {
     /// With a resolver of cgroups and one of processes.
     #[must_use]
     pub fn new(entities: Entities, processes: Processes) -> Self {
-        Self { entities, processes }
+        Self { entities, processes, conntrack: None }
+    }
+
+    /// With connection tracking to ask, or none.
+    #[must_use]
+    pub fn with_conntrack(self, conntrack: Option<Conntrack>) -> Self {
+        Self { conntrack, ..self }
+    }
+
+    /// Where NAT sends the packets of a connection from `local` to `peer`, if elsewhere and known.
+    pub fn destination(&mut self, local: SocketAddr, peer: SocketAddr, netns: u32) -> Option<SocketAddr> {
+        self.conntrack.as_mut()?.destination(local, peer, netns, Instant::now())
     }
 
     /// Container or host of a cgroup; `tgid` helps where cgroup v2 does not tell containers apart.

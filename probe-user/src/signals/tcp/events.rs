@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap as StdHashMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,29 +29,39 @@ pub struct Connection {
     pub peer: IpAddr,
     /// Peer port.
     pub peer_port: u16,
+    /// Where NAT sends what goes to the peer, if that is elsewhere and probe asks.
+    pub destination: Option<SocketAddr>,
     /// TCP state.
     pub state: &'static str,
 }
 
 impl Connection {
     pub(super) fn decode(socket: &Socket, context: &mut Context<'_>) -> Result<Self, DecodeError> {
+        let local = address(socket.family, &socket.local)?;
+        let peer = address(socket.family, &socket.peer)?;
+        let ends = (SocketAddr::new(local, socket.local_port), SocketAddr::new(peer, socket.peer_port));
         Ok(Self {
             who: context.owners.who(&socket.owner, socket.cgroup_id, socket.netns),
-            local: address(socket.family, &socket.local)?,
+            local,
             local_port: socket.local_port,
-            peer: address(socket.family, &socket.peer)?,
+            peer,
             peer_port: socket.peer_port,
+            destination: context.owners.destination(ends.0, ends.1, socket.netns),
             state: state(socket.state)?,
         })
     }
 
     fn visit(&self, visitor: &mut dyn FnMut(&'static str, AttrValue<'_>)) {
-        let Self { who, local, local_port, peer, peer_port, state } = self;
+        let Self { who, local, local_port, peer, peer_port, destination, state } = self;
         visitor(key::NETWORK_TYPE, AttrValue::Str(if local.is_ipv4() { "ipv4" } else { "ipv6" }));
         visitor(key::NETWORK_LOCAL_ADDRESS, AttrValue::Str(&local.to_string()));
         visitor(key::NETWORK_LOCAL_PORT, AttrValue::Int(i64::from(*local_port)));
         visitor(key::NETWORK_PEER_ADDRESS, AttrValue::Str(&peer.to_string()));
         visitor(key::NETWORK_PEER_PORT, AttrValue::Int(i64::from(*peer_port)));
+        if let Some(destination) = destination {
+            visitor(key::DESTINATION_ADDRESS, AttrValue::Str(&destination.ip().to_string()));
+            visitor(key::DESTINATION_PORT, AttrValue::Int(i64::from(destination.port())));
+        }
         visitor(key::NETWORK_CONNECTION_STATE, AttrValue::Str(state));
         who.visit(visitor);
     }
