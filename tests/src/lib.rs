@@ -16,5 +16,6 @@ pub mod probe;
 pub mod protocol;
 pub mod require;
 pub mod runner;
+pub mod tcp_load;
 pub mod traffic;
 pub mod workload;

@@ -1,12 +1,19 @@
 //! `cargo xtask bench`: what probe costs, side by side with others in one run. Medians and ratios; nothing here is a test.
 
 mod agent;
+mod connections;
 mod syscalls;
+mod tcp;
 mod tracer;
+#[expect(dead_code, unreachable_pub, reason = "the tests' library exports it, and uses all of it")]
+#[path = "../../tests/src/workload.rs"]
+mod workload;
 
+use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
+use workload::Workload;
 
 use crate::process::{self, is_root, repo_root, say};
 
@@ -15,7 +22,9 @@ pub(crate) struct Args {
     /// Rounds; each round measures every variant once
     #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
-    /// Only this part
+    #[command(flatten)]
+    connections: connections::Options,
+    /// Only this part; without, all but `connections`, which takes its time
     #[arg(value_enum)]
     part: Option<Part>,
 }
@@ -24,10 +33,14 @@ pub(crate) struct Args {
 enum Part {
     /// A getppid loop: nothing, empty programs, probe, and where installed syscount and bpftrace
     Syscalls,
+    /// TCP in bulk, to and fro, and connections made and closed: nothing, probe, and where installed tcpstates and others
+    Tcp,
     /// `probe run`: time to the first event, memory of the agent and of its maps
     Agent,
     /// Records a second through rings of several sizes, offered and delivered
     Flood,
+    /// `probe run` beside many open connections, some of them closed and opened again all the time: whether its memory stays
+    Connections,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -45,6 +58,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if wanted(Part::Syscalls) {
         syscalls::run(&root, &probe, args.rounds)?;
     }
+    if wanted(Part::Tcp) {
+        tcp::run(&root, &probe, args.rounds)?;
+    }
     if wanted(Part::Agent) {
         agent::run(&probe, args.rounds)?;
     }
@@ -53,7 +69,18 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         let flood = ["run", "--quiet", "--release", "--locked", "--package", "probe-tests", "--bin", "flood"];
         process::run(process::cargo().current_dir(&root).args(flood))?;
     }
+    if args.part == Some(Part::Connections) {
+        connections::run(&root, &probe, &args.connections)?;
+    }
     Ok(())
+}
+
+/// Builds a program of the tests that takes orders, and starts it. (xtask need not be built with the tests for that.)
+fn start_workload(root: &Path, name: &str) -> Result<Workload> {
+    let build = ["build", "--quiet", "--release", "--locked", "--package", "probe-tests", "--bin", name];
+    process::run(process::cargo().current_dir(root).args(build))?;
+    let program = root.join("target/release").join(name);
+    Workload::start(program.to_str().context("the repository's path is no UTF-8: move it")?)
 }
 
 /// The middle of some figures; of an even number, the lower of the two.

@@ -87,3 +87,15 @@ fn dispatch(task: Task) -> Result<ExitCode> {
     }
     Ok(ExitCode::SUCCESS)
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn arguments_make_sense_to_clap() {
+        Cli::command().debug_assert();
+    }
+}

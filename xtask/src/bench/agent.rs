@@ -1,7 +1,5 @@
 //! `probe run` by itself: how soon it sees something, how much memory it takes.
 
-use std::collections::BTreeSet;
-use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
@@ -11,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 
 use super::median;
 use super::tracer::Tracer;
@@ -32,14 +30,8 @@ pub(super) fn run(probe: &Path, rounds: u32) -> Result<()> {
 
     let agent = Tracer::start(Command::new(probe).args(["run", "--interval", "1s"]), 17)?;
     thread::sleep(SETTLE);
-    let status = agent.proc("status")?;
-    let anonymous = status
-        .lines()
-        .find_map(|line| line.strip_prefix("RssAnon:"))
-        .and_then(|rest| rest.split_whitespace().next()?.parse::<f64>().ok())
-        .context("/proc/PID/status has no RssAnon")?;
-    say(format_args!("probe run, idle: anonymous memory {:.1} MiB", anonymous / 1024.0));
-    say(format_args!("probe run: BPF maps, rings and programs {:.1} MiB", memlock(agent.pid())? / 1048576.0));
+    say(format_args!("probe run, idle: anonymous memory {:.1} MiB", agent.anonymous()?));
+    say(format_args!("probe run: BPF maps, rings and programs {:.1} MiB", agent.memlock()?));
     Ok(())
 }
 
@@ -76,25 +68,4 @@ fn first_event(probe: &Path) -> Result<f64> {
     let _joined = (acceptor.join(), connector.join());
     ensure!(!line.is_empty(), "probe tcp printed nothing");
     Ok(elapsed)
-}
-
-/// Bytes that the kernel charges a process for its BPF objects: the `memlock` of each map and program it holds, once.
-fn memlock(pid: u32) -> Result<f64> {
-    let mut seen = BTreeSet::new();
-    let mut sum = 0.0;
-    for entry in fs::read_dir(format!("/proc/{pid}/fdinfo"))? {
-        // Descriptors come and go meanwhile.
-        let Ok(text) = fs::read_to_string(entry?.path()) else { continue };
-        let value = |key: &str| text.lines().find_map(|line| line.strip_prefix(key)).map(str::trim);
-        let id = value("map_id:")
-            .map(|id| ("map", id.to_owned()))
-            .or_else(|| value("prog_id:").map(|id| ("prog", id.to_owned())));
-        if let (Some(id), Some(bytes)) = (id, value("memlock:"))
-            && seen.insert(id)
-        {
-            sum += bytes.parse::<f64>().unwrap_or(0.0);
-        }
-    }
-    ensure!(sum > 0.0, "process {pid} holds no BPF map");
-    Ok(sum)
 }
