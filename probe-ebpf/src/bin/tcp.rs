@@ -23,7 +23,7 @@ use probe_common::hist::{self, BUCKETS};
 use probe_common::loss::Counter;
 use probe_common::settings::{FILTER_CGROUP, Settings};
 use probe_common::tcp::{
-    ABSENT, Cause, ConnectRecord, Durations, KIND_CONNECT, KIND_RESET, KIND_RETRANSMIT, RESET_RECEIVED,
+    ABSENT, Cause, ConnectRecord, Durations, Home, KIND_CONNECT, KIND_RESET, KIND_RETRANSMIT, RESET_RECEIVED,
     RESET_SENT, ROLE_CLIENT, ROLE_SERVER, ResetRecord, RetransmitRecord, Socket, TOTAL_CONNECTIONS,
     TOTAL_RESETS, TOTAL_RETRANSMITS, TotalKey,
 };
@@ -161,7 +161,7 @@ fn try_retransmit(ctx: &RawTracePointContext) -> Result<()> {
     if !passes(settings, socket, sk)? {
         return Ok(());
     }
-    total(socket, TOTAL_RETRANSMITS, cause as u8, 0, u64::from(segments));
+    total(&home_of(socket), TOTAL_RETRANSMITS, cause as u8, 0, u64::from(segments));
     if settings.tcp_kinds & (1 << KIND_RETRANSMIT) != 0 {
         let Some(record) = emit::reserve::<RetransmitRecord>() else { return Ok(()) };
         record.header = header::<RetransmitRecord>(KIND_RETRANSMIT);
@@ -214,7 +214,7 @@ fn try_retransmit_synack(ctx: &RawTracePointContext) -> Result<()> {
     if !passes(settings, socket, listener)? {
         return Ok(());
     }
-    total(socket, TOTAL_RETRANSMITS, Cause::SynAck as u8, 0, 1);
+    total(&home_of(socket), TOTAL_RETRANSMITS, Cause::SynAck as u8, 0, 1);
     if settings.tcp_kinds & (1 << KIND_RETRANSMIT) != 0 {
         let Some(record) = emit::reserve::<RetransmitRecord>() else { return Ok(()) };
         record.header = header::<RetransmitRecord>(KIND_RETRANSMIT);
@@ -278,7 +278,7 @@ fn try_reset(sk: KernelPointer, direction: u8, reason: u32) -> Result<()> {
     if !passes(settings, socket, sk)? {
         return Ok(());
     }
-    total(socket, TOTAL_RESETS, direction, 0, 1);
+    total(&home_of(socket), TOTAL_RESETS, direction, 0, 1);
     if settings.tcp_kinds & (1 << KIND_RESET) != 0 {
         let Some(record) = emit::reserve::<ResetRecord>() else { return Ok(()) };
         record.header = header::<ResetRecord>(KIND_RESET);
@@ -305,7 +305,8 @@ pub fn set_state_backup(ctx: RawTracePointContext) -> i32 {
 
 fn try_set_state(ctx: &RawTracePointContext) -> Result<()> {
     let (sk, old, new): (u64, i32, i32) = (ctx.arg(0), ctx.arg(1), ctx.arg(2));
-    if !is_tcp(sk)? {
+    // Half of all: before anything is read.
+    if close::is_on_its_way(new) || !is_tcp(sk)? {
         return Err(Error::NotOurs);
     }
     if new == TCP_CLOSE && old != TCP_LISTEN {
@@ -378,38 +379,33 @@ pub fn destroy_sock_backup(ctx: RawTracePointContext) -> i32 {
 #[inline(always)]
 fn came_out(sk: KernelPointer, role: u8, errno: u32) -> Result<()> {
     let settings = emit::settings().ok_or(Error::NotOurs)?;
+    let now = now();
+    let since_ns = established(sk, now);
+    let home = segments::home(sk)?;
+    let duration_ns = if since_ns == 0 { 0 } else { now.saturating_sub(since_ns) };
+    total(&home, TOTAL_CONNECTIONS, role, errno, 1);
+    if errno == 0 && role == ROLE_CLIENT && duration_ns != 0 {
+        handshake(home.cgroup_id, duration_ns);
+    }
+    // Established connections are counted; a record each is for who asked for them.
+    let kind = if errno == 0 { KIND_CONNECT + 1 } else { KIND_CONNECT };
+    if settings.tcp_kinds & (1 << kind) == 0 {
+        return Ok(());
+    }
     let mut socket = MaybeUninit::uninit();
     let socket = blank(&mut socket);
     socket::describe(sk, socket)?;
     // The hook comes before the change.
     socket.state = if errno == 0 { TCP_ESTABLISHED } else { TCP_CLOSE } as u8;
-    let since_ns = set_owner(socket, sk);
-    established(sk);
-    if !passes(settings, socket, sk)? {
-        return Ok(());
-    }
-    let duration_ns = if since_ns == 0 { 0 } else { now().saturating_sub(since_ns) };
-    total(socket, TOTAL_CONNECTIONS, role, errno, 1);
-    if errno == 0 && role == ROLE_CLIENT && duration_ns != 0 {
-        handshake(socket.cgroup_id, duration_ns);
-    }
-    connect_record(settings, socket, duration_ns, errno, role);
+    set_owner(socket, sk);
+    let Some(record) = emit::reserve::<ConnectRecord>() else { return Ok(()) };
+    record.header = header::<ConnectRecord>(KIND_CONNECT);
+    kread::copy(socket, &mut record.socket);
+    record.duration_ns = duration_ns;
+    record.errno = errno;
+    record.role = role;
+    emit::submit(record);
     Ok(())
-}
-
-#[inline(always)]
-fn connect_record(settings: &Settings, socket: &Socket, duration_ns: u64, errno: u32, role: u8) {
-    // Established connections are counted; a record each is for who asked for them.
-    let kind = if errno == 0 { KIND_CONNECT + 1 } else { KIND_CONNECT };
-    if settings.tcp_kinds & (1 << kind) != 0 {
-        let Some(record) = emit::reserve::<ConnectRecord>() else { return };
-        record.header = header::<ConnectRecord>(KIND_CONNECT);
-        kread::copy(socket, &mut record.socket);
-        record.duration_ns = duration_ns;
-        record.errno = errno;
-        record.role = role;
-        emit::submit(record);
-    }
 }
 
 /// Whether the filter lets an event of this socket through.
@@ -436,10 +432,16 @@ fn blank(socket: &mut MaybeUninit<Socket>) -> &mut Socket {
     unsafe { socket.assume_init_mut() }
 }
 
+/// Where what happens to a connection is counted.
+#[inline(always)]
+fn home_of(socket: &Socket) -> Home {
+    Home { cgroup_id: socket.cgroup_id, family: socket.family, _pad: [0; 7] }
+}
+
 /// Adds to the exact totals.
 #[inline(always)]
-fn total(socket: &Socket, what: u8, detail: u8, errno: u32, n: u64) {
-    let key = TotalKey { cgroup_id: socket.cgroup_id, what, detail, family: socket.family, _pad: 0, errno };
+fn total(home: &Home, what: u8, detail: u8, errno: u32, n: u64) {
+    let key = TotalKey { cgroup_id: home.cgroup_id, what, detail, family: home.family, _pad: 0, errno };
     if let Some(cell) = TOTALS.get_ptr_mut(key) {
         emit::add(cell, n);
     } else if TOTALS.insert(key, n, BPF_NOEXIST).is_err() {

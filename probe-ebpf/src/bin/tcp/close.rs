@@ -10,22 +10,26 @@ use probe_ebpf::{Result, emit, kread, socket};
 use crate::owners::set_owner;
 use crate::{TCP_CLOSE, TCP_ESTABLISHED, blank, header, now, passes};
 
+const TCP_FIN_WAIT1: u32 = 4;
+const TCP_FIN_WAIT2: u32 = 5;
+const TCP_CLOSE_WAIT: u32 = 8;
+const TCP_LAST_ACK: u32 = 9;
+const TCP_CLOSING: u32 = 11;
+const ENDING: u32 =
+    1 << TCP_FIN_WAIT1 | 1 << TCP_FIN_WAIT2 | 1 << TCP_CLOSE_WAIT | 1 << TCP_LAST_ACK | 1 << TCP_CLOSING;
+
 /// States between the end of the handshake and that of the connection, include/net/tcp_states.h. (TIME_WAIT is no state of a full
 /// socket: that has closed by then.)
 #[inline(always)]
 pub(crate) fn ends(old: i32, new: i32) -> bool {
-    const TCP_FIN_WAIT1: i32 = 4;
-    const TCP_FIN_WAIT2: i32 = 5;
-    const TCP_CLOSE_WAIT: i32 = 8;
-    const TCP_LAST_ACK: i32 = 9;
-    const TCP_CLOSING: i32 = 11;
-    const MADE: u32 = 1 << TCP_ESTABLISHED
-        | 1 << TCP_FIN_WAIT1
-        | 1 << TCP_FIN_WAIT2
-        | 1 << TCP_CLOSE_WAIT
-        | 1 << TCP_LAST_ACK
-        | 1 << TCP_CLOSING;
-    new == TCP_CLOSE && MADE >> (old as u32 & 31) & 1 != 0
+    const MADE: u32 = ENDING | 1 << TCP_ESTABLISHED;
+    new == TCP_CLOSE && (MADE >> (old as u32 & 31)) & 1 != 0
+}
+
+/// Whether a state is one of those in which a connection waits for its end: nothing is to be done when it comes there.
+#[inline(always)]
+pub(crate) fn is_on_its_way(new: i32) -> bool {
+    (ENDING >> (new as u32 & 31)) & 1 != 0
 }
 
 /// Reports a connection that ends, where anybody wants to know.

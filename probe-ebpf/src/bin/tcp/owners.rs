@@ -1,6 +1,5 @@
 //! Whose a socket is: noted when its process connects or listens, inherited from its listener when it is accepted.
 
-use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::HashMap;
 use probe_common::fields::{self, KernelPointer};
@@ -58,13 +57,12 @@ pub(crate) fn remember(sk: KernelPointer, state: &SocketState) {
     }
 }
 
-/// The handshake is over.
+/// The handshake is over. Returns since when it was going on (0: unknown; [`SocketState::since_ns`]).
 #[inline(always)]
-pub(crate) fn established(sk: KernelPointer) {
-    if let Some(state) = SOCKETS.get_ptr_mut(sk) {
-        // SAFETY: a value of the map; what happens to one socket happens under its lock.
-        unsafe { (*state).since_ns = bpf_ktime_get_ns() };
-    }
+pub(crate) fn established(sk: KernelPointer, now_ns: u64) -> u64 {
+    let Some(state) = SOCKETS.get_ptr_mut(sk) else { return 0 };
+    // SAFETY: a value of the map; what happens to one socket happens under its lock.
+    unsafe { core::mem::replace(&mut (*state).since_ns, now_ns) }
 }
 
 /// Its address may be another socket's from now on.

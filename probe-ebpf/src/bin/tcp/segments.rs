@@ -55,7 +55,7 @@ pub(crate) fn delivered(sk: KernelPointer) -> u32 {
 
 /// Where a connection is counted. Nowhere, if the filter does not let it through.
 #[inline(always)]
-fn home(sk: KernelPointer) -> Result<Home> {
+pub(crate) fn home(sk: KernelPointer) -> Result<Home> {
     let settings = emit::settings().ok_or(Error::NotOurs)?;
     if settings.filters != 0 && is_filtered_out(sk) != 0 {
         return Err(Error::NotOurs);
