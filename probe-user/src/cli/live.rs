@@ -15,7 +15,9 @@ pub(super) fn show(config: &Config, kind: &'static dyn SignalKind) -> Result<Exi
     let mut pipeline = Pipeline::start(config, &[kind], false, Arc::new(SelfStats::new()))?;
     block_on(async {
         let mut sink = StdoutSink::new(config, Style::Live, Some(kind.object().name));
-        if let Some(report) = ended(pipeline.run(&mut sink).await)? {
+        let result = pipeline.run(&mut sink).await;
+        let result = result.and_then(|report| sink.close(&report).map(|()| report));
+        if let Some(report) = ended(result)? {
             closing_lines(&report);
         }
         Ok(ExitCode::SUCCESS)

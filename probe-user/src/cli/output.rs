@@ -32,19 +32,30 @@ pub(super) struct StdoutSink {
     /// Events still to be written.
     left: Option<u64>,
     heading: Option<String>,
+    /// What the lines of `probe tcp` come to.
+    account: Option<console::tcp::Account>,
 }
 
 impl StdoutSink {
     pub(super) fn new(config: &Config, style: Style, signal: Option<&str>) -> Self {
-        let heading = signal.and_then(console::heading).filter(|_| config.output == Output::Table);
+        let signal = signal.filter(|_| config.output == Output::Table);
         Self {
             out: BufWriter::with_capacity(64 * 1024, io::stdout()),
             form: config.output,
             style,
             top: config.syscalls.top,
             left: config.count,
-            heading,
+            heading: signal.and_then(console::heading),
+            account: (signal == Some("tcp")).then(console::tcp::Account::new),
         }
+    }
+
+    /// Writes what there is to say at the end, once losses are known.
+    pub(super) fn close(&mut self, report: &Report) -> io::Result<()> {
+        if let Some(account) = &self.account {
+            console::tcp::closing(&mut self.out, account, account.age(), missing_events(report, "tcp"))?;
+        }
+        self.flush()
     }
 
     fn write(&mut self, event: &Event) -> io::Result<bool> {
@@ -63,6 +74,9 @@ impl StdoutSink {
                     writeln!(self.out, "{heading}")?;
                 }
                 console::event(&mut self.out, event)?;
+                if let Some(account) = &mut self.account {
+                    account.add(event);
+                }
             }
         }
         Ok(!matches!(event, Event::Loss(_)))
@@ -90,6 +104,13 @@ impl Sink for StdoutSink {
     fn interval(&mut self, summaries: &[Summary], _store: &mut Store, now_unix_ns: u64) -> io::Result<()> {
         if self.form == Output::Json {
             return Ok(());
+        }
+        if let Some(account) = &mut self.account {
+            let sent = |summary: &Summary| match summary {
+                Summary::Tcp(tcp) => tcp.segments_sent,
+                Summary::Dns(_) | Summary::Syscalls(_) => 0,
+            };
+            account.interval(summaries.iter().map(sent).sum());
         }
         if self.style == Style::Summaries {
             writeln!(
@@ -149,6 +170,12 @@ pub(super) fn ended(result: io::Result<Report>) -> Result<Option<Report>, Failur
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(None),
         Err(error) => Err(Failure::running(error)),
     }
+}
+
+/// Events of a signal that may be missing. Places named after the signal are its maps: they cost owners and totals.
+fn missing_events(report: &Report, signal: &str) -> u64 {
+    let places = report.losses.iter().filter(|((of, place), _)| *of == signal && !place.starts_with(signal));
+    places.map(|(_, (count, _remedy))| count).sum()
 }
 
 /// The last word: what was seen, and what was lost.

@@ -1,5 +1,6 @@
 //! Text for people: a line an event, a table an interval. Columns are aligned and fit 120 characters where names allow.
 
+pub mod tcp;
 mod text;
 
 use std::io::{self, Write};
@@ -12,7 +13,7 @@ pub use self::text::{escape, seconds};
 use crate::entity::Entity;
 use crate::kernel::clock::rfc3339;
 use crate::series::Histogram;
-use crate::signals::{Event, Loss, Summary, Who, dns, syscalls, tcp};
+use crate::signals::{self, Event, Loss, Summary, Who, dns, syscalls};
 
 /// Rows of system calls that a table shows unless told otherwise.
 const TOP: usize = 20;
@@ -23,10 +24,7 @@ const TOP_IN_SUMMARY: usize = 8;
 #[must_use]
 pub fn heading(signal: &str) -> Option<String> {
     match signal {
-        "tcp" => Some(format!(
-            "{:<12} {:<15} {:>4} {:<43} {:<12} {:>8}  {}",
-            "TIME", "KIND", "SEGS", "LOCAL → PEER", "STATE", "RTT", "OWNER"
-        )),
+        "tcp" => Some(tcp::heading()),
         "dns" => Some(format!(
             "{:<12} {:>8} {:<10} {:<6} {:<34} {:<20} {:>3}  {}",
             "TIME", "LATENCY", "CODE", "TYPE", "NAME", "SERVER", "TRY", "OWNER"
@@ -42,26 +40,10 @@ pub fn heading(signal: &str) -> Option<String> {
 /// What `out` returns.
 pub fn event(out: &mut dyn Write, event: &Event) -> io::Result<()> {
     match event {
-        Event::Retransmit(event) => {
-            let srtt = event.srtt.map(seconds);
-            connection(out, event.time_unix_ns, event.cause, Some(event.segments), &event.connection, srtt)
-        }
-        Event::Reset(event) => {
-            let kind = if event.direction == "receive" { "reset received" } else { "reset sent" };
-            connection(out, event.time_unix_ns, kind, None, &event.connection, None)
-        }
-        Event::Connect(event) => {
-            let kind = event.error.as_deref().unwrap_or(if event.role == "server" {
-                "accepted"
-            } else {
-                "connected"
-            });
-            connection(out, event.time_unix_ns, kind, None, &event.connection, event.duration.map(seconds))
-        }
-        Event::Close(event) => {
-            let again = event.segments_retransmitted.filter(|segments| *segments != 0);
-            connection(out, event.time_unix_ns, "closed", again, &event.connection, event.srtt.map(seconds))
-        }
+        Event::Retransmit(event) => tcp::retransmit(out, event),
+        Event::Reset(event) => tcp::reset(out, event),
+        Event::Connect(event) => tcp::connect(out, event),
+        Event::Close(event) => tcp::close(out, event),
         Event::Lookup(lookup) => lookup_line(out, lookup),
         Event::SyscallSlow(slow) => writeln!(
             out,
@@ -76,32 +58,6 @@ pub fn event(out: &mut dyn Write, event: &Event) -> io::Result<()> {
         Event::Loss(event) => loss(out, event),
         Event::SyscallSummary(_) => Ok(()),
     }
-}
-
-fn connection(
-    out: &mut dyn Write,
-    time_unix_ns: u64,
-    kind: &str,
-    segments: Option<u32>,
-    connection: &tcp::Connection,
-    time: Option<String>,
-) -> io::Result<()> {
-    let ends = format!(
-        "{} → {}",
-        std::net::SocketAddr::new(connection.local, connection.local_port),
-        std::net::SocketAddr::new(connection.peer, connection.peer_port)
-    );
-    writeln!(
-        out,
-        "{:<12} {:<15} {:>4} {:<43} {:<12} {:>8}  {}",
-        time_of_day(time_unix_ns),
-        kind,
-        segments.map(|segments| segments.to_string()).unwrap_or_default(),
-        ends,
-        connection.state,
-        time.unwrap_or_default(),
-        owner(&connection.who)
-    )
 }
 
 fn lookup_line(out: &mut dyn Write, lookup: &dns::Lookup) -> io::Result<()> {
@@ -171,8 +127,10 @@ pub fn summary(
     }
 }
 
-fn tcp_summary(out: &mut dyn Write, summary: &tcp::Summary) -> io::Result<()> {
-    let tcp::Summary { retransmits, resets_sent, resets_received, connected, accepted, failed, .. } = summary;
+fn tcp_summary(out: &mut dyn Write, summary: &signals::tcp::Summary) -> io::Result<()> {
+    let signals::tcp::Summary {
+        retransmits, resets_sent, resets_received, connected, accepted, failed, ..
+    } = summary;
     let total: u64 = retransmits.iter().sum();
     write!(out, "tcp       {total} of {} segments retransmitted", summary.segments_sent)?;
     if total != 0 {

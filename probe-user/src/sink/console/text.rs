@@ -1,5 +1,6 @@
 //! Text that is safe on a terminal, and numbers that people read.
 
+use std::borrow::Cow;
 use std::fmt::Write;
 use std::time::Duration;
 
@@ -39,6 +40,11 @@ pub fn seconds(duration: Duration) -> String {
         1_000_000..1_000_000_000 => (ns as f64 / 1e6, "ms"),
         _ => (ns as f64 / 1e9, "s"),
     };
+    figures(value, unit)
+}
+
+/// A number below a thousand in three figures.
+fn figures(value: f64, unit: &str) -> String {
     let decimals = if value < 10.0 {
         2
     } else if value < 100.0 {
@@ -47,6 +53,55 @@ pub fn seconds(duration: Duration) -> String {
         0
     };
     format!("{value:.decimals$}{unit}")
+}
+
+/// How long something lasted, in at most seven characters up to a thousand days: `45.6s`, `16m40s`, `27h46m`, `11d13h`.
+pub(super) fn age(duration: Duration) -> String {
+    let whole = duration.as_secs();
+    let (minutes, hours, days) = (whole / 60, whole / 3600, whole / 86_400);
+    match whole {
+        0..1_000 => seconds(duration),
+        1_000..6_000 => format!("{minutes}m{}s", whole % 60),
+        6_000..360_000 => format!("{hours}h{}m", minutes % 60),
+        _ => format!("{days}d{}h", hours % 24),
+    }
+}
+
+/// Octets in three figures: `812B`, `1.23KiB`, `45.6MiB`.
+pub(super) fn octets(octets: u64) -> String {
+    let mut value = octets as f64;
+    if octets < 1_000 {
+        return format!("{octets}B");
+    }
+    let mut unit = "B";
+    for larger in ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"] {
+        value /= 1024.0;
+        unit = larger;
+        if value < 1_000.0 {
+            break;
+        }
+    }
+    figures(value, unit)
+}
+
+/// A number of things: `1 event`, `2 events`.
+pub(super) fn counted(count: u64, thing: &str) -> String {
+    let plural = if count == 1 { "" } else { "s" };
+    format!("{count} {thing}{plural}")
+}
+
+/// Characters of a text.
+pub(super) fn width(text: &str) -> usize {
+    text.chars().count()
+}
+
+/// Text in at most so many characters; `…` stands for what is cut off.
+pub(super) fn cut(text: &str, most: usize) -> Cow<'_, str> {
+    if width(text) <= most {
+        return text.into();
+    }
+    let kept: String = text.chars().take(most.saturating_sub(1)).collect();
+    if most == 0 { kept.into() } else { format!("{kept}…").into() }
 }
 
 #[cfg(test)]
@@ -83,6 +138,54 @@ mod tests {
             (45_600_000_000, "45.6s"),
         ] {
             assert_eq!(seconds(Duration::from_nanos(ns)), want);
+        }
+    }
+
+    #[test]
+    fn ages() {
+        for (seconds, want) in [
+            (45, "45.0s"),
+            (999, "999s"),
+            (1_000, "16m40s"),
+            (5_999, "99m59s"),
+            (6_000, "1h40m"),
+            (99_999, "27h46m"),
+            (359_999, "99h59m"),
+            (360_000, "4d4h"),
+            (86_399_999, "999d23h"),
+        ] {
+            assert_eq!(age(Duration::from_secs(seconds)), want);
+            assert!(want.len() <= 7, "{want}");
+        }
+    }
+
+    #[test]
+    fn numbers_of_octets() {
+        for (count, want) in [
+            (0, "0B"),
+            (999, "999B"),
+            (1_000, "0.98KiB"),
+            (1_024, "1.00KiB"),
+            (46_695, "45.6KiB"),
+            (1_048_575, "1.00MiB"),
+            (1_288_490, "1.23MiB"),
+            (u64::MAX, "16.0EiB"),
+        ] {
+            assert_eq!(octets(count), want);
+        }
+    }
+
+    #[test]
+    fn what_is_cut_says_so_and_fits() {
+        for (text, most, want) in [
+            ("nginx", 5, "nginx"),
+            ("nginx", 4, "ngi…"),
+            ("nginx", 1, "…"),
+            ("nginx", 0, ""),
+            ("名前です", 3, "名前…"),
+            ("", 0, ""),
+        ] {
+            assert_eq!(cut(text, most), want, "{text} in {most}");
         }
     }
 }
