@@ -105,6 +105,8 @@ kernel_fields! {
     TASK_TGID: i32 = Member "task_struct.tgid", SYSCALLS;
     /// Thread id.
     TASK_PID: i32 = Member "task_struct.pid", SYSCALLS;
+    /// PF_* bits of include/linux/sched.h.
+    TASK_FLAGS: u32 = Member "task_struct.flags", TCP | DNS;
     /// First thread of the process: its comm is the process's name.
     TASK_GROUP_LEADER: KernelPointer = Pointer "task_struct.group_leader", TCP | DNS | SYSCALLS;
     /// Name of the thread, NUL-padded.

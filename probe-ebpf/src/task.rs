@@ -13,6 +13,20 @@ pub fn owner() -> Result<Owner> {
     owner_of(unsafe { bpf_get_current_task() })
 }
 
+/// Who owns a socket that is being used now: the current process; nobody, if it is a thread of the kernel's own. Those connect for
+/// others (further paths of an MPTCP connection, file systems over the network).
+#[inline(always)]
+pub fn owner_of_socket() -> Result<Owner> {
+    /// include/linux/sched.h
+    const PF_KTHREAD: u32 = 0x0020_0000;
+    // SAFETY: the helper has no requirement.
+    let task = unsafe { bpf_get_current_task() };
+    if kread!(task, TASK_FLAGS)? & PF_KTHREAD != 0 {
+        return Ok(Owner::UNKNOWN);
+    }
+    owner_of(task)
+}
+
 /// The process of a task.
 #[inline(always)]
 pub fn owner_of(task: KernelPointer) -> Result<Owner> {

@@ -1,6 +1,7 @@
 //! What the live tests share.
 
 pub mod accounts;
+pub mod attempts;
 pub mod blind;
 pub mod bpf;
 pub mod counters;

@@ -5,10 +5,10 @@ use std::fs::File;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::CommandExt as _;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use rustix::net::{AddressFamily, SocketType};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 
@@ -83,6 +83,20 @@ impl Netns {
         };
         // SAFETY: between fork and exec only setns is called.
         unsafe { command.pre_exec(enter) };
+    }
+
+    /// Runs `program` with `words`, separated by spaces, inside the namespace.
+    ///
+    /// # Errors
+    ///
+    /// It is not there, or says that it failed.
+    pub fn call(&self, program: &str, words: &str) -> Result<()> {
+        let mut command = Command::new(program);
+        self.place(command.args(words.split_whitespace()).stdin(Stdio::null()));
+        let output = command.output().with_context(|| format!("{program}: install iproute2 and nftables"))?;
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "{program} {words}: {}: {complaint}", output.status);
+        Ok(())
     }
 
     /// Reads a file of `/proc/net` as the namespace sees it.

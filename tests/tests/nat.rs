@@ -5,11 +5,10 @@
 
 #![expect(clippy::print_stdout, reason = "of the scene that it shares")]
 
-use std::process::{Command, Stdio};
-
 use anyhow::{Context as _, Result, ensure};
 use probe_common::testdrop::DATA;
 use probe_tests::drop::{Cgroup, Loss, RuleExt as _, lose};
+use probe_tests::live;
 use probe_tests::netns::Netns;
 use probe_tests::privileges::{LEAST, PublicCopy, as_nobody, of_threads};
 use probe_tests::probe::{Line, Probe, command, in_guest};
@@ -22,18 +21,9 @@ mod scene;
 
 use scene::{Peer, at};
 
-mod live {
-    use anyhow::Result;
-
-    #[test]
-    fn packets_go_where_nat_sends_them() -> Result<()> {
-        super::packets_go_where_nat_sends_them()
-    }
-
-    #[test]
-    fn without_its_capability_nat_is_refused() -> Result<()> {
-        super::without_its_capability_nat_is_refused()
-    }
+live! {
+    packets_go_where_nat_sends_them
+    without_its_capability_nat_is_refused
 }
 
 /// A family's addresses: of the pod and its gateway, of the other pod and its gateway, of the service.
@@ -76,35 +66,26 @@ struct Node {
     backend: Netns,
 }
 
-fn call(netns: &Netns, program: &str, words: &str) -> Result<()> {
-    let mut command = Command::new(program);
-    netns.place(command.args(words.split_whitespace()).stdin(Stdio::null()));
-    let output = command.output().with_context(|| format!("{program}: install iproute2 and nftables"))?;
-    let complaint = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{program} {words}: {}: {complaint}", output.status);
-    Ok(())
-}
-
 impl Node {
     fn new() -> Result<Self> {
         let node = Self { host: Netns::new()?, pod: Netns::new()?, backend: Netns::new()? };
         let host = &node.host;
         for (netns, name) in [(&node.pod, "pod"), (&node.backend, "backend")] {
-            call(host, "ip", &format!("link add {name} type veth peer name eth0 netns {}", netns.path()))?;
-            call(host, "ip", &format!("link set {name} up"))?;
-            call(netns, "ip", "link set eth0 up")?;
+            host.call("ip", &format!("link add {name} type veth peer name eth0 netns {}", netns.path()))?;
+            host.call("ip", &format!("link set {name} up"))?;
+            netns.call("ip", "link set eth0 up")?;
             for Addresses { pod, pod_gateway, backend, backend_gateway, prefix, .. } in [V4, V6] {
                 let (address, gateway) =
                     if name == "pod" { (pod, pod_gateway) } else { (backend, backend_gateway) };
                 // Its duplicate is looked for, else, before it may be used.
                 let nodad = if address.contains(':') { "nodad" } else { "" };
-                call(host, "ip", &format!("addr add {gateway}/{prefix} dev {name} {nodad}"))?;
-                call(netns, "ip", &format!("addr add {address}/{prefix} dev eth0 {nodad}"))?;
-                call(netns, "ip", &format!("route add default via {gateway}"))?;
+                host.call("ip", &format!("addr add {gateway}/{prefix} dev {name} {nodad}"))?;
+                netns.call("ip", &format!("addr add {address}/{prefix} dev eth0 {nodad}"))?;
+                netns.call("ip", &format!("route add default via {gateway}"))?;
             }
         }
         for (address, gateway) in [(V4.service, V4.backend), (V6.service, V6.backend)] {
-            call(host, "ip", &format!("route add {address} via {gateway}"))?;
+            host.call("ip", &format!("route add {address} via {gateway}"))?;
         }
         host.run(|| -> Result<()> {
             std::fs::write("/proc/sys/net/ipv4/ip_forward", "1")?;
@@ -134,7 +115,7 @@ impl Node {
         }
         let file = std::env::temp_dir().join(format!("probe-nat-{}.nft", std::process::id()));
         std::fs::write(&file, rules)?;
-        let loaded = call(host, "nft", &format!("-f {}", file.display()));
+        let loaded = host.call("nft", &format!("-f {}", file.display()));
         std::fs::remove_file(&file)?;
         loaded?;
         Ok(node)

@@ -5,15 +5,14 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::process::{Child, Stdio};
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use probe_common::testdrop::{DATA, SYN};
-use probe_tests::blind::BlindSpot;
 use probe_tests::drop::{RuleExt as _, lose};
+use probe_tests::live;
 use probe_tests::probe::{DEADLINE, Line, attached_links, command, handles_interrupt, poll};
 use probe_user::signals::SignalKind as _;
 use probe_user::signals::tcp::Tcp;
@@ -23,46 +22,12 @@ use rustix::process::{Pid, Signal, kill_process};
 #[path = "tcp/scene.rs"]
 mod scene;
 
-use scene::{Connection, Outcome, SKIPPED, Scene, at};
+use scene::{Connection, FULL, Outcome, Scene, at};
 
 /// How long the kernel's verifier may take.
 const START: Duration = Duration::from_secs(120);
 /// What a line of IPv4 fits into.
 const COLUMNS: usize = 120;
-const FULL: &str = "cc=cubic mss=512";
-
-/// Tries a test again where the kernel itself says that it did not run the programs, as the tests of events do: no screen
-/// shows what no program saw. Anything else fails at once.
-fn as_far_as_programs_ran(name: &str, test: fn() -> Result<()>) -> Result<()> {
-    const ATTEMPTS: u32 = 5;
-    let mut attempt = 1;
-    loop {
-        SKIPPED.store(0, Ordering::Relaxed);
-        // Without ftrace nothing is excused.
-        let blind_spot = BlindSpot::watch();
-        let Err(error) = test() else { return Ok(()) };
-        let hidden = blind_spot.as_ref().map_or(0, |blind_spot| blind_spot.hits().unwrap_or(0));
-        let skipped = SKIPPED.load(Ordering::Relaxed);
-        if attempt == ATTEMPTS || (hidden == 0 && skipped == 0) {
-            return Err(error);
-        }
-        println!("{name}: once more, for the kernel hid {hidden} hits and skipped {skipped} runs: {error:#}");
-        attempt += 1;
-    }
-}
-
-macro_rules! live {
-    ($($test:ident)+) => {
-        mod live {
-            $(
-                #[test]
-                fn $test() -> anyhow::Result<()> {
-                    super::as_far_as_programs_ran(stringify!($test), super::$test)
-                }
-            )+
-        }
-    };
-}
 
 live! {
     losses_resets_and_refusals

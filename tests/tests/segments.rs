@@ -11,6 +11,7 @@ use anyhow::{Context as _, Result, ensure};
 use probe_common::testdrop::{BARE, DATA};
 use probe_tests::counters::Counters;
 use probe_tests::drop::{RuleExt as _, lose};
+use probe_tests::live;
 use probe_tests::otlp_receiver::{Point, PointValue, Receiver};
 use probe_tests::probe::{DEADLINE, Probe, patient, poll};
 
@@ -18,30 +19,16 @@ use probe_tests::probe::{DEADLINE, Probe, patient, poll};
 #[path = "tcp/scene.rs"]
 mod scene;
 
-use scene::{Connection, SEGMENT, Scene};
+use scene::{Connection, LOOPBACKS, SEGMENT, Scene};
 
-const LOOPBACKS: [&str; 2] = ["127.0.0.1", "::1"];
 const SEGMENTS: &str = "system.network.tcp.segments";
 const SPURIOUS: &str = "system.network.tcp.retransmits.spurious";
 const RTT: &str = "system.network.tcp.rtt";
 
-mod live {
-    use anyhow::Result;
-
-    #[test]
-    fn segments_are_those_the_kernel_counts() -> Result<()> {
-        super::segments_are_those_the_kernel_counts()
-    }
-
-    #[test]
-    fn spurious_retransmits_are_those_that_peers_report() -> Result<()> {
-        super::spurious_retransmits_are_those_that_peers_report()
-    }
-
-    #[test]
-    fn round_trip_times_of_connections_in_use() -> Result<()> {
-        super::round_trip_times_of_connections_in_use()
-    }
+live! {
+    segments_are_those_the_kernel_counts
+    spurious_retransmits_are_those_that_peers_report
+    round_trip_times_of_connections_in_use
 }
 
 fn watch(scene_has: &Receiver) -> Result<Scene> {

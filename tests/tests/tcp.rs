@@ -5,14 +5,11 @@
 #![expect(clippy::indexing_slicing, reason = "a test fails by panicking, its helpers too")]
 #![expect(clippy::print_stdout, reason = "the sums beside the kernel's are what a reader wants to see")]
 
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::Ordering;
-
 use anyhow::{Context as _, Result, ensure};
 use probe_common::testdrop::{BARE, DATA, EGRESS, INGRESS, SYN, SYN_ACK};
-use probe_tests::blind::BlindSpot;
 use probe_tests::counters::Counters;
 use probe_tests::drop::{RuleExt as _, lose};
+use probe_tests::live;
 use probe_tests::probe::{DEADLINE, Line, Probe, poll};
 use probe_tests::require;
 use probe_user::kernel::btf::KernelBtf;
@@ -20,48 +17,7 @@ use probe_user::kernel::btf::KernelBtf;
 #[path = "tcp/scene.rs"]
 mod scene;
 
-use scene::{Peer, SEGMENT, SKIPPED, Scene, at};
-
-const LOOPBACKS: [&str; 2] = ["127.0.0.1", "::1"];
-/// So that [`SEGMENT`] does: 12 octets are for timestamps.
-const FULL: &str = "cc=cubic mss=512";
-
-/// Tries a test again where the kernel itself says that it did not run the programs: those runs are no fault of theirs,
-/// and without them no sum can be exact. Anything else fails at once.
-fn as_far_as_programs_ran(name: &str, test: fn() -> Result<()>) -> Result<()> {
-    const ATTEMPTS: u32 = 5;
-    for attempt in 1.. {
-        SKIPPED.store(0, Ordering::Relaxed);
-        // Without ftrace nothing is excused.
-        let blind_spot = BlindSpot::watch();
-        let result = catch_unwind(AssertUnwindSafe(test));
-        if let Ok(Ok(())) = result {
-            break;
-        }
-        let hidden = blind_spot.as_ref().map_or(0, |blind_spot| blind_spot.hits().unwrap_or(0));
-        let skipped = SKIPPED.load(Ordering::Relaxed);
-        if attempt == ATTEMPTS || (hidden == 0 && skipped == 0) {
-            return result.unwrap_or_else(|panic| resume_unwind(panic));
-        }
-        println!(
-            "{name}: once more, for the kernel hid {hidden} hits and skipped {skipped} runs: {result:?}"
-        );
-    }
-    Ok(())
-}
-
-macro_rules! live {
-    ($($test:ident)+) => {
-        mod live {
-            $(
-                #[test]
-                fn $test() -> anyhow::Result<()> {
-                    super::as_far_as_programs_ran(stringify!($test), super::$test)
-                }
-            )+
-        }
-    };
-}
+use scene::{FULL, LOOPBACKS, Peer, SEGMENT, Scene, at};
 
 live! {
     syn

@@ -9,6 +9,9 @@ use crate::{
     toolchain,
 };
 
+/// `ip` and `nft`.
+const TEST_TOOLS: [&str; 2] = ["iproute2", "nftables"];
+
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Only print the commands that are still missing here
@@ -51,16 +54,7 @@ pub(crate) fn ensure(root: &Path) -> Result<()> {
 
 /// The commands that bring this machine to the pinned toolchain; none when it is there.
 fn missing(root: &Path) -> Vec<Command> {
-    let mut commands = Vec::new();
-    let packages = toolchain::APT_PACKAGES.into_iter().filter(|p| !is_installed(p)).collect::<Vec<_>>();
-    if !packages.is_empty() {
-        let mut update = Command::new("apt-get");
-        update.arg("update");
-        let mut install = Command::new("apt-get");
-        install.env("DEBIAN_FRONTEND", "noninteractive");
-        install.args(["install", "-y", "--no-install-recommends"]).args(packages);
-        commands.extend([update, install]);
-    }
+    let mut commands = missing_packages(&toolchain::APT_PACKAGES);
     if toolchain::bpf_linker_version(root).ok().as_deref() != Some(toolchain::BPF_LINKER) {
         let mut install = toolchain::cargo();
         install
@@ -71,6 +65,30 @@ fn missing(root: &Path) -> Vec<Command> {
         commands.push(install);
     }
     commands
+}
+
+/// The commands that install packages that are not there.
+fn missing_packages(packages: &[&str]) -> Vec<Command> {
+    let packages = packages.iter().filter(|package| !is_installed(package)).collect::<Vec<_>>();
+    if packages.is_empty() {
+        return Vec::new();
+    }
+    let mut update = Command::new("apt-get");
+    update.arg("update");
+    let mut install = Command::new("apt-get");
+    install.env("DEBIAN_FRONTEND", "noninteractive");
+    install.args(["install", "-y", "--no-install-recommends"]).args(packages);
+    vec![update, install]
+}
+
+/// Installs what live tests call, as root; where that does not work, they say what they miss.
+pub(crate) fn ensure_test_tools() {
+    for mut command in missing_packages(&TEST_TOOLS) {
+        say(format_args!("+ {}", show_with_env(&command)));
+        if let Err(error) = process::run(&mut command) {
+            say(format_args!("{error:#}"));
+        }
+    }
 }
 
 fn is_installed(package: &str) -> bool {

@@ -1,6 +1,6 @@
 //! `cargo xtask test`: unit tests and, as root, the live tests on the running kernel.
 //!
-//! It needs the repository and the crate registry, nothing else. Its last line is always the sum over all runs,
+//! It needs the repository and the crate registry; as root it installs the packages `ip` and `nft` come in, if they are missing. Its last line is always the sum over all runs,
 //! `N passed, N failed`.
 
 use std::{
@@ -16,7 +16,7 @@ use crate::{
     live::{self, Live},
     process::{self, is_root, repo_root, say, show},
     protocol::{Outcome, Plan},
-    vm,
+    setup, vm,
 };
 
 #[derive(clap::Args)]
@@ -43,6 +43,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         let live = Live::build(&root)?;
         let plan = live.plan(args.filter.as_deref())?;
         if is_root() {
+            setup::ensure_test_tools();
             tally.add(run_live(&root, &live, &plan, args.filter.is_none(), &mut complaints)?);
         } else {
             complaints.extend(not_run(&live::names(&plan).collect::<Vec<_>>()));

@@ -121,7 +121,7 @@ fn try_note_asker(addr: *mut bpf_sock_addr, family: u8) -> Result<()> {
     if !watched(settings, port) {
         return Err(Error::NotOurs);
     }
-    let mut asker = Asker { owner: task::owner()?, server: [0; 16], port, family, _pad: [0; 5] };
+    let mut asker = Asker { owner: task::owner_of_socket()?, server: [0; 16], port, family, _pad: [0; 5] };
     if family == FAMILY_IPV4 {
         // SAFETY: as above.
         let ip = unsafe { (*addr).user_ip4 };

@@ -315,11 +315,11 @@ fn try_set_state(ctx: &RawTracePointContext) -> Result<()> {
     }
     let (role, errno) = match (old, new) {
         (TCP_CLOSE, TCP_SYN_SENT) => {
-            remember(sk, &new_state(task::owner()?, now()));
+            remember(sk, &new_state(task::owner_of_socket()?, now()));
             return Ok(());
         }
         (TCP_CLOSE, TCP_LISTEN) => {
-            let state = new_state(task::owner()?, 0);
+            let state = new_state(task::owner_of_socket()?, 0);
             debug!(ctx, "process {} listens", state.owner.tgid);
             remember(sk, &state);
             let key = listener_key(sk)?;

@@ -26,6 +26,16 @@ pub struct ProcessNames {
     pub executable: Option<Arc<str>>,
 }
 
+impl ProcessNames {
+    /// Takes what was read later. A process that has ended and was not waited for has its name still, and no executable.
+    fn replace(&mut self, later: Self) {
+        let before = std::mem::replace(self, later);
+        if self.executable.is_none() && self.comm == before.comm {
+            self.executable = before.executable;
+        }
+    }
+}
+
 /// Limits of [`Processes`].
 #[derive(Clone, Copy, Debug)]
 pub struct ProcessLimits {
@@ -45,6 +55,8 @@ impl Default for ProcessLimits {
 
 struct Known {
     names: ProcessNames,
+    /// The name that the kernel side told last, of those that /proc did not confirm.
+    told: Arc<str>,
     /// When /proc was last asked.
     read: Instant,
     /// When it was last found alive, or first looked for.
@@ -88,8 +100,9 @@ impl Processes {
 
     /// Names of the process `tgid` that began `start_ns` after boot (CLOCK_BOOTTIME). Empty for a process that
     /// ended before anybody asked, for an unknown one (0), and where this process does not see the host's pids:
-    /// nobody else's start time fits.
-    pub fn get(&mut self, tgid: u32, start_ns: u64, now: Instant) -> ProcessNames {
+    /// nobody else's start time fits. `told` is the name of the leading thread as the kernel side noted it, now or long ago:
+    /// one that is not known may be that of a program which it has run since.
+    pub fn get(&mut self, tgid: u32, start_ns: u64, told: &str, now: Instant) -> ProcessNames {
         if tgid == 0 || start_ns == 0 {
             return ProcessNames::default();
         }
@@ -97,11 +110,16 @@ impl Processes {
         let since = |then: Instant| now.saturating_duration_since(then);
         if let Some(known) = self.known.get_mut(&key) {
             known.used = now;
-            if since(known.read) >= self.limits.refresh {
+            // Each is looked into once, though sockets from before and after an execve tell their names in turns.
+            let news = known.names.comm.as_deref() != Some(told) && *known.told != *told;
+            if news {
+                known.told = told.into();
+            }
+            if news || since(known.read) >= self.limits.refresh {
                 known.read = now;
                 if let Some(names) = read_names(&self.proc, tgid, start_ns) {
                     known.alive = now;
-                    known.names = names;
+                    known.names.replace(names);
                 }
             }
             return known.names.clone();
@@ -110,7 +128,8 @@ impl Processes {
             self.make_room(now);
         }
         let names = read_names(&self.proc, tgid, start_ns).unwrap_or_default();
-        self.known.insert(key, Known { names: names.clone(), read: now, alive: now, used: now });
+        let known = Known { names: names.clone(), told: told.into(), read: now, alive: now, used: now };
+        self.known.insert(key, known);
         names
     }
 
@@ -218,13 +237,13 @@ mod tests {
         let start_ns = ticks * TICK_NS + 5_000_000;
         let pid = std::process::id();
         let mut processes = Processes::default();
-        let names = processes.get(pid, start_ns, Instant::now());
+        let names = processes.get(pid, start_ns, "", Instant::now());
         let executable = std::env::current_exe().unwrap();
         assert_eq!(names.executable.as_deref(), executable.file_name().and_then(|name| name.to_str()));
         assert!(names.comm.is_some());
-        let other = processes.get(pid, start_ns + 10 * TICK_NS, Instant::now());
+        let other = processes.get(pid, start_ns + 10 * TICK_NS, "", Instant::now());
         assert_eq!(other, ProcessNames::default(), "another process had this pid");
-        assert_eq!(processes.get(pid, 0, Instant::now()), ProcessNames::default());
+        assert_eq!(processes.get(pid, 0, "", Instant::now()), ProcessNames::default());
     }
 
     #[test]
@@ -239,19 +258,38 @@ mod tests {
         let mut processes = Processes::at(&proc, limits);
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
-        let mut comm = |pid, now| processes.get(pid, 100 * TICK_NS, now).comm.map(|comm| comm.to_string());
+        let mut names = |pid, told: &str, now| {
+            let names = processes.get(pid, 100 * TICK_NS, told, now);
+            [names.comm, names.executable].map(|name| name.map(|name| name.to_string()).unwrap_or_default())
+        };
+        let exe = proc.join("7/exe");
 
         write(7, "before");
-        assert_eq!(comm(7, at(0)).as_deref(), Some("before"));
+        std::os::unix::fs::symlink("/bin/first", &exe).unwrap();
+        assert_eq!(names(7, "before", at(0)), ["before", "first"]);
         write(7, "after");
-        assert_eq!(comm(7, at(9)).as_deref(), Some("before"));
-        assert_eq!(comm(7, at(10)).as_deref(), Some("after"));
+        assert_eq!(names(7, "before", at(9)), ["before", "first"]);
+        assert_eq!(names(7, "before", at(10)), ["after", "first"]);
+        // The kernel side tells a name that is news; the one from before tells nothing more, whoever comes in between.
+        write(7, "last");
+        std::fs::remove_file(&exe).unwrap();
+        std::os::unix::fs::symlink("/bin/last", &exe).unwrap();
+        assert_eq!(names(7, "last", at(11)), ["last", "last"]);
+        assert_eq!(names(7, "before", at(11)), ["last", "last"]);
+        write(7, "unheard");
+        for _ in 0..2 {
+            assert_eq!(names(7, "last", at(12)), ["last", "last"]);
+            assert_eq!(names(7, "before", at(12)), ["last", "last"]);
+        }
+        write(7, "last");
+        std::fs::remove_file(&exe).unwrap();
+        assert_eq!(names(7, "last", at(30)), ["last", "last"], "ended, and not waited for");
         std::fs::remove_dir_all(proc.join("7")).unwrap();
-        assert_eq!(comm(7, at(60)).as_deref(), Some("after"));
+        assert_eq!(names(7, "last", at(60)), ["last", "last"]);
         for pid in 100..200 {
             write(pid, "x");
-            assert_eq!(comm(pid, at(61)).as_deref(), Some("x"));
-            assert_eq!(comm(7, at(62)).as_deref(), Some("after"), "in use, so not forgotten");
+            assert_eq!(names(pid, "x", at(61)), ["x", ""]);
+            assert_eq!(names(7, "last", at(62)), ["last", "last"], "in use, so not forgotten");
         }
         assert!(processes.entries() <= 16);
         assert!(processes.evicted() > 0);

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use probe_common::wire::Owner;
 
-use crate::entity::{Entities, Entity, Processes};
+use crate::entity::{Entities, Entity, ProcessNames, Processes};
 use crate::event::{AttrValue, key};
 use crate::kernel::conntrack::Conntrack;
 
@@ -15,7 +15,7 @@ use crate::kernel::conntrack::Conntrack;
 pub struct Who {
     /// Process id, initial pid namespace.
     pub pid: Option<u32>,
-    /// Name of the process's leading thread.
+    /// Name of the process's leading thread, as /proc had it last; else as the kernel side noted it.
     pub comm: Option<Arc<str>>,
     /// Base name of the executable.
     pub executable: Option<Arc<str>>,
@@ -96,11 +96,14 @@ impl Owners {
         let now = Instant::now();
         let pid = (owner.tgid != 0).then_some(owner.tgid);
         let place = self.entities.resolve(cgroup_id, pid, now);
-        let names = pid.map(|pid| self.processes.get(pid, owner.start_ns, now));
+        let noted = comm(&owner.comm);
+        let ProcessNames { comm, executable } =
+            pid.map(|pid| self.processes.get(pid, owner.start_ns, &noted, now)).unwrap_or_default();
         Who {
             pid,
-            comm: pid.map(|_| comm(&owner.comm)).filter(|comm| !comm.is_empty()),
-            executable: names.and_then(|names| names.executable),
+            // The kernel side may have noted it long ago, when the process was another program. Both names are of one moment.
+            comm: comm.or_else(|| pid.map(|_| noted).filter(|noted| !noted.is_empty())),
+            executable,
             entity: place.as_ref().map_or(Entity::Host, |place| place.entity.clone()),
             cgroup: place.map(|place| place.cgroup_path),
             netns: (netns != 0).then_some(netns),

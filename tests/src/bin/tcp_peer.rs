@@ -17,7 +17,10 @@ use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, recvmsg, sendmsg,
 };
-use socket2::{Domain, SockAddr, Socket, Type};
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+
+#[path = "tcp_peer/lives.rs"]
+mod lives;
 
 /// No order takes longer: a test that hangs tells nothing.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -25,6 +28,12 @@ const PATIENCE: Duration = Duration::from_secs(60);
 fn main() -> Result<()> {
     let mut peer = Peer::default();
     let mut answers = std::io::stdout().lock();
+    if let Some(connections) = lives::inherited()? {
+        peer.connections = connections.into_iter().map(Some).collect();
+        // The order that began this program.
+        writeln!(answers, "done")?;
+        answers.flush()?;
+    }
     for line in std::io::stdin().lock().lines() {
         let line = line?;
         let words: Vec<&str> = line.split_whitespace().collect();
@@ -93,6 +102,24 @@ impl Peer {
                 drop(socket.connect(&address.into()));
                 return Ok(self.keep(socket).to_string());
             }
+            // fast ADDRESS OCTETS [OPTION…]: connects by sending, with what the SYN has room for (TCP Fast Open). Answers as
+            // connect.
+            ["fast", address, octets, options @ ..] => {
+                let address: SocketAddr = address.parse()?;
+                let socket = socket(address, options)?;
+                let octets = vec![b'x'; octets.parse()?];
+                let sent = socket.send_to_with_flags(&octets, &address.into(), libc::MSG_FASTOPEN)?;
+                ensure!(sent == octets.len(), "{sent} octets were sent");
+                let local = port(&socket.local_addr()?)?;
+                return Ok(format!("{} {local}", self.keep(socket)));
+            }
+            // raw ADDRESS HEX: sends a segment made by hand, header first, on a raw socket of TCP's number.
+            ["raw", address, hex] => {
+                let address: SocketAddr = address.parse()?;
+                let socket = Socket::new(Domain::for_address(address), Type::RAW, Some(Protocol::TCP))?;
+                socket.connect(&SocketAddr::new(address.ip(), 0).into())?;
+                socket.send(&octets(hex)?)?;
+            }
             // send NUMBER OCTETS TIMES: each write becomes a segment of its own, as far as the window allows.
             ["send", number, octets, times] => {
                 let octets = vec![b'x'; octets.parse()?];
@@ -138,6 +165,34 @@ impl Peer {
             ["reset", number] => self.take(number)?.set_linger(Some(Duration::ZERO))?,
             // unlisten: closes the newest listener.
             ["unlisten"] => drop(self.listeners.pop()),
+            // thread NAME ORDER…: on a thread of that name, which ends with it.
+            ["thread", name, order @ ..] => {
+                let name = CString::new(*name)?;
+                return std::thread::scope(|scope| {
+                    let thread = scope.spawn(|| {
+                        rustix::thread::set_name(&name)?;
+                        self.obey(order)
+                    });
+                    thread.join().ok().context("the thread panicked")?
+                });
+            }
+            // fork keep|close: a child takes the orders from now on; this process keeps its sockets or closes them. Answers
+            // with the child's pid.
+            ["fork", sockets @ ("keep" | "close")] => {
+                lives::fork(|| {
+                    if *sockets == "close" {
+                        *self = Self::default();
+                    }
+                })?;
+                return Ok(std::process::id().to_string());
+            }
+            // start PID PROGRAM: another process takes the orders from now on.
+            ["start", pid, program] => lives::start_as(pid.parse()?, program)?,
+            // exec PROGRAM: goes on as that program, with its connections.
+            ["exec", program] => {
+                let connections: Vec<&Socket> = self.connections.iter().flatten().collect();
+                lives::become_program(program, &connections)?;
+            }
             // serve LISTENERS CONNECTIONS OCTETS: of each of the newest listeners so many connections, at once; takes so
             // many octets of each and gives as many back.
             ["serve", listeners, connections, octets] => {
@@ -216,13 +271,18 @@ fn srtt(connection: &Socket) -> Result<u32> {
     Ok(info.tcpi_rtt)
 }
 
-/// A TCP socket without delay. Options: `reuse_port`; `mss=OCTETS`; `cc=NAME`; `from=ADDRESS`, to bind to.
+/// A TCP socket without delay, or one of MPTCP. Options: `mptcp`; `reuse_port`; `mss=OCTETS`; `cc=NAME`; `from=ADDRESS`, to bind to.
 fn socket(address: SocketAddr, options: &[&str]) -> Result<Socket> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
-    socket.set_tcp_nodelay(true)?;
+    let protocol = options.contains(&"mptcp").then_some(Protocol::MPTCP);
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, protocol)?;
+    if protocol.is_none() {
+        // MPTCP knows the option from 5.17 on.
+        socket.set_tcp_nodelay(true)?;
+    }
     limit(&socket)?;
     for option in options {
         match option.split_once('=').unwrap_or((option, "")) {
+            ("mptcp", "") => {}
             ("reuse_port", "") => socket.set_reuse_port(true)?,
             ("mss", octets) => socket.set_tcp_mss(octets.parse()?)?,
             ("cc", name) => socket.set_tcp_congestion(name.as_bytes())?,
@@ -250,6 +310,12 @@ fn give(connection: &Socket, octets: usize) -> Result<()> {
 fn take(connection: &Socket, octets: usize) -> Result<()> {
     let mut connection = connection;
     Ok(connection.read_exact(&mut vec![0; octets])?)
+}
+
+/// `0a1b`
+fn octets(hex: &str) -> Result<Vec<u8>> {
+    let digits = hex.as_bytes().chunks(2);
+    digits.map(|pair| Ok(u8::from_str_radix(std::str::from_utf8(pair)?, 16)?)).collect()
 }
 
 /// Does it with all at once, and answers with how many there were.

@@ -1,11 +1,11 @@
 //! Two processes at the ends of connections, what is lost between them, and the probe that watches.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use probe_common::tcp::CAUSES;
+use probe_tests::attempts;
 use probe_tests::counters::Counters;
 use probe_tests::drop::{Cgroup, Loss};
 use probe_tests::netns::Netns;
@@ -18,9 +18,17 @@ const SERVER: &str = "test-server";
 /// Octets of a write that fills a segment: another than full ones would be merged when they are sent again.
 pub(crate) const SEGMENT: &str = "500";
 
-/// Runs of programs that the kernel skipped in this attempt, by its own count: a softirq that comes in while the same
-/// program runs on the CPU. `probe` reports them as lost.
-pub(crate) static SKIPPED: AtomicU64 = AtomicU64::new(0);
+pub(crate) const LOOPBACKS: [&str; 2] = ["127.0.0.1", "::1"];
+/// So that [`SEGMENT`] does: 12 octets are for timestamps.
+pub(crate) const FULL: &str = "cc=cubic mss=512";
+
+/// Who an event is to name.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Owner<'a> {
+    pub(crate) pid: u32,
+    pub(crate) comm: &'a str,
+    pub(crate) executable: &'a str,
+}
 
 /// A process at one end.
 pub(crate) struct Peer {
@@ -47,6 +55,10 @@ impl Peer {
 
     pub(crate) fn pid(&self) -> u32 {
         self.workload.pid()
+    }
+
+    pub(crate) fn owner(&self) -> Owner<'_> {
+        Owner { pid: self.pid(), comm: self.name, executable: "tcp_peer" }
     }
 }
 
@@ -114,7 +126,12 @@ impl Scene {
 
     /// Connects the client to the newest listener of the server.
     pub(crate) fn connect(&mut self, address: &str, server_port: u16, options: &str) -> Result<Connection> {
-        self.client.workload.order(&format!("connect {} {options}", at(address, server_port)))?;
+        self.meet(&format!("connect {} {options}", at(address, server_port)))
+    }
+
+    /// The client connects by this order, and the server accepts.
+    pub(crate) fn meet(&mut self, order: &str) -> Result<Connection> {
+        self.client.workload.order(order)?;
         let accepted = self.server.tell("accept")?;
         let connected = self.client.workload.hear()?;
         let (server, _) = accepted.split_once(' ').context(accepted.clone())?;
@@ -165,12 +182,24 @@ impl Scene {
         peer: (&str, u16),
         owner: &Peer,
     ) -> Result<()> {
+        self.check_owner(event, local, peer, owner.owner())
+    }
+
+    /// As [`Self::check`], for a process that is no peer any more, or another than that began as one.
+    pub(crate) fn check_owner(
+        &self,
+        event: &Line,
+        local: (&str, u16),
+        peer: (&str, u16),
+        owner: Owner<'_>,
+    ) -> Result<()> {
+        let Owner { pid, comm, executable } = owner;
         let expected = [
             ("network.type", if local.0.contains(':') { "ipv6" } else { "ipv4" }),
             ("network.local.address", local.0),
             ("network.peer.address", peer.0),
-            ("process.comm", owner.name),
-            ("process.executable.name", "tcp_peer"),
+            ("process.comm", comm),
+            ("process.executable.name", executable),
             ("linux.cgroup.path", self.cgroup.path()),
         ];
         for (key, value) in expected {
@@ -179,7 +208,7 @@ impl Scene {
         let expected = [
             ("network.local.port", u32::from(local.1)),
             ("network.peer.port", u32::from(peer.1)),
-            ("process.pid", owner.pid()),
+            ("process.pid", pid),
             ("linux.netns", self.netns.inode()),
         ];
         for (key, value) in expected {
@@ -200,7 +229,7 @@ impl Scene {
         })?;
         let counters = Counters::read(&netns)?;
         let misses = probe.program_misses()?;
-        SKIPPED.fetch_add(misses, Ordering::Relaxed);
+        attempts::skipped(misses);
         let finished = probe.stop()?;
         finished.require_complete()?;
         let ours = |line: &Line| line.int("linux.netns") == Some(netns.inode().into());
