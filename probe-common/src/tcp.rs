@@ -198,10 +198,14 @@ pub struct SocketState {
     pub found: u8,
     /// 1: the connection has ended, and its segments are counted.
     pub ended: u8,
+    /// With `cgroup_id`, where it is counted, once that was looked up: `wire::FAMILY_*`; 0: not yet.
+    pub family: u8,
     /// Zero.
-    pub _pad: u16,
+    pub _pad: u8,
+    /// cgroup v2 id of the socket; 0: unknown.
+    pub cgroup_id: u64,
 }
-const _: () = assert!(size_of::<SocketState>() == 64);
+const _: () = assert!(size_of::<SocketState>() == 72);
 
 /// What a listening socket's address leads to: accepted sockets copy it, so it finds their owner.
 #[repr(C)]

@@ -24,8 +24,8 @@ use probe_common::loss::Counter;
 use probe_common::settings::{FILTER_CGROUP, Settings};
 use probe_common::tcp::{
     ABSENT, Cause, ConnectRecord, Durations, Home, KIND_CONNECT, KIND_RESET, KIND_RETRANSMIT, RESET_RECEIVED,
-    RESET_SENT, ROLE_CLIENT, ROLE_SERVER, ResetRecord, RetransmitRecord, Socket, TOTAL_CONNECTIONS,
-    TOTAL_RESETS, TOTAL_RETRANSMITS, TotalKey,
+    RESET_SENT, ROLE_CLIENT, ROLE_SERVER, ResetRecord, RetransmitRecord, Socket, SocketState,
+    TOTAL_CONNECTIONS, TOTAL_RESETS, TOTAL_RETRANSMITS, TotalKey,
 };
 use probe_common::wire::{Owner, RecordHeader};
 use probe_ebpf::{Error, Result, emit, filter, kread, socket, task};
@@ -40,7 +40,7 @@ mod owners;
 mod segments;
 
 use owners::{
-    add_listener, established, find_listeners, forget, is_tcp, listener_key, new_state, remember,
+    SOCKETS, add_listener, find_listeners, forget, is_tcp, listener_key, new_state, remember,
     remove_listener, set_owner,
 };
 
@@ -306,12 +306,21 @@ pub fn set_state_backup(ctx: RawTracePointContext) -> i32 {
 fn try_set_state(ctx: &RawTracePointContext) -> Result<()> {
     let (sk, old, new): (u64, i32, i32) = (ctx.arg(0), ctx.arg(1), ctx.arg(2));
     // Half of all: before anything is read.
-    if close::is_on_its_way(new) || !is_tcp(sk)? {
+    if close::is_on_its_way(new) {
         return Err(Error::NotOurs);
     }
-    if new == TCP_CLOSE && old != TCP_LISTEN {
-        // What is not known, or filtered out, is not counted.
-        let _not_counted = segments::account(sk);
+    let state = if new == TCP_ESTABLISHED || (new == TCP_CLOSE && old != TCP_LISTEN) {
+        SOCKETS.get_ptr_mut(sk)
+    } else {
+        None
+    };
+    // Those that are known are TCP's.
+    if state.is_none() && !is_tcp(sk)? {
+        return Err(Error::NotOurs);
+    }
+    if let (Some(state), TCP_CLOSE) = (state, new) {
+        // What is filtered out is not counted.
+        let _not_counted = segments::account(sk, state);
     }
     let (role, errno) = match (old, new) {
         (TCP_CLOSE, TCP_SYN_SENT) => {
@@ -354,7 +363,7 @@ fn try_set_state(ctx: &RawTracePointContext) -> Result<()> {
     // Read back, or the verifier would follow the rest once for each of them.
     let outcome = [u32::from(role), errno];
     let outcome: u64 = kread::read_at((&raw const outcome) as u64)?;
-    came_out(sk, outcome as u8, (outcome >> 32) as u32)
+    came_out(sk, state, outcome as u8, (outcome >> 32) as u32)
 }
 
 /// `tcp_destroy_sock(struct sock *sk)`: its address may be another socket's from now on.
@@ -377,11 +386,16 @@ pub fn destroy_sock_backup(ctx: RawTracePointContext) -> i32 {
 
 /// A connection is made (errno 0), or is not.
 #[inline(always)]
-fn came_out(sk: KernelPointer, role: u8, errno: u32) -> Result<()> {
+fn came_out(sk: KernelPointer, state: Option<*mut SocketState>, role: u8, errno: u32) -> Result<()> {
     let settings = emit::settings().ok_or(Error::NotOurs)?;
     let now = now();
-    let since_ns = established(sk, now);
-    let home = segments::home(sk)?;
+    let (since_ns, home) = match state {
+        // SAFETY: a value of the map; what happens to one socket happens under its lock.
+        Some(state) => unsafe {
+            (core::mem::replace(&mut (*state).since_ns, now), segments::home_of(sk, state)?)
+        },
+        None => (0, segments::home(sk)?),
+    };
     let duration_ns = if since_ns == 0 { 0 } else { now.saturating_sub(since_ns) };
     total(&home, TOTAL_CONNECTIONS, role, errno, 1);
     if errno == 0 && role == ROLE_CLIENT && duration_ns != 0 {

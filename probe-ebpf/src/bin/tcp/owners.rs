@@ -46,7 +46,9 @@ pub(crate) fn new_state(owner: Owner, since_ns: u64) -> SocketState {
         walk: 0,
         found: 0,
         ended: 0,
+        family: 0,
         _pad: 0,
+        cgroup_id: 0,
     }
 }
 
@@ -55,14 +57,6 @@ pub(crate) fn remember(sk: KernelPointer, state: &SocketState) {
     if SOCKETS.insert(sk, state, BPF_ANY).is_err() {
         emit::count(Counter::SocketsFull, 1);
     }
-}
-
-/// The handshake is over. Returns since when it was going on (0: unknown; [`SocketState::since_ns`]).
-#[inline(always)]
-pub(crate) fn established(sk: KernelPointer, now_ns: u64) -> u64 {
-    let Some(state) = SOCKETS.get_ptr_mut(sk) else { return 0 };
-    // SAFETY: a value of the map; what happens to one socket happens under its lock.
-    unsafe { core::mem::replace(&mut (*state).since_ns, now_ns) }
 }
 
 /// Its address may be another socket's from now on.

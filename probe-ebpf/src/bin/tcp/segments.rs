@@ -23,8 +23,7 @@ static SEGMENTS: PerCpuHashMap<Home, Segments> = PerCpuHashMap::with_max_entries
 
 /// A connection ends: what it carried is counted, once.
 #[inline(always)]
-pub(crate) fn account(sk: KernelPointer) -> Result<()> {
-    let state = SOCKETS.get_ptr_mut(sk).ok_or(Error::NotOurs)?;
+pub(crate) fn account(sk: KernelPointer, state: *mut SocketState) -> Result<()> {
     // SAFETY: a value of the map; what happens to one socket happens under its lock.
     unsafe {
         if (*state).ended != 0 {
@@ -32,7 +31,7 @@ pub(crate) fn account(sk: KernelPointer) -> Result<()> {
         }
         (*state).ended = 1;
     }
-    add(&home(sk)?, &carried(sk, state))
+    add(&home_of(sk, state)?, &carried(sk, state))
 }
 
 /// A connection is older than the programs: what it carried until now is not to be counted.
@@ -51,6 +50,23 @@ pub(crate) fn set_aside(sk: KernelPointer, state: &SocketState) -> Result<()> {
 #[inline(always)]
 pub(crate) fn delivered(sk: KernelPointer) -> u32 {
     kread::read_or_zero(sk, fields::TCP_DELIVERED)
+}
+
+/// [`home`] of a connection that is known, which is looked up once.
+#[inline(always)]
+pub(crate) fn home_of(sk: KernelPointer, state: *mut SocketState) -> Result<Home> {
+    // SAFETY: a value of the map; both are written under the socket's lock, the family last.
+    let known = unsafe { Home { cgroup_id: (*state).cgroup_id, family: (*state).family, _pad: [0; 7] } };
+    if known.family != 0 {
+        return Ok(known);
+    }
+    let home = home(sk)?;
+    // SAFETY: as above.
+    unsafe {
+        (*state).cgroup_id = home.cgroup_id;
+        (*state).family = home.family;
+    }
+    Ok(home)
 }
 
 /// Where a connection is counted. Nowhere, if the filter does not let it through.
@@ -102,13 +118,17 @@ fn widened(sk: KernelPointer, field: Field<u32>, (before, wraps): (u32, u16)) ->
 
 #[inline(always)]
 fn add(home: &Home, by: &Segments) -> Result<()> {
-    if SEGMENTS.get_ptr(home).is_none() && SEGMENTS.insert(home, by, BPF_NOEXIST).is_ok() {
-        return Ok(());
-    }
-    // It was there, or another CPU has made it between the two; or there is no room.
-    let Some(segments) = SEGMENTS.get_ptr_mut(home) else {
-        emit::count(Counter::SegmentsFull, 1);
-        return Ok(());
+    let segments = match SEGMENTS.get_ptr_mut(home) {
+        Some(segments) => segments,
+        None if SEGMENTS.insert(home, by, BPF_NOEXIST).is_ok() => return Ok(()),
+        // Another CPU has made it between the two; or there is no room.
+        None => match SEGMENTS.get_ptr_mut(home) {
+            Some(segments) => segments,
+            None => {
+                emit::count(Counter::SegmentsFull, 1);
+                return Ok(());
+            }
+        },
     };
     // SAFETY: a value of the map.
     unsafe {
@@ -170,7 +190,7 @@ fn visit_connection(seq: *mut c_void, walk: u32, sk: KernelPointer) -> Result<()
     if tcp_state == TCP_LISTEN || tcp_state == TCP_CLOSE {
         return Err(Error::NotOurs);
     }
-    let home = home(sk)?;
+    let home = home_of(sk, state)?;
     // SAFETY: as above.
     let (sent, received, known) = unsafe {
         (
