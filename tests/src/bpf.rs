@@ -50,8 +50,11 @@ impl Objects {
     pub fn of_probe_since(mut self, before: &Self, maps: &BTreeSet<String>) -> Self {
         let programs: BTreeSet<&str> = signals::ALL
             .iter()
-            .flat_map(|kind| kind.object().programs)
-            .flat_map(|program| program.names(true))
+            .map(|kind| kind.object())
+            .flat_map(|object| {
+                let names = object.programs.iter().flat_map(|program| program.names(true));
+                names.chain(object.older).chain(object.walk)
+            })
             .map(|name| name.get(..NAME).unwrap_or(name))
             .collect();
         self.programs

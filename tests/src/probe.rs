@@ -9,6 +9,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use probe_user::load::ObjectSpec;
 use probe_user::signals;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -435,12 +436,14 @@ fn read_lines(stdout: impl std::io::BufRead, shared: &Shared) {
     shared.arrived.notify_all();
 }
 
-/// Programs that a subcommand attaches: those of the signal of that name, else of all.
-fn expected_links(subcommand: &str) -> usize {
+/// Links that a subcommand holds once it is ready, those of backups aside: of the signal of that name, else of all.
+#[must_use]
+pub fn expected_links(subcommand: &str) -> usize {
     let all = || signals::ALL.iter().map(|kind| kind.object());
+    let links = |object: &ObjectSpec| object.programs.len() + usize::from(object.walk.is_some());
     match all().find(|object| object.name == subcommand) {
-        Some(object) => object.programs.len(),
-        None => all().map(|object| object.programs.len()).sum(),
+        Some(object) => links(object),
+        None => all().map(links).sum(),
     }
 }
 

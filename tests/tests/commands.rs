@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use probe_tests::bpf::preempts_programs;
 use probe_tests::dns_server::{A, DnsServer, query};
 use probe_tests::netns::Netns;
-use probe_tests::probe::{DEADLINE, Probe, binary, command, poll, require_root, run};
+use probe_tests::probe::{DEADLINE, Probe, binary, command, expected_links, poll, require_root, run};
 use probe_tests::workload::Workload;
 use rustix::process::Signal;
 
@@ -509,7 +509,8 @@ fn nothing_stays_in_the_kernel_after_kill_9() -> Result<()> {
     // Where programs lose their CPU, each that has a backup brings it along.
     let backups = preempts_programs()?;
     let specs = probe_user::signals::ALL.iter().flat_map(|kind| kind.object().programs);
-    let all: usize = specs.map(|spec| 1 + usize::from(backups && spec.backup.is_some())).sum();
+    let backups = specs.filter(|spec| backups && spec.backup.is_some()).count();
+    let all = expected_links("run") + backups;
     let mut most = Kernel::default();
     for attached in [0, 1, all / 2, all - 1, all] {
         let mut child =

@@ -13,7 +13,9 @@ use probe_tests::dns_server::{DnsServer, Script};
 use probe_tests::drop::Cgroup;
 use probe_tests::netns::Netns;
 use probe_tests::otlp_receiver::{Point, PointValue, Receiver};
-use probe_tests::probe::{Probe, attached_links, binary, command, fdinfo, handles_interrupt, in_guest, poll};
+use probe_tests::probe::{
+    Probe, attached_links, binary, command, expected_links, fdinfo, handles_interrupt, in_guest, poll,
+};
 use probe_tests::require::own_machine;
 use probe_tests::traffic::Traffic;
 use probe_tests::workload::Workload;
@@ -102,7 +104,7 @@ impl Life {
 fn live_until(part: Part, share: f64, life: &Life) -> Result<&'static str> {
     let mut child = command(AGENT)?.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
     let id = child.id();
-    let all: usize = probe_user::signals::ALL.iter().map(|kind| kind.object().programs.len()).sum();
+    let all = expected_links("run");
     match part {
         Part::Start => std::thread::sleep(life.start.mul_f64(share)),
         Part::Run | Part::Stop => {
@@ -208,11 +210,12 @@ const SIZES: [&str; 12] = [
     "--interval",
     "500ms",
 ];
-const MAPS: [(&str, f64, f64); 8] = [
+const MAPS: [(&str, f64, f64); 9] = [
     ("tcp.sockets", 64.0, 20.0),
     ("tcp.listeners", 64.0, 20.0),
     ("tcp.totals", 16.0, 0.0),
     ("tcp.handshakes", 1.0, 0.0),
+    ("tcp.segments", 2.0, 0.0),
     ("dns.pending", 16.0, 0.0),
     ("syscalls.blocks", 64.0, 0.0),
     ("syscalls.sleepers", 64.0, 0.0),

@@ -13,9 +13,7 @@ use anyhow::{Context as _, Result, ensure};
 use probe_common::testdrop::{DATA, SYN};
 use probe_tests::drop::{RuleExt as _, lose};
 use probe_tests::live;
-use probe_tests::probe::{DEADLINE, Line, attached_links, command, handles_interrupt, poll};
-use probe_user::signals::SignalKind as _;
-use probe_user::signals::tcp::Tcp;
+use probe_tests::probe::{DEADLINE, Line, attached_links, command, expected_links, handles_interrupt, poll};
 use rustix::process::{Pid, Signal, kill_process};
 
 #[expect(dead_code, reason = "what tests of events need besides")]
@@ -90,9 +88,9 @@ impl Drop for Screen {
 }
 
 fn wait_until_it_watches(child: &Child) -> Result<()> {
-    let programs = Tcp.object().programs.len();
+    let links = expected_links("tcp");
     poll("the screen is ready", START, || {
-        Ok((attached_links(child.id())? >= programs && handles_interrupt(child.id())?).then_some(()))
+        Ok((attached_links(child.id())? >= links && handles_interrupt(child.id())?).then_some(()))
     })
 }
 

@@ -27,6 +27,8 @@ pub(super) struct Segments {
     /// Of connections that have ended.
     ended: PerCpuHashMap<MapData, Plain<Home>, Plain<Counts>>,
     walk: Walk,
+    /// Entries of that map, the last time.
+    entries: usize,
     /// What has been told.
     told: HashMap<Home, Last<Counts>>,
     /// What the last walk found.
@@ -46,7 +48,16 @@ struct Times {
 impl Segments {
     pub(super) fn new(ended: PerCpuHashMap<MapData, Plain<Home>, Plain<Counts>>, walk: Walk) -> Self {
         let (told, open) = (HashMap::default(), HashMap::default());
-        Self { ended, walk, told, open, next: Instant::now() + PERIOD, sampled: None, stopped: false }
+        Self {
+            ended,
+            entries: 0,
+            walk,
+            told,
+            open,
+            next: Instant::now() + PERIOD,
+            sampled: None,
+            stopped: false,
+        }
     }
 
     /// As [`Self::update`], when it is time.
@@ -75,6 +86,7 @@ impl Segments {
             let counts = all.entry(*home).or_default();
             values.for_each(|value| add(counts, &value));
         })?;
+        self.entries = all.len();
         let due = self.sampled.is_none_or(|at| begun.saturating_duration_since(at) >= BETWEEN_SAMPLES);
         let mut times: HashMap<Home, Box<Times>> = HashMap::default();
         let open = &mut self.open;
@@ -148,9 +160,9 @@ impl Segments {
         });
     }
 
-    /// Entries of its map, about: what was never told is not among them.
+    /// Entries of its map.
     pub(super) fn entries(&self) -> usize {
-        self.told.len()
+        self.entries
     }
 }
 
