@@ -204,8 +204,16 @@ pub struct SocketState {
     pub _pad: u8,
     /// cgroup v2 id of the socket; 0: unknown.
     pub cgroup_id: u64,
+    /// Segments that it had sent before the programs were there, which are not counted.
+    pub sent_before: u32,
+    /// The same of segments received.
+    pub received_before: u32,
+    /// The same of segments that the peer got twice.
+    pub spurious_before: u32,
+    /// Zero.
+    pub _pad2: u32,
 }
-const _: () = assert!(size_of::<SocketState>() == 72);
+const _: () = assert!(size_of::<SocketState>() == 88);
 
 /// What a listening socket's address leads to: accepted sockets copy it, so it finds their owner.
 #[repr(C)]
@@ -276,7 +284,7 @@ pub struct Durations {
 }
 const _: () = assert!(size_of::<Durations>() == 456);
 
-/// What segments are counted by (`SEGMENTS`, per CPU).
+/// What segments of connections that have ended are counted by (`SEGMENTS`, per CPU).
 #[repr(C)]
 #[cfg_attr(feature = "bytemuck", derive(bytemuck::Pod, bytemuck::Zeroable))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -290,8 +298,7 @@ pub struct Home {
 }
 const _: () = assert!(size_of::<Home>() == 16);
 
-/// Segments of connections that have ended, less what older connections carried before the programs were there: so they wrap
-/// around, and make sense only together with those of the connections that are open.
+/// Segments of connections, without what older ones carried before the programs were there.
 #[repr(C)]
 #[cfg_attr(feature = "bytemuck", derive(bytemuck::Pod, bytemuck::Zeroable))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -553,7 +553,9 @@ fn start_signal(
     // Last: from here on the programs run.
     loaded.attach(cgroup)?;
     if let Err(error) = loaded.look_for_older(loader.fields()) {
-        tracing::warn!("{error}; connections that began before have no owner");
+        tracing::warn!(
+            "{error}; connections that began before have no owner, and their segments are not counted"
+        );
     }
     if let Some(error) = loaded.attached().iter().find_map(|attached| attached.fallback.as_ref()) {
         tracing::warn!(

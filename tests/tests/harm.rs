@@ -215,7 +215,8 @@ const MAPS: [(&str, f64, f64); 9] = [
     ("tcp.listeners", 64.0, 20.0),
     ("tcp.totals", 16.0, 0.0),
     ("tcp.handshakes", 1.0, 0.0),
-    ("tcp.segments", 2.0, 0.0),
+    // That of the cgroup that stays, if there was room when its connections ended.
+    ("tcp.segments", 2.0, 1.0),
     ("dns.pending", 16.0, 0.0),
     ("syscalls.blocks", 64.0, 0.0),
     ("syscalls.sleepers", 64.0, 0.0),

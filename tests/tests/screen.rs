@@ -310,7 +310,8 @@ fn nobody_answers() -> Result<()> {
     check_lines(&text, &outcome, &cgroup)?;
     check_sums(&text, &outcome)?;
     let [reading] = readings(&text)[..] else { anyhow::bail!("one reading, not {text}") };
-    for part in [&*format!("{} answers no SYN (", at("127.0.0.4", port)), "by 3 connections", "host is down"]
+    for part in
+        [&*format!("{} leaves SYNs unanswered (", at("127.0.0.4", port)), "by 3 connections", "host is down"]
     {
         ensure!(reading.contains(part), "no {part}: {reading}");
     }

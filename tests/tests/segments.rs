@@ -105,8 +105,6 @@ fn segments_are_those_the_kernel_counts() -> Result<()> {
     for connection in &connections {
         exchange(&mut scene, connection, 7)?;
     }
-    let first = std::mem::replace(&mut scene.probe, start(scene.cgroup.path(), &receiver.endpoint())?);
-    first.stop()?;
     // What the first one counted is in series of its own; the second begins with none.
     let receiver = Receiver::start()?;
     let first = std::mem::replace(&mut scene.probe, start(scene.cgroup.path(), &receiver.endpoint())?);
@@ -162,6 +160,13 @@ fn require(
     println!("{what}: sent {sent} = {out}, received {received} = {taken}");
     arrived
         .with_context(|| format!("{what}: sent {sent}, kernel {out}; received {received}, kernel {taken}"))?;
+    // And does not rise when connections rest.
+    let exports = receiver.metrics().len();
+    receiver.wait_for("two more exports", patient(DEADLINE), |receiver| {
+        (receiver.metrics().len() >= exports + 2).then_some(())
+    })?;
+    let after = (sum(receiver, SEGMENTS, "transmit"), sum(receiver, SEGMENTS, "receive"));
+    ensure!(after == (sent, received), "{what}: {after:?} after {:?}", (sent, received));
     let types = latest(receiver, SEGMENTS);
     ensure!(
         types.len() == 4 && types.values().all(|value| *value > 0),

@@ -370,18 +370,24 @@ fn try_set_state(ctx: &RawTracePointContext) -> Result<()> {
 #[raw_tracepoint(tracepoint = "tcp_destroy_sock")]
 pub fn tcp_destroy_sock(ctx: RawTracePointContext) -> i32 {
     let sk = ctx.arg(0);
-    forget(sk);
-    first(&ctx, Hook::Destroy, sk, Ok(()))
+    first(&ctx, Hook::Destroy, sk, try_destroy(sk))
 }
 
 /// [`tcp_destroy_sock`], where that was skipped.
 #[raw_tracepoint(tracepoint = "tcp_destroy_sock")]
 pub fn destroy_sock_backup(ctx: RawTracePointContext) -> i32 {
     let sk = ctx.arg(0);
-    backup(&ctx, Hook::Destroy, sk, || {
+    backup(&ctx, Hook::Destroy, sk, || try_destroy(sk))
+}
+
+#[inline(always)]
+fn try_destroy(sk: KernelPointer) -> Result<()> {
+    if let Some(state) = SOCKETS.get_ptr_mut(sk) {
+        // It is counted already, unless the program that saw its end was skipped.
+        let _not_counted = segments::account(sk, state);
         forget(sk);
-        Ok(())
-    })
+    }
+    Ok(())
 }
 
 /// A connection is made (errno 0), or is not.

@@ -68,7 +68,7 @@ struct LimitArgs {
     /// KiB of a ring buffer, a power of two (dns has four times that)
     #[arg(long, value_name = "KIB", value_parser = ring_kib)]
     ring_kib: Option<u32>,
-    /// Sockets whose owner is kept
+    /// Sockets whose owner is kept, and whose segments are counted
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(64..=4_194_304))]
     tcp_sockets: Option<u32>,
     /// Cgroups that have TCP totals of their own

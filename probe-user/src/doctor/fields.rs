@@ -84,7 +84,11 @@ const DETAILS: &[Detail] = &[
         signals: TCP | SYSCALLS,
         effect: Effect::LostWithoutAll("the filters --cgroup and --container: with them, nothing is shown"),
     },
-    Detail { paths: &["tcp_sock.srtt_us"], signals: TCP, effect: Effect::Lost("tcp.srtt of retransmits") },
+    Detail {
+        paths: &["tcp_sock.srtt_us"],
+        signals: TCP,
+        effect: Effect::Lost("tcp.srtt of retransmits, system.network.tcp.rtt"),
+    },
     Detail { paths: &["tcp_sock.delivered"], signals: TCP, effect: Effect::Lost("system.network.tcp.rtt") },
     Detail { paths: &["tcp_sock.snd_cwnd"], signals: TCP, effect: Effect::Lost("tcp.cwnd of retransmits") },
     Detail {
@@ -98,14 +102,21 @@ const DETAILS: &[Detail] = &[
             "tcp_sock.bytes_retrans",
             "tcp_sock.bytes_received",
             "sock_common.skc_flags",
-            "tcp_sock.segs_out",
-            "tcp_sock.segs_in",
             "tcp_sock.total_retrans",
-            "tcp_sock.dsack_dups",
             "tcp_sock.rcv_ooopack",
         ],
         signals: TCP,
-        effect: Effect::Lost("what connections carried, in tcp.close and system.network.tcp.segments"),
+        effect: Effect::Lost("what connections carried, in tcp.close"),
+    },
+    Detail {
+        paths: &["tcp_sock.segs_out", "tcp_sock.segs_in"],
+        signals: TCP,
+        effect: Effect::Lost("segments in tcp.close, system.network.tcp.segments"),
+    },
+    Detail {
+        paths: &["tcp_sock.dsack_dups"],
+        signals: TCP,
+        effect: Effect::Lost("spurious segments in tcp.close, system.network.tcp.retransmits.spurious"),
     },
     Detail {
         paths: &["tcp_retransmit_skb:err"],

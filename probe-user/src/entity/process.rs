@@ -120,6 +120,9 @@ impl Processes {
                 if let Some(names) = read_names(&self.proc, tgid, start_ns) {
                     known.alive = now;
                     known.names.replace(names);
+                } else if news {
+                    // It became another program before it ended; of which file, nobody knows any more.
+                    known.names = ProcessNames { comm: Some(told.into()), ..ProcessNames::default() };
                 }
             }
             return known.names.clone();

@@ -128,7 +128,7 @@ registry! {
         "TCP segments sent again although the first had arrived: the peer said that it got them twice (D-SACK, RFC 2883).",
         [key::NETWORK_TYPE];
     TCP_SEGMENTS: Counter = "system.network.tcp.segments", "{segment}",
-        "TCP segments of connections, those sent again included: what retransmits are a share of.",
+        "TCP segments of connections, those sent again included: what retransmits are a share of. Without SYN-ACKs, which are sent before there is a connection, and what is sent once it has closed (resets, ACKs in TIME_WAIT).",
         [key::NETWORK_IO_DIRECTION, key::NETWORK_TYPE];
     TCP_RTT: Timer = "system.network.tcp.rtt", "s",
         "Smoothed round-trip time of TCP connections (RFC 6298), sampled about once a second while something is acknowledged.",

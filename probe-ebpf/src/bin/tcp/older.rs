@@ -87,7 +87,7 @@ fn found(sk: KernelPointer, owner: &Owner, listens: bool) -> Result<()> {
         // SAFETY: a value of the map.
         let (found, before) = unsafe { ((*known).found, (*known).owner) };
         if found != 0 && before.start_ns > owner.start_ns {
-            state.delivered = segments::delivered(sk);
+            segments::begin(sk, &mut state);
             remember(sk, &state);
             if listens {
                 replace_listener(sk, &before, owner)?;
@@ -95,12 +95,11 @@ fn found(sk: KernelPointer, owner: &Owner, listens: bool) -> Result<()> {
         }
         return Ok(());
     }
-    if !listens {
-        state.delivered = segments::delivered(sk);
-        remember(sk, &state);
-        return segments::set_aside(sk, &state);
-    }
+    segments::begin(sk, &mut state);
     remember(sk, &state);
+    if !listens {
+        return Ok(());
+    }
     let key = listener_key(sk)?;
     if key.local_port != 0 {
         let shared = kread::read_bits(sk, fields::SKC_REUSEPORT)? != 0;

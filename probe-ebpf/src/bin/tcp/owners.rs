@@ -49,6 +49,10 @@ pub(crate) fn new_state(owner: Owner, since_ns: u64) -> SocketState {
         family: 0,
         _pad: 0,
         cgroup_id: 0,
+        sent_before: 0,
+        received_before: 0,
+        spurious_before: 0,
+        _pad2: 0,
     }
 }
 

@@ -15,7 +15,7 @@ use probe_common::tcp::{Home, OpenConnection, Segments, SocketState};
 use probe_ebpf::{Error, Result, emit, kread, socket};
 
 use crate::owners::{SOCKETS, set_owner};
-use crate::{BPF_NOEXIST, NEUTRAL, TCP_CLOSE, TCP_LISTEN, blank, passes};
+use crate::{BPF_NOEXIST, NEUTRAL, TCP_CLOSE, TCP_LISTEN, TCP_SYN_RECV, blank, passes};
 
 /// Of connections that have ended.
 #[map]
@@ -31,24 +31,28 @@ pub(crate) fn account(sk: KernelPointer, state: *mut SocketState) -> Result<()> 
         }
         (*state).ended = 1;
     }
-    add(&home_of(sk, state)?, &carried(sk, state))
+    let segments = carried(sk, state);
+    // Listeners have none.
+    if segments.sent | segments.received == 0 {
+        return Ok(());
+    }
+    add(&home_of(sk, state)?, &segments)
 }
 
 /// A connection is older than the programs: what it carried until now is not to be counted.
 #[inline(always)]
-pub(crate) fn set_aside(sk: KernelPointer, state: &SocketState) -> Result<()> {
-    let Segments { sent, received, spurious } = carried(sk, state);
-    let less = Segments {
-        sent: sent.wrapping_neg(),
-        received: received.wrapping_neg(),
-        spurious: spurious.wrapping_neg(),
-    };
-    add(&home(sk)?, &less)
+pub(crate) fn begin(sk: KernelPointer, state: &mut SocketState) {
+    state.sent = kread::read_or_zero(sk, fields::SEGS_OUT);
+    state.received = kread::read_or_zero(sk, fields::SEGS_IN);
+    state.sent_before = state.sent;
+    state.received_before = state.received;
+    state.spurious_before = kread::read_or_zero(sk, fields::DSACK_DUPS);
+    state.delivered = delivered(sk);
 }
 
 /// Segments that the peer has acknowledged.
 #[inline(always)]
-pub(crate) fn delivered(sk: KernelPointer) -> u32 {
+fn delivered(sk: KernelPointer) -> u32 {
     kread::read_or_zero(sk, fields::TCP_DELIVERED)
 }
 
@@ -95,23 +99,29 @@ fn is_filtered_out(sk: KernelPointer) -> u64 {
 /// What a connection carried so far.
 #[inline(always)]
 fn carried(sk: KernelPointer, state: *const SocketState) -> Segments {
-    // SAFETY: the caller's: on its stack, or a value of the map.
-    let (sent, received) =
-        unsafe { (((*state).sent, (*state).sent_wraps), ((*state).received, (*state).received_wraps)) };
+    // SAFETY: a value of the map.
+    let (sent, received, before) = unsafe {
+        (
+            ((*state).sent, (*state).sent_wraps),
+            ((*state).received, (*state).received_wraps),
+            ((*state).sent_before, (*state).received_before, (*state).spurious_before),
+        )
+    };
     Segments {
-        sent: widened(sk, fields::SEGS_OUT, sent).0,
-        received: widened(sk, fields::SEGS_IN, received).0,
-        spurious: u64::from(kread::read_or_zero(sk, fields::DSACK_DUPS)),
+        sent: widened(sk, fields::SEGS_OUT, sent).0.wrapping_sub(u64::from(before.0)),
+        received: widened(sk, fields::SEGS_IN, received).0.wrapping_sub(u64::from(before.1)),
+        // 32 bits as in the kernel.
+        spurious: u64::from(kread::read_or_zero(sk, fields::DSACK_DUPS).wrapping_sub(before.2)),
     }
 }
 
 /// A count of 32 bits in 64, and how often it has begun anew by now. `before`: what it was at the last walk, and how often it
-/// had then. Without a branch, for the verifier's sake.
+/// had then. Without a branch, for the verifier's sake. It begins anew where its top bit goes: the walk comes by more often than
+/// 2^31 segments do, and what is merely smaller would be another connection's at the same place.
 #[inline(always)]
 fn widened(sk: KernelPointer, field: Field<u32>, (before, wraps): (u32, u16)) -> (u64, u32, u16) {
     let now = kread::read_or_zero(sk, field);
-    // The top bit of the difference of two 32-bit numbers in 64 bits is set where the second is larger.
-    let again = (u64::from(now).wrapping_sub(u64::from(before)) >> 63) as u16;
+    let again = ((before & !now) >> 31) as u16;
     let wraps = wraps.wrapping_add(again);
     (u64::from(wraps) << 32 | u64::from(now), now, wraps)
 }
@@ -187,29 +197,28 @@ fn visit_connection(seq: *mut c_void, walk: u32, sk: KernelPointer) -> Result<()
         return Err(Error::NotOurs);
     }
     let tcp_state = i32::from(kread!(sk, SKC_STATE)?);
-    if tcp_state == TCP_LISTEN || tcp_state == TCP_CLOSE {
+    // One that is being born may have no addresses yet.
+    if tcp_state == TCP_LISTEN || tcp_state == TCP_CLOSE || tcp_state == TCP_SYN_RECV {
         return Err(Error::NotOurs);
     }
-    let home = home_of(sk, state)?;
+    // Noted by hooks alone, which hold the socket's lock.
     // SAFETY: as above.
-    let (sent, received, known) = unsafe {
+    let known = unsafe { Home { cgroup_id: (*state).cgroup_id, family: (*state).family, _pad: [0; 7] } };
+    let home = if known.family != 0 { known } else { home(sk)? };
+    let segments = carried(sk, state);
+    // SAFETY: as above.
+    let (sent, received, acknowledged) = unsafe {
         (
             ((*state).sent, (*state).sent_wraps),
             ((*state).received, (*state).received_wraps),
             (*state).delivered,
         )
     };
-    let (all_sent, sent, sent_wraps) = widened(sk, fields::SEGS_OUT, sent);
-    let (all_received, received, received_wraps) = widened(sk, fields::SEGS_IN, received);
-    let spurious = u64::from(kread::read_or_zero(sk, fields::DSACK_DUPS));
+    let (_, sent, sent_wraps) = widened(sk, fields::SEGS_OUT, sent);
+    let (_, received, received_wraps) = widened(sk, fields::SEGS_IN, received);
     let delivered = delivered(sk);
-    let srtt_us = if delivered == known { 0 } else { kread::read_or_zero(sk, fields::SRTT_US) >> 3 };
-    let open = OpenConnection {
-        home,
-        segments: Segments { sent: all_sent, received: all_received, spurious },
-        srtt_us,
-        _pad: 0,
-    };
+    let srtt_us = if delivered == acknowledged { 0 } else { kread::read_or_zero(sk, fields::SRTT_US) >> 3 };
+    let open = OpenConnection { home, segments, srtt_us, _pad: 0 };
     let state = SOCKETS.get_ptr_mut(sk).ok_or(Error::NotOurs)?;
     // SAFETY: a value of the map.
     if unsafe { (*state).ended } != 0 {
@@ -221,7 +230,7 @@ fn visit_connection(seq: *mut c_void, walk: u32, sk: KernelPointer) -> Result<()
     };
     // No room: the kernel comes by once more when user space has read what is there.
     if written == 0 {
-        // SAFETY: a value of the map; nobody else writes these.
+        // SAFETY: a value of the map. At worst it has become another connection's just now, which nothing comes of but a sample.
         unsafe {
             (*state).sent = sent;
             (*state).sent_wraps = sent_wraps;

@@ -28,7 +28,7 @@ use self::events::{direction, network_type, role};
 use self::segments::Segments;
 use super::{Context, Event, Owners, Signal, SignalKind, errno_name};
 use crate::collect::{self, DecodeError};
-use crate::config::{Config, Sizes, TcpKind};
+use crate::config::{Config, Output, Sizes, TcpKind};
 use crate::event::key;
 use crate::kernel::fields::Resolved;
 use crate::load::{LoadError, Loaded, ObjectSpec, Plain, ProgramSpec, count_entries, lookup_batch_per_cpu};
@@ -115,11 +115,13 @@ impl SignalKind for Tcp {
         loaded: &mut Loaded,
     ) -> Result<Box<dyn Signal>, LoadError> {
         let sockets: Sockets = loaded.take_hash("SOCKETS")?;
+        // Events alone, as JSON, say nothing of segments.
+        let wanted = config.output != Output::Json || config.otlp.is_some();
         let walk = loaded.walk(&sockets, kernel)?;
         Ok(Box::new(Running {
             totals: loaded.take_per_cpu_hash("TOTALS")?,
             handshakes: loaded.take_per_cpu_hash("HANDSHAKES")?,
-            segments: Segments::new(loaded.take_per_cpu_hash("SEGMENTS")?, walk),
+            segments: Segments::new(loaded.take_per_cpu_hash("SEGMENTS")?, walk, wanted),
             sum: Summary::default(),
             sockets,
             listeners: loaded.take_hash("LISTENERS")?,
@@ -257,15 +259,17 @@ impl Signal for Running {
     }
 
     fn tick(&mut self, context: &mut Context<'_>) -> io::Result<()> {
-        self.segments.tick(context, &mut self.sum)
+        self.segments.tick(context, &mut self.sum);
+        Ok(())
     }
 
     fn detaching(&mut self, context: &mut Context<'_>) -> io::Result<()> {
-        self.segments.stop(context, &mut self.sum)
+        self.segments.stop(context, &mut self.sum);
+        Ok(())
     }
 
     fn interval(&mut self, _next: u32, context: &mut Context<'_>) -> io::Result<super::Summary> {
-        self.segments.update(context, &mut self.sum)?;
+        self.segments.tick(context, &mut self.sum);
         let mut summary = std::mem::take(&mut self.sum);
         self.read_totals(context, &mut summary)?;
         self.read_handshakes(context, &mut summary)?;

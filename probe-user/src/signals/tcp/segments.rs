@@ -4,22 +4,22 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use aya::maps::{MapData, PerCpuHashMap};
+use aya::maps::{MapData, MapError, PerCpuHashMap};
 use hashbrown::HashMap;
 use probe_common::hist::{self, BUCKETS};
 use probe_common::tcp::{Home, OpenConnection, Segments as Counts};
 
 use super::super::Context;
 use super::events::network_type;
-use super::{Last, Summary};
+use super::{IDLE, Last, Summary};
 use crate::event::key;
 use crate::load::{Plain, Walk, lookup_batch_per_cpu};
 use crate::series::{attr, metrics};
 
-/// How often connections are walked over, at most.
+/// How often connections are walked over, at most; each time, the round-trip times of those in use are sampled.
 const PERIOD: Duration = Duration::from_secs(1);
-/// Between two samples of a connection's round-trip time: the period, less what a timer may be early.
-const BETWEEN_SAMPLES: Duration = Duration::from_millis(950);
+/// By so much a timer may be early.
+const EARLY: Duration = Duration::from_millis(50);
 /// Of many connections a walk takes its time; it shall not take more than this share of all.
 const SHARE: u32 = 100;
 
@@ -27,16 +27,22 @@ pub(super) struct Segments {
     /// Of connections that have ended.
     ended: PerCpuHashMap<MapData, Plain<Home>, Plain<Counts>>,
     walk: Walk,
+    /// Somebody wants to know; and the programs that keep the map of sockets true are there.
+    active: bool,
     /// Entries of that map, the last time.
     entries: usize,
-    /// What has been told.
-    told: HashMap<Home, Last<Counts>>,
+    told: HashMap<Home, Told>,
     /// What the last walk found.
     open: HashMap<Home, Counts>,
     next: Instant,
-    sampled: Option<Instant>,
-    /// The programs that keep the map true are there no more.
-    stopped: bool,
+    complained: bool,
+}
+
+/// What has been told of a cgroup.
+struct Told {
+    last: Last<Counts>,
+    /// When a walk last found a connection of it.
+    open: Instant,
 }
 
 /// Round-trip times of one walk.
@@ -46,55 +52,71 @@ struct Times {
 }
 
 impl Segments {
-    pub(super) fn new(ended: PerCpuHashMap<MapData, Plain<Home>, Plain<Counts>>, walk: Walk) -> Self {
+    pub(super) fn new(
+        ended: PerCpuHashMap<MapData, Plain<Home>, Plain<Counts>>,
+        walk: Walk,
+        wanted: bool,
+    ) -> Self {
         let (told, open) = (HashMap::default(), HashMap::default());
         Self {
             ended,
             entries: 0,
             walk,
+            active: wanted,
             told,
             open,
             next: Instant::now() + PERIOD,
-            sampled: None,
-            stopped: false,
+            complained: false,
         }
     }
 
-    /// As [`Self::update`], when it is time.
-    pub(super) fn tick(&mut self, context: &mut Context<'_>, summary: &mut Summary) -> io::Result<()> {
-        if Instant::now() < self.next { Ok(()) } else { self.update(context, summary) }
+    /// Counts what was sent and received since the last time, when it is time.
+    pub(super) fn tick(&mut self, context: &mut Context<'_>, summary: &mut Summary) {
+        if Instant::now() + EARLY >= self.next {
+            self.update(context, summary);
+        }
     }
 
     /// The last time: without the programs, nothing says any more which sockets there are.
-    pub(super) fn stop(&mut self, context: &mut Context<'_>, summary: &mut Summary) -> io::Result<()> {
-        self.update(context, summary)?;
-        self.stopped = true;
-        Ok(())
+    pub(super) fn stop(&mut self, context: &mut Context<'_>, summary: &mut Summary) {
+        self.update(context, summary);
+        self.active = false;
     }
 
-    /// Counts what was sent and received since the last time.
-    ///
+    /// What cannot be read now is read the next time: nothing of it is lost.
+    fn update(&mut self, context: &mut Context<'_>, summary: &mut Summary) {
+        let begun = Instant::now();
+        if let Err(error) = self.try_update(begun, context, summary)
+            && !std::mem::replace(&mut self.complained, true)
+        {
+            tracing::warn!(%error, "segments of connections do not read; tried again");
+        }
+        self.next = begun + PERIOD.max(begun.elapsed() * SHARE);
+    }
+
     /// A connection that ends between the two looks is missing this time, and there the next. In the other order it would be
     /// counted twice.
-    pub(super) fn update(&mut self, context: &mut Context<'_>, summary: &mut Summary) -> io::Result<()> {
-        if self.stopped {
+    fn try_update(
+        &mut self,
+        begun: Instant,
+        context: &mut Context<'_>,
+        summary: &mut Summary,
+    ) -> io::Result<()> {
+        if !self.active {
             return Ok(());
         }
-        let begun = Instant::now();
         let mut all: HashMap<Home, Counts> = HashMap::default();
         lookup_batch_per_cpu(&self.ended, |home: &Home, values| {
             let counts = all.entry(*home).or_default();
             values.for_each(|value| add(counts, &value));
         })?;
         self.entries = all.len();
-        let due = self.sampled.is_none_or(|at| begun.saturating_duration_since(at) >= BETWEEN_SAMPLES);
         let mut times: HashMap<Home, Box<Times>> = HashMap::default();
-        let open = &mut self.open;
-        open.clear();
-        self.walk.records(|connection: &OpenConnection| {
+        let mut open: HashMap<Home, Counts> = HashMap::default();
+        let walked = self.walk.records(|connection: &OpenConnection| {
             let OpenConnection { home, segments, srtt_us, .. } = connection;
             add(open.entry(*home).or_default(), segments);
-            if due && *srtt_us != 0 {
+            if *srtt_us != 0 {
                 let ns = u64::from(*srtt_us) * 1_000;
                 let empty = || Box::new(Times { sum_ns: 0, buckets: [0; BUCKETS] });
                 let times = times.entry(*home).or_insert_with(empty);
@@ -103,15 +125,15 @@ impl Segments {
                     *count += 1;
                 }
             }
-        })?;
-        if due {
-            self.sampled = Some(begun);
+        });
+        if walked.is_ok() {
+            self.open = open;
         }
         for (home, counts) in &self.open {
             add(all.entry(*home).or_default(), counts);
         }
         for (home, counts) in all {
-            self.tell(home, &counts, context, summary);
+            self.tell(home, &counts, begun, context, summary);
         }
         for (home, times) in times {
             let Times { sum_ns, buckets } = *times;
@@ -120,13 +142,23 @@ impl Segments {
             context.store.merge_counts(&entity, metrics::TCP_RTT, &attrs, &buckets, sum_ns, None);
             summary.rtts.merge_counts(&buckets, sum_ns, None);
         }
-        self.next = begun + PERIOD.max(begun.elapsed() * SHARE);
-        Ok(())
+        walked
     }
 
     /// Counts by how much the segments of a cgroup have risen above what was told.
-    fn tell(&mut self, home: Home, now: &Counts, context: &mut Context<'_>, summary: &mut Summary) {
-        let last = self.told.entry(home).or_insert_with(|| Last::new(Counts::default()));
+    fn tell(
+        &mut self,
+        home: Home,
+        now: &Counts,
+        at: Instant,
+        context: &mut Context<'_>,
+        summary: &mut Summary,
+    ) {
+        let nothing = || Told { last: Last::new(Counts::default()), open: at };
+        let Told { last, open } = self.told.entry(home).or_insert_with(nothing);
+        if self.open.contains_key(&home) {
+            *open = at;
+        }
         let (told, delta) = risen(&last.value, now);
         if delta == Counts::default() {
             return;
@@ -148,15 +180,17 @@ impl Segments {
         summary.spurious += delta.spurious;
     }
 
-    /// Gives the entries of cgroups back that are removed and have no open connection.
+    /// Gives the entries of cgroups back that are removed and have had no open connection for a while.
     pub(super) fn reclaim(&mut self, now: Instant, mut gone: impl FnMut(u64) -> bool) {
-        let Self { ended, told, open, .. } = self;
-        told.retain(|home, last| {
-            let over = last.idle(now) && !open.contains_key(home) && gone(home.cgroup_id);
+        let Self { ended, told, .. } = self;
+        told.retain(|home, Told { last, open }| {
+            let closed = now.saturating_duration_since(*open) >= IDLE;
+            if !(closed && last.idle(now) && gone(home.cgroup_id)) {
+                return true;
+            }
             // One whose connections were all open until they were missed has no entry.
-            let removed =
-                over && (ended.get(&Plain(*home), 0).is_err() || ended.remove(&Plain(*home)).is_ok());
-            !removed
+            let absent = matches!(ended.get(&Plain(*home), 0), Err(MapError::KeyNotFound));
+            !(absent || ended.remove(&Plain(*home)).is_ok())
         });
     }
 
@@ -166,28 +200,23 @@ impl Segments {
     }
 }
 
-/// Those of connections that ended wrap around.
 fn add(sum: &mut Counts, by: &Counts) {
-    sum.sent = sum.sent.wrapping_add(by.sent);
-    sum.received = sum.received.wrapping_add(by.received);
-    sum.spurious = sum.spurious.wrapping_add(by.spurious);
+    sum.sent = sum.sent.saturating_add(by.sent);
+    sum.received = sum.received.saturating_add(by.received);
+    sum.spurious = sum.spurious.saturating_add(by.spurious);
 }
 
-/// What is told from now on, and how much more that is. What was missed for once (see [`Segments::update`]) takes nothing back.
+/// What is told from now on, and how much more that is. What was missed for once (see [`Segments::try_update`]) takes nothing back.
 fn risen(told: &Counts, now: &Counts) -> (Counts, Counts) {
-    let one = |told: u64, now: u64| match now.wrapping_sub(told) {
-        0 => (told, 0),
-        // "Negative".
-        less if less > u64::MAX / 2 => (told, 0),
-        more => (now, more),
+    let sent = told.sent.max(now.sent);
+    let received = told.received.max(now.received);
+    let spurious = told.spurious.max(now.spurious);
+    let more = Counts {
+        sent: sent - told.sent,
+        received: received - told.received,
+        spurious: spurious - told.spurious,
     };
-    let (sent, more_sent) = one(told.sent, now.sent);
-    let (received, more_received) = one(told.received, now.received);
-    let (spurious, more_spurious) = one(told.spurious, now.spurious);
-    (
-        Counts { sent, received, spurious },
-        Counts { sent: more_sent, received: more_received, spurious: more_spurious },
-    )
+    (Counts { sent, received, spurious }, more)
 }
 
 #[cfg(test)]
@@ -204,8 +233,6 @@ mod tests {
             // A connection with 6 and 5 ended between the looks, and came back.
             (counts(4, 3, 0), counts(0, 0, 0)),
             (counts(12, 8, 1), counts(2, 0, 1)),
-            // An older connection's past was set aside before it was found open: below zero.
-            (counts(u64::MAX - 99, 8, 1), counts(0, 0, 0)),
             (counts(13, 9, 1), counts(1, 1, 0)),
         ] {
             let (next, more) = risen(&told, &now);

@@ -7,6 +7,7 @@ use std::io::{self, Write};
 use std::time::Duration;
 
 use comfy_table::{CellAlignment, Table, presets};
+use probe_common::tcp::Cause;
 
 pub(in crate::sink) use self::text::is_hostile;
 pub use self::text::{escape, seconds};
@@ -132,7 +133,7 @@ fn tcp_summary(out: &mut dyn Write, summary: &signals::tcp::Summary) -> io::Resu
         retransmits, resets_sent, resets_received, connected, accepted, failed, ..
     } = summary;
     let total: u64 = retransmits.iter().sum();
-    write!(out, "tcp       {total} of {} segments retransmitted", summary.segments_sent)?;
+    write!(out, "tcp       {total} segments retransmitted")?;
     if total != 0 {
         let kinds: Vec<String> = probe_common::tcp::CAUSES
             .iter()
@@ -141,6 +142,10 @@ fn tcp_summary(out: &mut dyn Write, summary: &signals::tcp::Summary) -> io::Resu
             .map(|(cause, count)| format!("{cause} {count}"))
             .collect();
         write!(out, " ({})", kinds.join(", "))?;
+    }
+    let syn_acks = retransmits.get(Cause::SynAck as usize).copied().unwrap_or(0);
+    if let Some(share) = text::share_of_sent(total - syn_acks, summary.segments_sent) {
+        write!(out, ", {share}")?;
     }
     write!(out, "; {connected} connected, {accepted} accepted")?;
     if let Some(p50) = summary.handshakes.quantile(0.5) {

@@ -30,6 +30,13 @@ pub(in crate::sink) fn is_hostile(character: char) -> bool {
         )
 }
 
+/// What share of the segments that connections sent was sent again; nothing where that is not known. (A SYN-ACK is sent for no
+/// connection yet, and is not among them.)
+pub(super) fn share_of_sent(again: u64, sent: u64) -> Option<String> {
+    let percent = || format!("{:.2}% of {sent} sent", again as f64 * 100.0 / sent as f64);
+    (sent != 0 && again <= sent).then(percent)
+}
+
 /// A duration in three figures: `812ns`, `1.23ms`, `45.6s`.
 #[must_use]
 pub fn seconds(duration: Duration) -> String {

@@ -299,7 +299,7 @@ impl Account {
 
     /// Segments of all connections, those sent again among them; `None` where that is not known for the whole time.
     pub(super) fn sent(&self) -> Option<u64> {
-        (!self.is_behind && self.sent >= self.all.segments.sum() && self.sent != 0).then_some(self.sent)
+        (!self.is_behind).then_some(self.sent)
     }
 
     fn retransmit(&mut self, event: &Retransmit) {
@@ -365,7 +365,8 @@ impl Account {
             None => {
                 self.connected += 1;
                 self.heard(connection);
-                self.opened(connection);
+                let (_local, door) = ends(connection);
+                self.doors.row(door).opened += 1;
             }
         }
     }

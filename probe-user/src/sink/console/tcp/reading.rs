@@ -69,22 +69,23 @@ fn one_door(account: &Account) -> Option<(&SocketAddr, &Door)> {
 fn refused(account: &Account) -> Option<String> {
     let (door, at) = one_door(account)?;
     let refused = at.failed.of(Failure::Refused);
-    (refused >= ENOUGH_CONNECTIONS && is_most(refused, at.trouble())).then(|| {
-        format!(
-            "{door} refuses connections ({refused} times): nobody listens there, or a firewall rejects them; an answer \
-             comes, so it is no loss of packets"
-        )
-    })
+    let why = match at.opened {
+        0 => "nobody listens there, or a firewall rejects them; an answer comes, so it is no loss of packets"
+            .to_owned(),
+        made => format!("and was open to {made} others: nobody listens there at times"),
+    };
+    (refused >= ENOUGH_CONNECTIONS && is_most(refused, at.trouble()))
+        .then(|| format!("{door} refuses connections ({refused} times): {why}"))
 }
 
 fn unreachable(account: &Account) -> Option<String> {
     let (door, at) = one_door(account)?;
     let unreachable = at.failed.of(Failure::Unreachable);
-    // Each has sent its SYN again while it waited.
+    // Where nobody answers for the address, each has sent its SYN again while it waited.
     (unreachable >= ENOUGH_CONNECTIONS && is_most(unreachable, at.failed.sum()) && at.opened == 0).then(|| {
         format!(
-            "{door} is unreachable ({unreachable} times): no route, or a router or the last hop says that nobody has \
-             the address"
+            "{door} is unreachable ({unreachable} times): no route, a router or the last hop says that nobody has the \
+             address, or a firewall rejects them (ICMP prohibited)"
         )
     })
 }
@@ -111,7 +112,9 @@ fn unanswered(account: &Account) -> Option<String> {
     if gave_up != 0 {
         numbers.push(format!("{gave_up} gave up"));
     }
-    Some(format!("{door} answers no SYN ({}): {so}", numbers.join(", ")))
+    // Those that did not give up may have been answered later.
+    let verb = if gave_up >= ENOUGH_CONNECTIONS { "answers no SYN" } else { "leaves SYNs unanswered" };
+    Some(format!("{door} {verb} ({}): {so}", numbers.join(", ")))
 }
 
 fn late_syns(account: &Account) -> Option<String> {
@@ -187,7 +190,9 @@ fn losing(account: &Account) -> impl Iterator<Item = (&IpAddr, &Peer, u64)> {
 fn needless(account: &Account) -> Option<String> {
     let carried = &account.all.carried;
     let (judged, needless) = (carried.judged, carried.needless);
-    (judged >= ENOUGH_SEGMENTS && needless <= judged && needless * 2 >= judged).then(|| {
+    // They speak for what was seen to be sent again only if they are most of it.
+    let speaks = is_most(judged, account.all.segments.of_connections().max(judged));
+    (judged >= ENOUGH_SEGMENTS && needless <= judged && needless * 2 >= judged && speaks).then(|| {
         format!(
             "of {judged} segments that closed connections had sent again, the peers got {needless} twice (D-SACK): \
              those were late, or their ACKs were late or lost; they were not lost themselves"
@@ -215,7 +220,7 @@ fn at_one_peer(account: &Account) -> Option<String> {
     });
     let queue = queue.map(|(least, greatest, _)| {
         format!(
-            "; round trips there took {} to {}: a queue fills on the way",
+            "; round trips there took {} to {}: a queue may fill on the way",
             seconds(least),
             seconds(greatest)
         )

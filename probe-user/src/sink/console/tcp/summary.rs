@@ -5,8 +5,9 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use comfy_table::{CellAlignment, Table, presets};
+use probe_common::tcp::Cause;
 
-use super::super::text::{age, counted, octets};
+use super::super::text::{age, counted, octets, share_of_sent};
 use super::account::{Account, Bounded, Carried, Counts, Door, Failure, Owner, OwnerKey, Tally};
 use super::reading::readings;
 use super::{CAUSES_IN_WORDS, name};
@@ -55,8 +56,10 @@ fn total(account: &Account) -> String {
     // Only what happened: something else may not have been watched.
     if events.sum() != 0 {
         let (segments, events) = (counted(segments.sum(), "segment"), counted(events.sum(), "event"));
-        let of = account.sent().map(|sent| format!(" of {sent}")).unwrap_or_default();
-        parts.push(format!("{segments}{of} sent again in {events}"));
+        let again = account.all.segments.sum() - account.all.segments.of(Cause::SynAck);
+        let share = account.sent().and_then(|sent| share_of_sent(again, sent));
+        let share = share.map(|share| format!(" ({share})")).unwrap_or_default();
+        parts.push(format!("{segments} sent again in {events}{share}"));
     }
     let connects =
         [(account.failed.sum(), "failed"), (account.connected, "made"), (account.accepted, "accepted")];
@@ -303,7 +306,7 @@ closed ones carried ↑1.23MiB ↓45.6KiB; 0 of 900 segments sent again
         account.add(&again());
         account.interval(700);
         account.interval(20);
-        assert!(written(&account, 0).contains("── 1 segment of 720 sent again in 1 event in"));
+        assert!(written(&account, 0).contains("── 1 segment sent again in 1 event (0.14% of 720 sent) in"));
         account.add(&again());
         assert!(written(&account, 0).contains("── 2 segments sent again in 2 events in"));
     }
