@@ -33,9 +33,12 @@ fn labels_of(wire: &[u8]) -> Option<Vec<Vec<u8>>> {
     let packet = Packet::parse(&message).ok()?;
     let name = &packet.questions.first()?.qname;
     let labels: Vec<Vec<u8>> = name.as_bytes().map(<[u8]>::to_ascii_lowercase).collect();
-    // It follows compression pointers, and does not mind what is behind.
-    let len = labels.iter().map(|label| label.len() + 1).sum::<usize>() + 1;
-    (len == wire.len() && wire.last() == Some(&0)).then_some(labels)
+    // It follows compression pointers, and does not mind what is behind: only what would be written so again is such a name. (Lengths
+    // of labels are below any letter.)
+    let mut again: Vec<u8> =
+        labels.iter().flat_map(|label| [&[label.len() as u8], &label[..]].concat()).collect();
+    again.push(0);
+    (again == wire.to_ascii_lowercase()).then_some(labels)
 }
 
 /// Labels of a name in presentation format (RFC 1035, 5.1).
