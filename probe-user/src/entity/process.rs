@@ -122,7 +122,8 @@ impl Processes {
                     known.names.replace(names);
                 } else if news {
                     // It became another program before it ended; of which file, nobody knows any more.
-                    known.names = ProcessNames { comm: Some(told.into()), ..ProcessNames::default() };
+                    let comm = (!told.is_empty()).then(|| told.into());
+                    known.names = ProcessNames { comm, ..ProcessNames::default() };
                 }
             }
             return known.names.clone();
