@@ -37,7 +37,8 @@ pub(super) struct Shared {
 #[derive(Debug, Args)]
 pub(super) struct NatArgs {
     /// Say where NAT sends a connection's packets (the pod behind a service's address): asks the connection tracking of the
-    /// network namespace in which probe runs, and keeps CAP_NET_ADMIN for that
+    /// network namespace in which probe runs, and keeps CAP_NET_ADMIN for that. Of connections refused at once it knows nothing
+    /// any more
     #[arg(long)]
     pub(super) nat: bool,
 }

@@ -147,11 +147,9 @@ struct Line<'a> {
 impl Line<'_> {
     fn write(&self, out: &mut dyn Write) -> io::Result<()> {
         let Self { time_unix_ns, kind, segments, connection, srtt, details } = self;
-        // Where the packets went matters more than how many there were.
+        // Where the packets went matters more, and both do not fit beside an owner.
         let led = connection.destination.map(|destination| format!("at {destination}"));
-        let details =
-            [led.as_deref(), Some(details.as_str())].into_iter().flatten().filter(|it| !it.is_empty());
-        let details = &details.collect::<Vec<_>>().join(", ");
+        let details = led.as_ref().unwrap_or(details);
         let ends = format!(
             "{} → {}",
             SocketAddr::new(connection.local, connection.local_port),
@@ -160,7 +158,9 @@ impl Line<'_> {
         let segments = segments.map(|segments| segments.to_string()).unwrap_or_default();
         let srtt = srtt.map(seconds).unwrap_or_default();
         let row = row(&time_of_day(*time_unix_ns), kind, &segments, &ends, &srtt);
-        let room = COLUMNS.saturating_sub(width(&row) + GAP).max(TAIL);
+        // An address is not cut: then the line grows, too.
+        let least = led.as_ref().map_or(TAIL, |led| OWNER_LEAST + GAP + width(led));
+        let room = COLUMNS.saturating_sub(width(&row) + GAP).max(least);
         writeln!(out, "{row}  {}", tail(&connection.who, details, room))
     }
 }
@@ -330,6 +330,21 @@ pub(super) mod tests {
             ("tail_loss_probe", "tail loss probe"),
         ];
         assert_eq!(pairs, want);
+    }
+
+    #[test]
+    fn where_nat_led_is_said_whole() {
+        let connection = |destination: &str| {
+            let service =
+                connection("10.244.113.207:54632", "10.96.0.1:443", who("frontend-server", 10_781, "/"));
+            Connection { destination: Some(destination.parse().unwrap()), state: "fin_wait_1", ..service }
+        };
+        for destination in ["10.2.0.9:8080", "255.255.255.255:65535"] {
+            let event = Retransmit { unacked: Some(8), ..sent_again("timeout", 1, connection(destination)) };
+            let line = line(event);
+            assert!(line.ends_with(&format!("  at {destination}")), "{line}");
+            assert!(line.contains("[10781]"), "{line}");
+        }
     }
 
     #[test]

@@ -30,22 +30,33 @@ const QUEUE_LEAST: Duration = Duration::from_millis(100);
 /// If so many hundredths of the events may be missing, nothing is said.
 const LOST_PERCENT: u64 = 10;
 
+/// So many addresses and ports are spoken of, those of most trouble first.
+const DOORS: usize = 3;
+
 /// A sentence, if a rule applies.
 type Rule = fn(&Account) -> Option<String>;
+/// One on an address and port to which connections do not come about: what others do says nothing against it.
+type DoorRule = fn(&Account, &SocketAddr, &Door) -> Option<String>;
 
-/// Why connections do not come about.
-const CONNECTING: &[Rule] = &[refused, unreachable, unanswered, late_syns];
+const CONNECTING: &[DoorRule] = &[refused, unreachable, unanswered];
 /// Why segments of connections are sent again.
 const SENDING: &[Rule] = &[needless, at_one_peer, spread, one_kind];
 
-/// One sentence a subject at most. `lost`: events that probe itself lost.
+/// A sentence a door, and one for each other subject at most. `lost`: events that probe itself lost.
 pub(super) fn readings(account: &Account, lost: u64) -> Vec<String> {
     let seen = account.all.events.sum() + account.failed.sum() + account.all.carried.connections;
     if percent(lost, seen + lost) >= LOST_PERCENT {
         return Vec::new();
     }
-    let first = |rules: &[Rule]| rules.iter().find_map(|rule| rule(account));
-    [first(CONNECTING), first(SENDING)].into_iter().flatten().collect()
+    let mut doors: Vec<_> = account.doors.rows.iter().collect();
+    doors.sort_by_key(|(address, door)| (std::cmp::Reverse(door.trouble()), **address));
+    let of_door = |(address, door): (_, _)| CONNECTING.iter().find_map(|rule| rule(account, address, door));
+    let mut said: Vec<String> = doors.into_iter().filter_map(of_door).take(DOORS).collect();
+    if said.is_empty() {
+        said.extend(late_syns(account));
+    }
+    said.extend(SENDING.iter().find_map(|rule| rule(account)));
+    said
 }
 
 /// So many hundredths, rounded down.
@@ -66,8 +77,7 @@ fn one_door(account: &Account) -> Option<(&SocketAddr, &Door)> {
     is_most(at.trouble(), all).then_some((door, at))
 }
 
-fn refused(account: &Account) -> Option<String> {
-    let (door, at) = one_door(account)?;
+fn refused(_account: &Account, door: &SocketAddr, at: &Door) -> Option<String> {
     let refused = at.failed.of(Failure::Refused);
     let why = match at.opened {
         0 => "nobody listens there, or a firewall rejects them; an answer comes, so it is no loss of packets"
@@ -78,8 +88,7 @@ fn refused(account: &Account) -> Option<String> {
         .then(|| format!("{door} refuses connections ({refused} times): {why}"))
 }
 
-fn unreachable(account: &Account) -> Option<String> {
-    let (door, at) = one_door(account)?;
+fn unreachable(_account: &Account, door: &SocketAddr, at: &Door) -> Option<String> {
     let unreachable = at.failed.of(Failure::Unreachable);
     // Where nobody answers for the address, each has sent its SYN again while it waited.
     (unreachable >= ENOUGH_CONNECTIONS && is_most(unreachable, at.failed.sum()) && at.opened == 0).then(|| {
@@ -90,8 +99,7 @@ fn unreachable(account: &Account) -> Option<String> {
     })
 }
 
-fn unanswered(account: &Account) -> Option<String> {
-    let (door, at) = one_door(account)?;
+fn unanswered(account: &Account, door: &SocketAddr, at: &Door) -> Option<String> {
     let Door { syns, connections, counted_syns, failed, opened } = at;
     let gave_up = failed.of(Failure::TimedOut);
     // A SYN sent again twice went unanswered twice at least, which is no chance.
@@ -101,7 +109,8 @@ fn unanswered(account: &Account) -> Option<String> {
     }
     let heard = account.peers.rows.get(&door.ip()).is_some_and(|peer| peer.heard != 0);
     let so = if heard {
-        "the host is heard from otherwise, so a firewall drops them, or the queue of who listens there is full"
+        "the address is heard from otherwise, so a firewall drops them, or the queue of who listens there is full; unless it \
+         is a service's, with another host behind each port (--nat tells which)"
     } else {
         "dropped rather than refused: by a firewall, by a listener whose queue is full, or the host is down"
     };
@@ -470,7 +479,7 @@ mod tests {
             (
                 "refused here and there",
                 vec![failed("ECONNREFUSED", DOOR, 3), failed("ECONNREFUSED", OTHER, 3)],
-                &[],
+                &[&[DOOR, "nobody listens"], &[OTHER, "nobody listens"]],
             ),
             ("refused or silent", vec![failed("ECONNREFUSED", DOOR, 3), failed("ETIMEDOUT", DOOR, 3)], &[]),
             (
@@ -484,6 +493,20 @@ mod tests {
                 &[&[DOOR, "6 sent again by 3 connections", "firewall"]],
             ),
             ("two connections only", vec![syns(DOOR, 2, 4)], &[]),
+            (
+                "a door each, one of them silent and one out of reach",
+                vec![
+                    failed("ECONNREFUSED", "10.96.0.1:80", 3),
+                    syns("10.96.0.1:81", 3, 3),
+                    failed("EHOSTUNREACH", "10.96.0.1:81", 3),
+                    syns("10.96.0.1:82", 3, 4),
+                ],
+                &[
+                    &["10.96.0.1:81 is unreachable (3 times)"],
+                    &["10.96.0.1:82 leaves SYNs unanswered (12 sent again by 3 connections)"],
+                    &["10.96.0.1:80 refuses"],
+                ],
+            ),
             ("once each", vec![syns(DOOR, 3, 1)], &[]),
             (
                 "the host is heard from",

@@ -180,17 +180,19 @@ fn mostly(tally: &Tally) -> String {
 fn failed(out: &mut dyn Write, account: &Account) -> io::Result<()> {
     let Bounded { rows, rest, .. } = &account.doors;
     let room = rows.len();
-    let mut rows: Vec<(&SocketAddr, &Door)> =
-        rows.iter().filter(|(_, door)| door.failed.sum() != 0).collect();
-    rows.sort_by(|(a, left), (b, right)| right.failed.sum().cmp(&left.failed.sum()).then_with(|| a.cmp(b)));
+    // Whose process gave up before the kernel did has failed too, though nobody says so.
+    let in_trouble = |door: &Door| door.failed.sum() != 0 || (door.syns != 0 && door.opened == 0);
+    let mut rows: Vec<(&SocketAddr, &Door)> = rows.iter().filter(|(_, door)| in_trouble(door)).collect();
+    rows.sort_by(|(a, left), (b, right)| right.trouble().cmp(&left.trouble()).then_with(|| a.cmp(b)));
     if rows.is_empty() {
         return beyond(out, "port", room, rest.failed.sum(), "failed connect");
     }
-    let mut table = table(["CONNECTS TO", "FAILED", "SHARE", "HOW"]);
+    let mut table = table(["CONNECTS TO", "SYNS AGAIN", "FAILED", "SHARE", "HOW"]);
     for (address, door) in rows.iter().take(TOP) {
         let count = door.failed.sum();
         table.add_row([
             address.to_string(),
+            door.syns.to_string(),
             count.to_string(),
             share(count, account.failed.sum()),
             how(&door.failed),
@@ -249,7 +251,7 @@ fn table<const N: usize>(heading: [&str; N]) -> Table {
         if index == 0 {
             column.set_padding((0, 1));
         }
-        if matches!(*name, "SEGMENTS" | "EVENTS" | "SHARE" | "FAILED" | "SENT" | "RECEIVED") {
+        if matches!(*name, "SEGMENTS" | "EVENTS" | "SHARE" | "SYNS AGAIN" | "FAILED" | "SENT" | "RECEIVED") {
             column.set_cell_alignment(CellAlignment::Right);
         }
     }
@@ -358,8 +360,8 @@ OWNER                  SEGMENTS  EVENTS  SHARE  MOSTLY
 curl[…]                      12      12    80%  tail loss probe 12
 3f37e9702f39 nginx[9]         3       1    20%  slow start 3
 
-CONNECTS TO  FAILED  SHARE  HOW
-10.7.0.2:81       3   100%  refused 3
+CONNECTS TO  SYNS AGAIN  FAILED  SHARE  HOW
+10.7.0.2:81           0       3   100%  refused 3
 
 RESETS WITH  SENT  RECEIVED  SHARE
 10.7.0.2        0         1   100%
