@@ -5,27 +5,20 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use probe_common::fields::FIELDS;
 use probe_common::loss::Counter;
-use probe_common::settings::{FILTER_CGROUP, FILTER_COMM, FILTER_TGID, Settings};
+use probe_common::settings::Settings;
 use tokio::signal::unix::{SignalKind as UnixSignal, signal};
 
+mod start;
+
+pub use self::start::{StartError, resolve_fields};
 use crate::collect::{Ring, woken};
-use crate::config::{CgroupFilter, Config};
-use crate::doctor::{Diagnosis, Host, diagnose};
-use crate::entity::{Entities, ProcessLimits, Processes, sees_host_pids};
 use crate::event::key;
-use crate::kernel::btf::{BtfError, KernelBtf};
-use crate::kernel::cgroup::{Cgroup, CgroupError, CgroupRoot, TreeLimits};
+use crate::kernel::cgroup::CgroupRoot;
 use crate::kernel::clock::{self, Clock};
-use crate::kernel::conntrack::{Conntrack, ConntrackError};
-use crate::kernel::features::Features;
-use crate::kernel::fields::{Resolved, resolve};
-use crate::kernel::least::{self, Plan, Uses};
-use crate::kernel::privileges::{self, PrivilegeError};
-use crate::load::{self, Counters, LoadError, Loaded, Loader, SettingsMap};
-use crate::series::{Limits, Store, attr, metrics};
-use crate::signals::{Context, Event, Loss, Owners, Signal, SignalKind, Summary, next_interval};
+use crate::load::{self, Counters, Loaded, SettingsMap};
+use crate::series::{Store, attr, metrics};
+use crate::signals::{Context, Event, Loss, Owners, Signal, Summary, next_interval};
 use crate::telemetry::SelfStats;
 
 /// How often rings are looked into without a wake-up: how old a live line can get.
@@ -39,8 +32,6 @@ const TURNS: usize = 4;
 /// Where runs of programs get lost that the kernel skips.
 const SKIPPED: &str = "programs";
 const SKIPPED_REMEDY: &str = "`probe doctor` says where it can be helped: the kernel skips a program on a CPU that is inside it; figures are short by at most so many";
-/// How much of a ring fills before the programs wake us.
-const WAKE_SHARE: u32 = 4;
 
 /// Where events and summaries go.
 pub trait Sink {
@@ -76,34 +67,6 @@ pub enum Flow {
     More,
     /// As many events as were asked for.
     Enough,
-}
-
-/// Why a pipeline does not start.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// Capabilities are missing.
-    #[error(transparent)]
-    Privileges(#[from] PrivilegeError),
-    /// The kernel's BTF does not read.
-    #[error(transparent)]
-    Btf(#[from] BtfError),
-    /// A signal does not load or attach.
-    #[error("{signal}: {diagnosis}")]
-    Signal {
-        /// Which.
-        signal: &'static str,
-        /// Why, and what would help.
-        diagnosis: Diagnosis,
-    },
-    /// The root of cgroup v2 is not to be had.
-    #[error(transparent)]
-    Cgroup(#[from] CgroupError),
-    /// Connection tracking was to be asked, and does not answer.
-    #[error(transparent)]
-    Conntrack(#[from] ConntrackError),
-    /// The filter names nothing.
-    #[error("{0}")]
-    Filter(String),
 }
 
 /// How a run ended.
@@ -155,72 +118,6 @@ struct Running {
 }
 
 impl Pipeline {
-    /// Loads and attaches the signals of `kinds`. With `degrade`, those that this host cannot run are left out with a
-    /// warning, as long as one remains; without, each must run. Gives up what privileges that takes.
-    ///
-    /// To be called while the process has one thread, so before there is a runtime: capabilities belong to threads, and
-    /// those that exist would keep theirs.
-    ///
-    /// # Errors
-    ///
-    /// What is missing, and what would help.
-    pub fn start(
-        config: &Config,
-        kinds: &[&'static dyn SignalKind],
-        degrade: bool,
-        stats: Arc<SelfStats>,
-    ) -> Result<Self, StartError> {
-        // All at once: who grants one capability should not have to come back for the next.
-        privileges::check(kinds.iter().fold(0, |signals, kind| signals | kind.object().bit))?;
-        load::raise_memlock();
-        let fields = resolve_fields(config)?;
-        let wants_cgroup = kinds.iter().any(|kind| kind.object().needs_cgroup());
-        let cgroup = match CgroupRoot::find() {
-            Err(error) if wants_cgroup && !degrade => return Err(error.into()),
-            found => found.inspect_err(|error| tracing::warn!("{error}")),
-        };
-        let filter = filter_settings(config, cgroup.as_ref().ok())?;
-
-        let mut signals = Vec::new();
-        let mut refused = None;
-        let mut loader = Loader::new(&fields, &config.program_log_level);
-        for kind in kinds {
-            match start_signal(*kind, config, &mut loader, cgroup.as_ref().ok(), filter) {
-                Ok(running) => signals.push(running),
-                Err(error) => {
-                    let signal = kind.object().name;
-                    let diagnosis = diagnose(&error, &Host::look(), cgroup.as_ref().err());
-                    if !degrade {
-                        return Err(StartError::Signal { signal, diagnosis });
-                    }
-                    tracing::warn!("{signal} is off: {diagnosis}");
-                    refused = Some(StartError::Signal { signal, diagnosis });
-                }
-            }
-        }
-        if let (true, Some(error)) = (signals.is_empty(), refused) {
-            return Err(error);
-        }
-        let cgroup = cgroup.ok();
-        let conntrack = config.tcp.nat.then(Conntrack::open).transpose()?;
-        give_back_privileges(&signals, conntrack.is_some());
-        let clock = Clock::new();
-        let now = clock.wall(clock::monotonic_ns());
-        let tree = Entities::new(cgroup.as_ref().map(|root| root.path.as_path()), TreeLimits::default());
-        Ok(Self {
-            signals,
-            owners: Owners::new(tree, Processes::new(ProcessLimits::default())).with_conntrack(conntrack),
-            clock,
-            store: Store::new(Limits::default(), now),
-            stats,
-            report: Report::default(),
-            interval: config.interval,
-            first: config.interval,
-            duration: config.duration,
-            _cgroup: cgroup,
-        })
-    }
-
     /// Names of the signals that run.
     #[must_use]
     pub fn signals(&self) -> Vec<&'static str> {
@@ -515,136 +412,4 @@ fn hand_over(sink: &mut dyn Sink, events: &[Event]) -> io::Result<Flow> {
         }
     }
     Ok(Flow::More)
-}
-
-/// Offsets of everything the programs read, on this host.
-///
-/// # Errors
-///
-/// When there is no BTF, or it does not parse.
-pub fn resolve_fields(config: &Config) -> Result<Resolved, BtfError> {
-    let btf = match &config.btf {
-        Some(path) => KernelBtf::from_file(path)?,
-        None => KernelBtf::from_host()?,
-    };
-    Ok(resolve(&btf, FIELDS))
-}
-
-fn start_signal(
-    kind: &'static dyn SignalKind,
-    config: &Config,
-    loader: &mut Loader<'_>,
-    cgroup: Option<&CgroupRoot>,
-    filter: Settings,
-) -> Result<Running, LoadError> {
-    let object = kind.object();
-    let sizes = kind.sizes(config);
-    let mut loaded = loader.load(object, &sizes)?;
-    let mut settings = filter;
-    let ring_bytes = sizes.iter().find(|(map, _)| *map == "RING").map_or(0, |(_, bytes)| *bytes);
-    settings.wake_bytes = ring_bytes / WAKE_SHARE;
-    kind.settings(config, &mut settings);
-    let mut settings_map = loaded.take_settings()?;
-    settings_map.set(&settings)?;
-    let signal = kind.start(config, loader.fields(), &mut loaded)?;
-    let ring = Ring::new(loaded.take_ring()?);
-    let counters = loaded.take_counters()?;
-    let logger = if config.program_log_level == 0 { None } else { loaded.logger() };
-    // Last: from here on the programs run.
-    loaded.attach(cgroup)?;
-    if let Err(error) = loaded.look_for_older(loader.fields()) {
-        tracing::warn!(
-            "{error}; connections that began before have no owner, and their segments are not counted"
-        );
-    }
-    if let Some(error) = loaded.attached().iter().find_map(|attached| attached.fallback.as_ref()) {
-        tracing::warn!(
-            "{error}; so the kernel may skip programs, and what it skips is counted as lost at {SKIPPED}"
-        );
-    }
-    Ok(Running {
-        name: object.name,
-        signal,
-        ring,
-        counters,
-        settings,
-        settings_map,
-        logger,
-        skipped: 0,
-        made_up: 0,
-        loaded,
-    })
-}
-
-/// What was needed to load and attach is not needed to run. A host that does not allow giving it back runs all the same.
-fn give_back_privileges(signals: &[Running], conntrack: bool) {
-    let given_back = || -> io::Result<Plan> {
-        let read = |running: &Running| least::reads_without(|| running.counters.try_read());
-        let read = signals.first().map_or(Ok(true), read)?;
-        let plan = Plan::make(Uses::new(sees_host_pids(), conntrack, read, &Features::of_this_host()))?;
-        plan.carry_out()?;
-        Ok(plan)
-    };
-    match given_back() {
-        Ok(Plan { keeps, drops: _, bounding: _ }) => {
-            let kept: Vec<String> = keeps.iter().map(|kept| kept.capability.to_string()).collect();
-            tracing::debug!(?kept, "capabilities given back");
-        }
-        Err(error) => tracing::warn!("capabilities that are no longer needed stay: {error}"),
-    }
-}
-
-/// The filter as the programs apply it.
-fn filter_settings(config: &Config, root: Option<&CgroupRoot>) -> Result<Settings, StartError> {
-    let mut settings = Settings::DEFAULT;
-    if let Some(pid) = config.filter.pid {
-        settings.filters |= FILTER_TGID;
-        settings.tgid = pid;
-    }
-    if let Some(comm) = config.filter.comm {
-        settings.filters |= FILTER_COMM;
-        settings.comm = comm;
-    }
-    if let Some(filter) = &config.filter.cgroup {
-        let root = root.ok_or_else(|| {
-            StartError::Filter(
-                "--cgroup and --container need the host's cgroup v2 mount, and there is none".to_owned(),
-            )
-        })?;
-        let cgroup = match filter {
-            CgroupFilter::Path(path) => root.locate(path)?,
-            CgroupFilter::Container(prefix) => find_container(root, prefix)?,
-        };
-        settings.filters |= FILTER_CGROUP;
-        settings.cgroup_id = cgroup.id;
-        settings.cgroup_level = cgroup.level;
-    }
-    Ok(settings)
-}
-
-/// The cgroup of the one container whose id begins with `prefix`.
-fn find_container(root: &CgroupRoot, prefix: &str) -> Result<Cgroup, StartError> {
-    let containers = crate::entity::containers_below(&root.path);
-    let matching: BTreeMap<&str, _> = containers
-        .iter()
-        .filter(|(id, _)| id.starts_with(prefix))
-        .map(|(id, path)| (id.as_str(), path))
-        .collect();
-    let mut found = matching.iter();
-    match (found.next(), found.next()) {
-        (Some((_, path)), None) => Ok(root.locate(path)?),
-        (None, _) => {
-            let known: Vec<&str> = containers.keys().map(|id| id.get(..12).unwrap_or(id)).take(20).collect();
-            let known = if known.is_empty() {
-                "there is none".to_owned()
-            } else {
-                format!("there are {}", known.join(", "))
-            };
-            Err(StartError::Filter(format!("--container {prefix}: no container's id begins so; {known}")))
-        }
-        (Some(_), Some(_)) => {
-            let ids: Vec<&str> = matching.keys().map(|id| id.get(..16).unwrap_or(id)).collect();
-            Err(StartError::Filter(format!("--container {prefix}: several begin so: {}", ids.join(", "))))
-        }
-    }
 }

@@ -11,6 +11,7 @@ pub mod flood;
 pub mod flooding;
 pub mod guest;
 pub mod netns;
+pub mod orders;
 pub mod otlp_receiver;
 pub mod privileges;
 pub mod probe;

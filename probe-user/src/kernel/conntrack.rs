@@ -167,14 +167,6 @@ impl Answer {
 
 /// IPCTNL_MSG_CT_GET for the connection that began with a packet from `local` to `peer`.
 fn question(local: SocketAddr, peer: SocketAddr, sequence: u32) -> Vec<u8> {
-    let tuple = vec![
-        Tuple::Ip(vec![IPTuple::SourceAddress(local.ip()), IPTuple::DestinationAddress(peer.ip())]),
-        Tuple::Proto(vec![
-            ProtoTuple::Protocol(Protocol::Tcp),
-            ProtoTuple::SourcePort(local.port()),
-            ProtoTuple::DestinationPort(peer.port()),
-        ]),
-    ];
     let family = match local.ip() {
         IpAddr::V4(_) => NetfilterProtoFamily::IPv4,
         IpAddr::V6(_) => NetfilterProtoFamily::IPv6,
@@ -186,13 +178,25 @@ fn question(local: SocketAddr, peer: SocketAddr, sequence: u32) -> Vec<u8> {
         header,
         NetlinkPayload::from(NetfilterMessage::new(
             NetfilterHeader::new(family, 0, 0),
-            ConntrackMessage::Get(vec![ConntrackAttribute::CtaTupleOrig(tuple)]),
+            ConntrackMessage::Get(vec![ConntrackAttribute::CtaTupleOrig(tuple(local, peer))]),
         )),
     );
     message.finalize();
     let mut bytes = vec![0; message.buffer_len()];
     message.serialize(&mut bytes);
     bytes
+}
+
+/// What identifies one direction of a connection.
+fn tuple(from: SocketAddr, to: SocketAddr) -> Vec<Tuple> {
+    vec![
+        Tuple::Ip(vec![IPTuple::SourceAddress(from.ip()), IPTuple::DestinationAddress(to.ip())]),
+        Tuple::Proto(vec![
+            ProtoTuple::Protocol(Protocol::Tcp),
+            ProtoTuple::SourcePort(from.port()),
+            ProtoTuple::DestinationPort(to.port()),
+        ]),
+    ]
 }
 
 /// The answer to question `sequence`; `None`: this is another's.
@@ -233,31 +237,23 @@ fn parse(bytes: &[u8], sequence: u32, local: SocketAddr, peer: SocketAddr) -> io
 
 /// Source and destination.
 fn ends(tuple: &[Tuple]) -> Option<(SocketAddr, SocketAddr)> {
-    let (mut from, mut to, mut from_port, mut to_port) = (None, None, None, None);
+    let (mut from, mut to) = ((None, None), (None, None));
     for part in tuple {
         match part {
-            Tuple::Ip(addresses) => {
-                for address in addresses {
-                    match address {
-                        IPTuple::SourceAddress(address) => from = Some(*address),
-                        IPTuple::DestinationAddress(address) => to = Some(*address),
-                        _ => {}
-                    }
-                }
-            }
-            Tuple::Proto(ports) => {
-                for port in ports {
-                    match port {
-                        ProtoTuple::SourcePort(port) => from_port = Some(*port),
-                        ProtoTuple::DestinationPort(port) => to_port = Some(*port),
-                        _ => {}
-                    }
-                }
-            }
+            Tuple::Ip(addresses) => addresses.iter().for_each(|address| match address {
+                IPTuple::SourceAddress(address) => from.0 = Some(*address),
+                IPTuple::DestinationAddress(address) => to.0 = Some(*address),
+                _ => {}
+            }),
+            Tuple::Proto(ports) => ports.iter().for_each(|port| match port {
+                ProtoTuple::SourcePort(port) => from.1 = Some(*port),
+                ProtoTuple::DestinationPort(port) => to.1 = Some(*port),
+                _ => {}
+            }),
             _ => {}
         }
     }
-    Some((SocketAddr::new(from?, from_port?), SocketAddr::new(to?, to_port?)))
+    Some((SocketAddr::new(from.0?, from.1?), SocketAddr::new(to.0?, to.1?)))
 }
 
 #[cfg(test)]
@@ -266,20 +262,9 @@ mod tests {
 
     /// As the kernel would answer: a message of type NEW with both directions' tuples.
     fn answer(sequence: u32, began: (SocketAddr, SocketAddr), answers: (SocketAddr, SocketAddr)) -> Vec<u8> {
-        // Its shape is the question's, but for the kind of message and one attribute more.
-        let tuple = |(from, to): (SocketAddr, SocketAddr)| {
-            vec![
-                Tuple::Ip(vec![IPTuple::SourceAddress(from.ip()), IPTuple::DestinationAddress(to.ip())]),
-                Tuple::Proto(vec![
-                    ProtoTuple::Protocol(Protocol::Tcp),
-                    ProtoTuple::SourcePort(from.port()),
-                    ProtoTuple::DestinationPort(to.port()),
-                ]),
-            ]
-        };
         let attributes = vec![
-            ConntrackAttribute::CtaTupleOrig(tuple(began)),
-            ConntrackAttribute::CtaTupleReply(tuple(answers)),
+            ConntrackAttribute::CtaTupleOrig(tuple(began.0, began.1)),
+            ConntrackAttribute::CtaTupleReply(tuple(answers.0, answers.1)),
         ];
         let mut header = NetlinkHeader::default();
         header.sequence_number = sequence;

@@ -4,7 +4,7 @@
 //! A process may have only so many files open, so this one has others of its kind hold the connections, both ends of each.
 
 use std::collections::VecDeque;
-use std::io::{BufRead as _, Read as _, Write as _};
+use std::io::Read as _;
 use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use aya::maps::{HashMap, Map, MapData, MapInfo};
 use probe_common::tcp::SocketState;
 use probe_tests::netns::Netns;
+use probe_tests::orders;
 use probe_tests::probe::fdinfo;
 use probe_tests::workload::Workload;
 use probe_user::load::{Plain, count_entries};
@@ -28,15 +29,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 fn main() -> Result<()> {
     let mut all = All::default();
-    let mut answers = std::io::stdout().lock();
-    for line in std::io::stdin().lock().lines() {
-        let line = line?;
-        let words: Vec<&str> = line.split_whitespace().collect();
-        let answer = all.obey(&words).with_context(|| format!("cannot do {line:?}"))?;
-        writeln!(answers, "{answer}")?;
-        answers.flush()?;
-    }
-    Ok(())
+    orders::obey(|words| all.obey(words))
 }
 
 #[derive(Default)]

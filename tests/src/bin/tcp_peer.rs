@@ -4,7 +4,7 @@
 //! came about.
 
 use std::ffi::CString;
-use std::io::{BufRead as _, IoSlice, IoSliceMut, Read as _, Write as _};
+use std::io::{IoSlice, IoSliceMut, Read as _, Write as _};
 use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd as _, AsRawFd as _};
@@ -13,6 +13,7 @@ use std::os::unix::net::{SocketAddr as UnixAddr, UnixListener, UnixStream};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use probe_tests::orders;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, recvmsg, sendmsg,
@@ -27,21 +28,14 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 fn main() -> Result<()> {
     let mut peer = Peer::default();
-    let mut answers = std::io::stdout().lock();
     if let Some(connections) = lives::inherited()? {
         peer.connections = connections.into_iter().map(Some).collect();
         // The order that began this program.
+        let mut answers = std::io::stdout().lock();
         writeln!(answers, "done")?;
         answers.flush()?;
     }
-    for line in std::io::stdin().lock().lines() {
-        let line = line?;
-        let words: Vec<&str> = line.split_whitespace().collect();
-        let answer = peer.obey(&words).with_context(|| format!("cannot do {line:?}"))?;
-        writeln!(answers, "{answer}")?;
-        answers.flush()?;
-    }
-    Ok(())
+    orders::obey(|words| peer.obey(words))
 }
 
 #[derive(Default)]

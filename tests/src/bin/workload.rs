@@ -5,7 +5,6 @@
 #![expect(unsafe_code, reason = "system calls are made raw, so that none is made twice or not at all")]
 
 use std::ffi::CString;
-use std::io::{BufRead as _, Write as _};
 use std::net::{SocketAddr, UdpSocket};
 use std::os::unix::ffi::OsStrExt as _;
 use std::process::{Command, Stdio};
@@ -13,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use probe_tests::workload::Workload;
-use probe_tests::{dns_server, flooding};
+use probe_tests::{dns_server, flooding, orders};
 
 fn main() -> Result<()> {
     let mut arguments = std::env::args_os().skip(1);
@@ -22,15 +21,7 @@ fn main() -> Result<()> {
         let count = first.to_str().and_then(|count| count.parse().ok()).context("how many calls?")?;
         return call(libc::SYS_getppid, count);
     }
-    let mut answers = std::io::stdout().lock();
-    for line in std::io::stdin().lock().lines() {
-        let line = line?;
-        let words: Vec<&str> = line.split_whitespace().collect();
-        let answer = obey(&words).with_context(|| format!("cannot do {line:?}"))?;
-        writeln!(answers, "{answer}")?;
-        answers.flush()?;
-    }
-    Ok(())
+    orders::obey(obey)
 }
 
 fn obey(words: &[&str]) -> Result<String> {

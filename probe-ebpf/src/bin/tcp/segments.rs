@@ -31,7 +31,7 @@ pub(crate) fn account(sk: KernelPointer, state: *mut SocketState) -> Result<()> 
         }
         (*state).ended = 1;
     }
-    let segments = carried(sk, state);
+    let (segments, ..) = carried(sk, state);
     // Listeners have none.
     if segments.sent | segments.received == 0 {
         return Ok(());
@@ -56,16 +56,22 @@ fn delivered(sk: KernelPointer) -> u32 {
     kread::read_or_zero(sk, fields::TCP_DELIVERED)
 }
 
+/// Where a connection is counted, if that was looked up before.
+#[inline(always)]
+fn known_home(state: *const SocketState) -> Option<Home> {
+    // SAFETY: a value of the map; both are written under the socket's lock, the family last.
+    let known = unsafe { Home { cgroup_id: (*state).cgroup_id, family: (*state).family, _pad: [0; 7] } };
+    (known.family != 0).then_some(known)
+}
+
 /// [`home`] of a connection that is known, which is looked up once.
 #[inline(always)]
 pub(crate) fn home_of(sk: KernelPointer, state: *mut SocketState) -> Result<Home> {
-    // SAFETY: a value of the map; both are written under the socket's lock, the family last.
-    let known = unsafe { Home { cgroup_id: (*state).cgroup_id, family: (*state).family, _pad: [0; 7] } };
-    if known.family != 0 {
+    if let Some(known) = known_home(state) {
         return Ok(known);
     }
     let home = home(sk)?;
-    // SAFETY: as above.
+    // SAFETY: a value of the map; what happens to one socket happens under its lock.
     unsafe {
         (*state).cgroup_id = home.cgroup_id;
         (*state).family = home.family;
@@ -96,34 +102,52 @@ fn is_filtered_out(sk: KernelPointer) -> u64 {
     u64::from(!passes(settings, socket, sk).unwrap_or(false))
 }
 
-/// What a connection carried so far.
-#[inline(always)]
-fn carried(sk: KernelPointer, state: *const SocketState) -> Segments {
-    // SAFETY: a value of the map.
-    let (sent, received, before) = unsafe {
-        (
-            ((*state).sent, (*state).sent_wraps),
-            ((*state).received, (*state).received_wraps),
-            ((*state).sent_before, (*state).received_before, (*state).spurious_before),
-        )
-    };
-    Segments {
-        sent: widened(sk, fields::SEGS_OUT, sent).0.wrapping_sub(u64::from(before.0)),
-        received: widened(sk, fields::SEGS_IN, received).0.wrapping_sub(u64::from(before.1)),
-        // 32 bits as in the kernel.
-        spurious: u64::from(kread::read_or_zero(sk, fields::DSACK_DUPS).wrapping_sub(before.2)),
+/// A count of 32 bits of the kernel's, and how often it has begun anew.
+#[derive(Clone, Copy)]
+struct Count {
+    now: u32,
+    wraps: u16,
+}
+
+impl Count {
+    /// Reads it. `before`: what it was at the last walk. Without a branch, for the verifier's sake. It begins anew where its top bit
+    /// goes: the walk comes by more often than 2^31 segments do, and what is merely smaller would be another connection's at the
+    /// same place.
+    #[inline(always)]
+    fn read(sk: KernelPointer, field: Field<u32>, before: Self) -> Self {
+        let now = kread::read_or_zero(sk, field);
+        let again = ((before.now & !now) >> 31) as u16;
+        Self { now, wraps: before.wraps.wrapping_add(again) }
+    }
+
+    /// By how much it has risen since it was `beginning`, for the first time.
+    #[inline(always)]
+    fn since(self, beginning: u32) -> u64 {
+        (u64::from(self.wraps) << 32 | u64::from(self.now)).wrapping_sub(u64::from(beginning))
     }
 }
 
-/// A count of 32 bits in 64, and how often it has begun anew by now. `before`: what it was at the last walk, and how often it
-/// had then. Without a branch, for the verifier's sake. It begins anew where its top bit goes: the walk comes by more often than
-/// 2^31 segments do, and what is merely smaller would be another connection's at the same place.
+/// What a connection carried so far; and the two counts for the next walk.
 #[inline(always)]
-fn widened(sk: KernelPointer, field: Field<u32>, (before, wraps): (u32, u16)) -> (u64, u32, u16) {
-    let now = kread::read_or_zero(sk, field);
-    let again = ((before & !now) >> 31) as u16;
-    let wraps = wraps.wrapping_add(again);
-    (u64::from(wraps) << 32 | u64::from(now), now, wraps)
+fn carried(sk: KernelPointer, state: *const SocketState) -> (Segments, Count, Count) {
+    // SAFETY: a value of the map, plain numbers.
+    let (sent, received, beginning) = unsafe {
+        (
+            Count { now: (*state).sent, wraps: (*state).sent_wraps },
+            Count { now: (*state).received, wraps: (*state).received_wraps },
+            ((*state).sent_before, (*state).received_before, (*state).spurious_before),
+        )
+    };
+    let sent = Count::read(sk, fields::SEGS_OUT, sent);
+    let received = Count::read(sk, fields::SEGS_IN, received);
+    let spurious = kread::read_or_zero(sk, fields::DSACK_DUPS);
+    let segments = Segments {
+        sent: sent.since(beginning.0),
+        received: received.since(beginning.1),
+        // 32 bits as in the kernel.
+        spurious: u64::from(spurious.wrapping_sub(beginning.2)),
+    };
+    (segments, sent, received)
 }
 
 #[inline(always)]
@@ -201,21 +225,14 @@ fn visit_connection(seq: *mut c_void, walk: u32, sk: KernelPointer) -> Result<()
     if tcp_state == TCP_LISTEN || tcp_state == TCP_CLOSE || tcp_state == TCP_SYN_RECV {
         return Err(Error::NotOurs);
     }
-    // Noted by hooks alone, which hold the socket's lock.
-    // SAFETY: as above.
-    let known = unsafe { Home { cgroup_id: (*state).cgroup_id, family: (*state).family, _pad: [0; 7] } };
-    let home = if known.family != 0 { known } else { home(sk)? };
-    let segments = carried(sk, state);
-    // SAFETY: as above.
-    let (sent, received, acknowledged) = unsafe {
-        (
-            ((*state).sent, (*state).sent_wraps),
-            ((*state).received, (*state).received_wraps),
-            (*state).delivered,
-        )
+    // Here it is not noted where it was not: that is for hooks, which hold the socket's lock.
+    let home = match known_home(state) {
+        Some(home) => home,
+        None => home(sk)?,
     };
-    let (_, sent, sent_wraps) = widened(sk, fields::SEGS_OUT, sent);
-    let (_, received, received_wraps) = widened(sk, fields::SEGS_IN, received);
+    let (segments, sent, received) = carried(sk, state);
+    // SAFETY: as above.
+    let acknowledged = unsafe { (*state).delivered };
     let delivered = delivered(sk);
     let srtt_us = if delivered == acknowledged { 0 } else { kread::read_or_zero(sk, fields::SRTT_US) >> 3 };
     let open = OpenConnection { home, segments, srtt_us, _pad: 0 };
@@ -232,10 +249,10 @@ fn visit_connection(seq: *mut c_void, walk: u32, sk: KernelPointer) -> Result<()
     if written == 0 {
         // SAFETY: a value of the map. At worst it has become another connection's just now, which nothing comes of but a sample.
         unsafe {
-            (*state).sent = sent;
-            (*state).sent_wraps = sent_wraps;
-            (*state).received = received;
-            (*state).received_wraps = received_wraps;
+            (*state).sent = sent.now;
+            (*state).sent_wraps = sent.wraps;
+            (*state).received = received.now;
+            (*state).received_wraps = received.wraps;
             (*state).delivered = delivered;
             (*state).walk = walk;
         }

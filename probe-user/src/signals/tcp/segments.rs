@@ -26,11 +26,11 @@ const SHARE: u32 = 100;
 pub(super) struct Segments {
     /// Of connections that have ended.
     ended: PerCpuHashMap<MapData, Plain<Home>, Plain<Counts>>,
+    /// Entries of that map, the last time.
+    entries: usize,
     walk: Walk,
     /// Somebody wants to know; and the programs that keep the map of sockets true are there.
     active: bool,
-    /// Entries of that map, the last time.
-    entries: usize,
     told: HashMap<Home, Told>,
     /// What the last walk found.
     open: HashMap<Home, Counts>,
