@@ -8,11 +8,16 @@ pub const KIND_ANSWERED: u16 = 1;
 pub const KIND_RESENT: u16 = 2;
 /// [`LookupRecord`]: an answer to a question that nobody is known to have asked, or that was given up.
 pub const KIND_ORPHAN: u16 = 3;
+/// [`MessageRecord`]: a message that gives out something.
+pub const KIND_MESSAGE: u16 = 4;
 
 /// Longest name on the wire, the closing zero included (RFC 1035, 2.3.4).
 pub const NAME_MAX: usize = 255;
 /// Room for a name; a power of two keeps the verifier's bounds simple.
 pub const NAME_ROOM: usize = 256;
+/// Octets of a message that are looked at for addresses: what every resolver takes over UDP (RFC 1035, 4.2.1). A power of two keeps
+/// the verifier's bounds simple.
+pub const MESSAGE_ROOM: usize = 512;
 
 /// Which answer belongs to which question.
 #[repr(C)]
@@ -98,3 +103,37 @@ pub struct Asker {
     pub _pad: [u8; 5],
 }
 const _: () = assert!(size_of::<Asker>() == 56);
+
+/// A socket and a server that it addressed without being connected (`ADDRESSED`).
+#[repr(C)]
+#[cfg_attr(feature = "bytemuck", derive(bytemuck::Pod, bytemuck::Zeroable))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AddressedKey {
+    /// Socket cookie.
+    pub cookie: u64,
+    /// The server.
+    pub server: Address,
+    /// Port, host byte order.
+    pub port: u32,
+    /// Zero.
+    pub _pad: u32,
+}
+const _: () = assert!(size_of::<AddressedKey>() == 32);
+
+/// A message as it reached a socket, from its header on.
+#[repr(C)]
+#[cfg_attr(feature = "bytemuck", derive(bytemuck::Pod, bytemuck::Zeroable))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MessageRecord {
+    /// Kind [`KIND_MESSAGE`].
+    pub header: RecordHeader,
+    /// Inode number of the socket's network namespace.
+    pub netns: u32,
+    /// Octets in use.
+    pub len: u16,
+    /// Zero.
+    pub _pad: u16,
+    /// The message, or its beginning.
+    pub octets: [u8; MESSAGE_ROOM],
+}
+const _: () = assert!(size_of::<MessageRecord>() == 536);

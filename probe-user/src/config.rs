@@ -151,11 +151,20 @@ pub struct TcpOptions {
     pub peer: Option<ipnet::IpNet>,
     /// Whether connection tracking is asked where packets go.
     pub nat: bool,
+    /// Whether DNS answers are looked into for the names of peers.
+    pub names: bool,
 }
 
 impl Default for TcpOptions {
     fn default() -> Self {
-        Self { kinds: TcpKind::DEFAULT.to_vec(), local_port: None, peer_port: None, peer: None, nat: false }
+        Self {
+            kinds: TcpKind::DEFAULT.to_vec(),
+            local_port: None,
+            peer_port: None,
+            peer: None,
+            nat: false,
+            names: true,
+        }
     }
 }
 

@@ -12,13 +12,13 @@ use tokio::signal::unix::{SignalKind as UnixSignal, signal};
 mod start;
 
 pub use self::start::{StartError, resolve_fields};
-use crate::collect::{Ring, woken};
+use crate::collect::{self, Ring, woken};
 use crate::event::key;
 use crate::kernel::cgroup::CgroupRoot;
 use crate::kernel::clock::{self, Clock};
 use crate::load::{self, Counters, Loaded, SettingsMap};
 use crate::series::{Store, attr, metrics};
-use crate::signals::{Context, Event, Loss, Owners, Signal, Summary, next_interval};
+use crate::signals::{Context, Event, Loss, Owners, Signal, Summary, names, next_interval};
 use crate::telemetry::SelfStats;
 
 /// How often rings are looked into without a wake-up: how old a live line can get.
@@ -115,6 +115,40 @@ struct Running {
     made_up: u64,
     /// Programs and links live as long as this.
     loaded: Loaded,
+}
+
+impl Running {
+    /// Takes a batch of records out of the ring; `before` comes before each, with its time. True: there may be more.
+    fn take_records(
+        &mut self,
+        context: &mut Context<'_>,
+        report: &mut Report,
+        stats: &SelfStats,
+        mut before: impl FnMut(u64, &mut Context<'_>, &mut Report),
+    ) -> bool {
+        let Self { name, signal, ring, logger, .. } = self;
+        let mut refused = 0;
+        let taken = ring.drain(BATCH, |bytes| {
+            // What has no header has no time: it is refused below.
+            before(collect::header(bytes).map_or(0, |header| header.time_ns), context, report);
+            if let Err(error) = signal.record(bytes, context) {
+                refused += 1;
+                tracing::debug!(signal = name, %error, "record not understood");
+            }
+        });
+        let understood = u64::try_from(taken).unwrap_or(u64::MAX) - refused;
+        if understood != 0 {
+            *report.records.entry(name).or_default() += understood;
+            stats.add(metrics::PROBE_EVENTS, &[attr(key::SIGNAL, *name)], understood);
+        }
+        if refused != 0 {
+            lose(report, stats, name, "decode", refused, "report it: `probe doctor -o json`");
+        }
+        if let Some(logger) = logger {
+            logger.flush();
+        }
+        taken == BATCH
+    }
 }
 
 impl Pipeline {
@@ -221,44 +255,8 @@ impl Pipeline {
         // The wall clock may have been set.
         self.clock.refresh();
         for _turn in 0..TURNS {
-            let mut full = false;
             let mut events = Vec::new();
-            for running in &mut self.signals {
-                let Running { name, signal, ring, logger, .. } = running;
-                let mut keep = |event| events.push(event);
-                let mut context = Context {
-                    clock: &self.clock,
-                    owners: &mut self.owners,
-                    store: &mut self.store,
-                    events: sink.wants_events().then_some(&mut keep),
-                };
-                let mut refused = 0;
-                let taken = ring.drain(BATCH, |bytes| {
-                    if let Err(error) = signal.record(bytes, &mut context) {
-                        refused += 1;
-                        tracing::debug!(signal = name, %error, "record not understood");
-                    }
-                });
-                full |= taken == BATCH;
-                let taken = u64::try_from(taken).unwrap_or(u64::MAX) - refused;
-                if taken != 0 {
-                    *self.report.records.entry(name).or_default() += taken;
-                    self.stats.add(metrics::PROBE_EVENTS, &[attr(key::SIGNAL, *name)], taken);
-                }
-                if refused != 0 {
-                    lose(
-                        &mut self.report,
-                        &self.stats,
-                        name,
-                        "decode",
-                        refused,
-                        "report it: `probe doctor -o json`",
-                    );
-                }
-                if let Some(logger) = logger {
-                    logger.flush();
-                }
-            }
+            let full = self.turn(sink.wants_events().then_some(&mut |event| events.push(event)));
             if hand_over(sink, &events)? == Flow::Enough {
                 return Ok((Flow::Enough, false));
             }
@@ -267,6 +265,30 @@ impl Pipeline {
             }
         }
         Ok((Flow::More, true))
+    }
+
+    /// A batch of each ring. True: one of them was full.
+    fn turn<'a>(&'a mut self, events: Option<&'a mut (dyn FnMut(Event) + 'a)>) -> bool {
+        let Self { signals, owners, clock, store, stats, report, .. } = self;
+        let mut context = Context { clock, owners, store, events };
+        let first = usize::from(signals.first().is_some_and(|running| running.name == names::NAME));
+        let (names, others) = signals.split_at_mut(first);
+        let mut names = names.first_mut();
+        let mut full = false;
+        // Until when the answers of DNS servers are known.
+        let mut known_ns = 0;
+        for running in others {
+            full |= running.take_records(&mut context, report, stats, |time_ns, context, report| {
+                // Whoever asked for a name connects after the answer: it is learned before the connection is told of.
+                if let Some(names) = &mut names
+                    && time_ns >= known_ns
+                {
+                    known_ns = clock::monotonic_ns();
+                    names.take_records(context, report, stats, |_, _, _| {});
+                }
+            });
+        }
+        names.is_some_and(|names| names.take_records(&mut context, report, stats, |_, _, _| {})) || full
     }
 
     /// Looks after the maps, and says what was lost.
@@ -303,7 +325,7 @@ impl Pipeline {
                 store: &mut self.store,
                 events: sink.wants_events().then_some(&mut keep),
             };
-            summaries.push(running.signal.interval(next, &mut context)?);
+            summaries.extend(running.signal.interval(next, &mut context)?);
             for (map, entries, limit) in running.signal.fill()? {
                 let attrs = [attr(key::MAP, map)];
                 self.stats.set(metrics::PROBE_MAP_ENTRIES, &attrs, entries);

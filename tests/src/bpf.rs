@@ -48,8 +48,7 @@ impl Objects {
     /// What came since `before` and is probe's by its name, or hangs on what is.
     #[must_use]
     pub fn of_probe_since(mut self, before: &Self, maps: &BTreeSet<String>) -> Self {
-        let programs: BTreeSet<&str> = signals::ALL
-            .iter()
+        let programs: BTreeSet<&str> = signals::every()
             .map(|kind| kind.object())
             .flat_map(|object| {
                 let names = object.programs.iter().flat_map(|program| program.names(true));

@@ -6,7 +6,7 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::io;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -21,6 +21,7 @@ use crate::probe::poll;
 pub const A: u16 = 1;
 /// QTYPE of IPv6 addresses.
 pub const AAAA: u16 = 28;
+const CNAME: u16 = 5;
 /// RCODE of a name that does not exist.
 pub const NXDOMAIN: u8 = 3;
 /// RCODE of a server that failed.
@@ -44,6 +45,10 @@ pub struct Script {
     pub truncated: bool,
     /// Records in the answer section.
     pub answers: u16,
+    /// Names that the question's is an alias of, one of the next: CNAMEs before the answers.
+    pub aliases: Vec<&'static str>,
+    /// Addresses of the answers, which are as many as there are of the type asked for; none: one, of nobody in particular.
+    pub addresses: Vec<IpAddr>,
     /// The question comes back in capital letters.
     pub shouts: bool,
     /// Sent before the answer, with the id of the question: what no resolver should see.
@@ -58,6 +63,8 @@ impl Default for Script {
             rcode: 0,
             truncated: false,
             answers: 1,
+            aliases: Vec::new(),
+            addresses: Vec::new(),
             shouts: false,
             first: Vec::new(),
         }
@@ -75,6 +82,12 @@ impl Script {
     #[must_use]
     pub fn never() -> Self {
         Self { times: 0, ..Self::default() }
+    }
+
+    /// An answer with these addresses.
+    #[must_use]
+    pub fn at(addresses: &[IpAddr]) -> Self {
+        Self { addresses: addresses.to_vec(), ..Self::default() }
     }
 
     /// An answer with this code and nothing in it.
@@ -316,23 +329,52 @@ impl Question {
     fn answer(&self, script: &Script) -> Vec<u8> {
         // QR, RD, RA.
         let flags = 0x8180 | if script.truncated { 0x0200 } else { 0 } | u16::from(script.rcode & 0xf);
+        let of_type = script.addresses.iter().filter(|address| address.is_ipv6() == (self.qtype == AAAA));
+        let mut addresses: Vec<IpAddr> = of_type.copied().collect();
+        if script.addresses.is_empty() {
+            let nobody: IpAddr = if self.qtype == AAAA {
+                Ipv6Addr::from([0x20; 16]).into()
+            } else {
+                Ipv4Addr::new(192, 0, 2, 1).into()
+            };
+            addresses = vec![nobody; usize::from(script.answers)];
+        }
         let mut packet = Vec::new();
-        for word in [self.id, flags, 1, script.answers, 0, 0] {
+        for word in [self.id, flags, 1, (script.aliases.len() + addresses.len()) as u16, 0, 0] {
             packet.extend(word.to_be_bytes());
         }
         let wire = if script.shouts { self.wire.to_ascii_uppercase() } else { self.wire.clone() };
         packet.extend(wire);
-        for _ in 0..script.answers {
-            // A pointer to the question's name; class IN; a minute.
-            packet.extend([0xc0, 12]);
-            packet.extend(self.qtype.to_be_bytes());
-            packet.extend([0, 1, 0, 0, 0, 60]);
-            let data: &[u8] = if self.qtype == AAAA { &[0x20; 16] } else { &[192, 0, 2, 1] };
-            packet.extend((data.len() as u16).to_be_bytes());
-            packet.extend(data);
+        // A pointer to the question's name, and from then on to that of the last alias.
+        let mut owner = HEADER;
+        for alias in &script.aliases {
+            record(&mut packet, owner, CNAME, &wire_name(alias.split('.').map(str::as_bytes)));
+            owner = packet.len() - alias.len() - 2;
+        }
+        for address in addresses {
+            match address {
+                IpAddr::V4(v4) => record(&mut packet, owner, self.qtype, &v4.octets()),
+                IpAddr::V6(v6) => record(&mut packet, owner, self.qtype, &v6.octets()),
+            }
         }
         packet
     }
+}
+
+/// A record of the name at `owner`; class IN; a minute.
+fn record(packet: &mut Vec<u8>, owner: usize, rtype: u16, data: &[u8]) {
+    packet.extend((0xc000 | owner as u16).to_be_bytes());
+    packet.extend(rtype.to_be_bytes());
+    packet.extend([0, 1, 0, 0, 0, 60]);
+    packet.extend((data.len() as u16).to_be_bytes());
+    packet.extend(data);
+}
+
+/// A name on the wire.
+fn wire_name<'a>(labels: impl Iterator<Item = &'a [u8]>) -> Vec<u8> {
+    let mut wire: Vec<u8> = labels.flat_map(|label| [&[label.len() as u8], label].concat()).collect();
+    wire.push(0);
+    wire
 }
 
 /// A query as a stub resolver sends it.
@@ -350,11 +392,7 @@ pub fn query_of(id: u16, labels: &[&[u8]], qtype: u16) -> Vec<u8> {
     for word in [id, 0x0100, 1, 0, 0, 0] {
         packet.extend(word.to_be_bytes());
     }
-    for label in labels {
-        packet.push(label.len() as u8);
-        packet.extend(*label);
-    }
-    packet.push(0);
+    packet.extend(wire_name(labels.iter().copied()));
     packet.extend(qtype.to_be_bytes());
     packet.extend([0, 1]);
     packet

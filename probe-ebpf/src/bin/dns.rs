@@ -29,6 +29,9 @@ use probe_common::settings::{FILTER_CGROUP, FILTER_COMM, FILTER_TGID, Settings};
 use probe_common::wire::{Address, FAMILY_IPV4, FAMILY_IPV6, Owner, RecordHeader};
 use probe_ebpf::{Error, Result, emit, filter, kread, socket, task};
 
+#[path = "dns/names.rs"]
+mod names;
+
 /// **1**: let it pass. 0 from a cgroup program drops the user's packet or refuses the user's call.
 const NEUTRAL: i32 = 1;
 
@@ -115,17 +118,30 @@ fn note_asker(ctx: &SockAddrContext, family: u8) {
 
 #[inline(always)]
 fn try_note_asker(addr: *mut bpf_sock_addr, family: u8) -> Result<()> {
-    let settings = emit::settings().ok_or(Error::NotOurs)?;
-    // SAFETY: the context of this hook; these members may be read.
-    let port = u16::from_be(unsafe { (*addr).user_port } as u16);
-    if !watched(settings, port) {
-        return Err(Error::NotOurs);
-    }
+    let port = watched_port(addr)?;
     let mut asker = Asker { owner: task::owner_of_socket()?, server: [0; 16], port, family, _pad: [0; 5] };
+    let cookie = addressed(addr, family, &mut asker.server);
+    // An LRU map makes room for itself.
+    let _full = ASKERS.insert(cookie, asker, BPF_ANY);
+    Ok(())
+}
+
+/// The port that a process addresses, if DNS is looked for there.
+#[inline(always)]
+fn watched_port(addr: *mut bpf_sock_addr) -> Result<u16> {
+    let settings = emit::settings().ok_or(Error::NotOurs)?;
+    // SAFETY: the context of this hook; this member may be read.
+    let port = u16::from_be(unsafe { (*addr).user_port } as u16);
+    if watched(settings, port) { Ok(port) } else { Err(Error::NotOurs) }
+}
+
+/// Fills in the address that a process addresses. Returns the cookie of its socket.
+#[inline(always)]
+fn addressed(addr: *mut bpf_sock_addr, family: u8, server: &mut Address) -> u64 {
     if family == FAMILY_IPV4 {
-        // SAFETY: as above.
+        // SAFETY: the context of this hook; this member may be read.
         let ip = unsafe { (*addr).user_ip4 };
-        socket::set_ipv4(&mut asker.server, ip.to_ne_bytes());
+        socket::set_ipv4(server, ip.to_ne_bytes());
     } else {
         // SAFETY: as above; word by word, because the verifier allows no other access.
         let ip = unsafe {
@@ -136,13 +152,10 @@ fn try_note_asker(addr: *mut bpf_sock_addr, family: u8) -> Result<()> {
                 (&raw const (*addr).user_ip6[3]).read_volatile(),
             ]
         };
-        set_ipv6(&mut asker.server, ip);
+        set_ipv6(server, ip);
     }
     // SAFETY: the context is a socket address, from which the helper finds the socket.
-    let cookie = unsafe { bpf_get_socket_cookie(addr.cast()) };
-    // An LRU map makes room for itself.
-    let _full = ASKERS.insert(cookie, asker, BPF_ANY);
-    Ok(())
+    unsafe { bpf_get_socket_cookie(addr.cast()) }
 }
 
 fn try_egress(ctx: &SkBuffContext) -> Result<()> {
@@ -446,7 +459,7 @@ impl Packet {
 
     #[inline(always)]
     fn dns_header(&self, ctx: &SkBuffContext) -> Result<DnsHeader> {
-        let mut header = DnsHeader([0; 12]);
+        let mut header = DnsHeader([0; DNS_HEADER as usize]);
         if load(ctx, self.payload, &mut header.0).is_err() || header.questions() != 1 {
             emit::count(Counter::DnsMalformed, 1);
             return Err(Error::NotOurs);
@@ -456,7 +469,7 @@ impl Packet {
 }
 
 /// RFC 1035, 4.1.1.
-struct DnsHeader([u8; 12]);
+struct DnsHeader([u8; DNS_HEADER as usize]);
 
 impl DnsHeader {
     fn id(&self) -> u16 {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::{Failure, defaults};
-use crate::config::{CgroupFilter, Config, Output};
+use crate::config::{CgroupFilter, Config, Output, TcpOptions};
 
 /// Shared flags.
 #[derive(Debug, Args)]
@@ -33,14 +33,26 @@ pub(super) struct Shared {
     limits: LimitArgs,
 }
 
-/// Of the commands that show TCP events.
+/// What the commands that show TCP events find out about peers.
 #[derive(Debug, Args)]
-pub(super) struct NatArgs {
+pub(super) struct PeerArgs {
     /// Say where NAT sends a connection's packets (the pod behind a service's address): asks the connection tracking of the
     /// network namespace in which probe runs, and keeps CAP_NET_ADMIN for that. Of connections refused at once it knows nothing
     /// any more
     #[arg(long)]
-    pub(super) nat: bool,
+    nat: bool,
+    /// Do not look into DNS answers for the names of peers. It sees every packet that reaches a socket, for some 0.05 µs each, and
+    /// takes CAP_NET_ADMIN to attach; without that, peers have no names
+    #[arg(long)]
+    no_names: bool,
+}
+
+impl PeerArgs {
+    /// Puts them into options.
+    pub(super) fn apply(&self, options: &mut TcpOptions) {
+        options.nat = self.nat;
+        options.names = !self.no_names;
+    }
 }
 
 #[derive(Debug, Args)]

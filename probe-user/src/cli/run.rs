@@ -5,10 +5,10 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::args::{NatArgs, Shared, positive};
+use super::args::{PeerArgs, Shared, positive};
 use super::output::{StdoutSink, Style, Tee, closing_lines, ended, on_terminal};
 use super::{Failure, block_on};
-use crate::config::OtlpEvents;
+use crate::config::{OtlpEvents, Output};
 use crate::entity::Entity;
 use crate::pipeline::{Flow, Pipeline, Sink};
 use crate::series::Store;
@@ -28,7 +28,7 @@ pub(super) struct Args {
     #[command(flatten)]
     shared: Shared,
     #[command(flatten)]
-    nat: NatArgs,
+    peers: PeerArgs,
     #[command(flatten)]
     otlp: OtlpArgs,
 }
@@ -57,7 +57,7 @@ struct OtlpArgs {
 pub(super) fn main(args: Args) -> Result<ExitCode, Failure> {
     let lookup = |key: &str| std::env::var(key).ok();
     let mut config = args.shared.resolve(default_interval(&lookup)?)?;
-    config.tcp.nat = args.nat.nat;
+    args.peers.apply(&mut config.tcp);
     let flags = OtlpFlags {
         endpoint: args.otlp.otlp_endpoint,
         protocol: args.otlp.otlp_protocol,
@@ -65,6 +65,9 @@ pub(super) fn main(args: Args) -> Result<ExitCode, Failure> {
         timeout: args.otlp.otlp_timeout,
     };
     config.otlp = OtlpConfig::resolve(&flags, &lookup).map_err(|error| Failure::usage(error.to_string()))?;
+    // They are on events alone.
+    let exports_events = config.otlp.is_some() && args.otlp.otlp_events != OtlpEvents::None;
+    config.tcp.names &= exports_events || args.shared.output == Some(Output::Json);
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let instance = new_instance_id().map_err(Failure::running)?;
     let resources =

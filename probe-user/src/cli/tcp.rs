@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use super::args::{NatArgs, Shared};
+use super::args::{PeerArgs, Shared};
 use super::{Failure, live};
 use crate::config::TcpKind;
 use crate::signals;
@@ -32,7 +32,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "CIDR", value_parser = network)]
     peer: Option<ipnet::IpNet>,
     #[command(flatten)]
-    nat: NatArgs,
+    peers: PeerArgs,
 }
 
 /// Runs it.
@@ -44,7 +44,7 @@ pub(super) fn main(args: Args) -> Result<ExitCode, Failure> {
     config.tcp.local_port = args.local_port;
     config.tcp.peer_port = args.peer_port;
     config.tcp.peer = args.peer;
-    config.tcp.nat = args.nat.nat;
+    args.peers.apply(&mut config.tcp);
     live::show(&config, &signals::tcp::Tcp)
 }
 

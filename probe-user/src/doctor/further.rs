@@ -2,21 +2,19 @@
 
 use caps::Capability;
 
+use super::signals::Tried;
 use super::{Check, Diagnosis, Host};
 use crate::kernel::cgroup::{CgroupError, CgroupRoot};
 
-pub(super) fn checks(
-    host: &Host,
-    cgroup: &Result<CgroupRoot, CgroupError>,
-    older: Option<&Result<(), Diagnosis>>,
-) -> Vec<Check> {
+pub(super) fn checks(host: &Host, cgroup: &Result<CgroupRoot, CgroupError>, tried: &Tried) -> Vec<Check> {
     let held = |capability| match &host.privileges {
         Ok(privileges) => privileges.has(capability),
         Err(_) => false,
     };
     vec![
         executables(host.host_pids, held(Capability::CAP_SYS_PTRACE)),
-        older_sockets(host.host_pids, older),
+        older_sockets(host.host_pids, tried.older.as_ref()),
+        names(tried.names.as_ref()),
         destinations(held(Capability::CAP_NET_ADMIN)),
         stacks(held(Capability::CAP_PERFMON), held(Capability::CAP_SYSLOG)),
         statistics(host.features.bpf_stats),
@@ -63,6 +61,19 @@ fn older_sockets(host_pids: bool, older: Option<&Result<(), Diagnosis>>) -> Chec
         }
         None => Check::degraded(NAME, format!("not looked for, because tcp cannot run; {LOST}"))
             .fix("see the check `signal tcp`"),
+    }
+}
+
+fn names(tried: Option<&Result<(), Diagnosis>>) -> Check {
+    const NAME: &str = "names of peers";
+    const LOST: &str = "lost: network.peer.name of tcp's events";
+    match tried {
+        Some(Ok(())) => Check::ok(NAME, "out of DNS answers over UDP, in every network namespace"),
+        Some(Err(Diagnosis { detail, remedy, .. })) => {
+            let check = Check::degraded(NAME, format!("{detail}; {LOST}"));
+            check.fix(remedy.as_deref().unwrap_or("see the check `signal dns`"))
+        }
+        None => Check::degraded(NAME, format!("not tried; {LOST}")).fix("see the check `signal dns`"),
     }
 }
 
@@ -119,7 +130,7 @@ mod tests {
     use crate::kernel::privileges::Privileges;
 
     fn status(host: &Host, cgroup: &Result<CgroupRoot, CgroupError>, name: &str) -> Status {
-        checks(host, cgroup, None).into_iter().find(|check| check.check == name).unwrap().status
+        checks(host, cgroup, &Tried::default()).into_iter().find(|check| check.check == name).unwrap().status
     }
 
     #[test]
@@ -143,7 +154,7 @@ mod tests {
         ];
         for (host, cgroup, name, expected) in cases {
             assert_eq!(status(host, &cgroup, name), expected, "{name}");
-            for check in checks(host, &cgroup, None) {
+            for check in checks(host, &cgroup, &Tried::default()) {
                 assert!(check.status == Ok || check.remedy.is_some(), "{check:?}");
             }
         }

@@ -147,7 +147,7 @@ pub fn examine(config: &Config) -> Findings {
     checks.extend(capabilities::checks(&host));
     let plan = programs.maps_read.as_ref().map(|read| plan(&host, read));
     checks.extend(afterwards::checks(plan.as_ref(), host.no_new_privs));
-    checks.extend(further::checks(&host, &cgroup, programs.older.as_ref()));
+    checks.extend(further::checks(&host, &cgroup, &programs));
     checks.extend(host::cpus(&host.features));
     checks.extend(memory::check(&programs.memory));
     if let Some(resolved) = &resolved {

@@ -6,6 +6,7 @@ use crate::kernel::cgroup::{CgroupError, CgroupRoot};
 use crate::kernel::fields::Resolved;
 use crate::kernel::least;
 use crate::load::{Attached, LoadError, Loaded, Loader, ObjectSpec, ProgramSpec};
+use crate::signals::names::Names;
 use crate::signals::{self, SignalKind};
 
 /// What came of it.
@@ -19,6 +20,8 @@ pub(super) struct Tried {
     pub(super) maps_read: Option<Result<bool, String>>,
     /// What came of the walk over what was there before.
     pub(super) older: Option<Result<(), Diagnosis>>,
+    /// What came of what looks for the names of peers.
+    pub(super) names: Option<Result<(), Diagnosis>>,
     /// Whether the kernel took any program at all.
     pub(super) any_loaded: bool,
 }
@@ -46,6 +49,8 @@ pub(super) fn try_all(
     for kind in signals::ALL {
         trial.signal(*kind, &mut tried);
     }
+    let names = trial.fields_for(Names.object()).and_then(|fields| trial.whole(&Names, fields, &mut tried));
+    tried.names = Some(names.map(drop));
     tried
 }
 

@@ -1,6 +1,7 @@
 //! Whose it is: cgroup id → container or host, process → names. Caches are bounded; what is unknown is absent.
 
 pub mod container;
+pub mod names;
 pub mod process;
 mod scan;
 
@@ -10,6 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use container::{ContainerIdentity, Runtime, container_of};
+pub use names::PeerNames;
 pub use process::{ProcessLimits, ProcessNames, Processes};
 pub use scan::containers_below;
 

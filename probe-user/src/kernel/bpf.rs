@@ -147,9 +147,9 @@ mod tests {
     use crate::kernel::fixtures::{self, KERNELS};
     use crate::signals;
 
-    /// All three objects with each of the programs that a kernel is given.
+    /// All objects with each of the programs that a kernel is given.
     fn programs(preempts_programs: bool) -> impl Iterator<Item = (&'static [u8], &'static str)> {
-        let objects = signals::ALL.iter().map(|kind| kind.object());
+        let objects = signals::every().map(|kind| kind.object());
         objects.flat_map(move |object| {
             let specs = object.programs.iter();
             let names = specs.flat_map(move |spec| spec.names(preempts_programs));

@@ -22,6 +22,8 @@ use crate::kernel::least::{self, Plan, Uses};
 use crate::kernel::privileges::{self, PrivilegeError};
 use crate::load::{self, LoadError, Loader};
 use crate::series::{Limits, Store};
+use crate::signals::names::Names;
+use crate::signals::tcp::Tcp;
 use crate::signals::{Owners, SignalKind};
 use crate::telemetry::SelfStats;
 
@@ -103,6 +105,11 @@ impl Pipeline {
         if let (true, Some(error)) = (signals.is_empty(), refused) {
             return Err(error);
         }
+        if config.tcp.names && signals.iter().any(|running| running.name == Tcp.object().name) {
+            // First: the others' records are understood with it.
+            let names = start_names(config, &mut loader, cgroup.as_ref().ok(), filter);
+            signals.splice(..0, names);
+        }
         let cgroup = cgroup.ok();
         let conntrack = config.tcp.nat.then(Conntrack::open).transpose()?;
         give_back_privileges(&signals, conntrack.is_some());
@@ -181,6 +188,20 @@ fn start_signal(
         made_up: 0,
         loaded,
     })
+}
+
+/// Names of peers, where this process may attach to cgroups and has one to attach to; nothing else depends on them.
+fn start_names(
+    config: &Config,
+    loader: &mut Loader<'_>,
+    cgroup: Option<&CgroupRoot>,
+    filter: Settings,
+) -> Option<Running> {
+    let off = |why: &dyn std::fmt::Display| tracing::info!("peers have no names: {why}");
+    let cgroup = cgroup?;
+    privileges::check(Names.object().bit).inspect_err(|error| off(error)).ok()?;
+    let started = start_signal(&Names, config, loader, Some(cgroup), filter);
+    started.inspect_err(|error| off(&diagnose(error, &Host::look(), None))).ok()
 }
 
 /// What was needed to load and attach is not needed to run. A host that does not allow giving it back runs all the same.

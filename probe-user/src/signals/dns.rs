@@ -37,13 +37,14 @@ const GIVEN_UP_NS: u64 = 60_000_000_000;
 #[derive(Debug)]
 pub struct Dns;
 
+/// Of this signal and of [`super::names`].
+pub(super) static ELF: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("CARGO_MANIFEST_DIR"), "/../probe-ebpf/prebuilt/dns.bpf.o"));
+
 static OBJECT: ObjectSpec = ObjectSpec {
     name: "dns",
     bit: fields::DNS,
-    elf: aya::include_bytes_aligned!(concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/../probe-ebpf/prebuilt/dns.bpf.o"
-    )),
+    elf: ELF,
     // Answers first: a question must not be seen by a host that cannot see its answer.
     programs: &[
         ProgramSpec::new("dns_ingress", Hook::CgroupIngress),
@@ -73,6 +74,8 @@ impl SignalKind for Dns {
             ("RING", sizes.ring_bytes().saturating_mul(4)),
             ("PENDING", sizes.dns_pending),
             ("ASKERS", sizes.dns_pending),
+            // Of [`super::names`] alone.
+            ("ADDRESSED", 1),
         ]
     }
 
@@ -213,14 +216,14 @@ impl Signal for Running {
         }
     }
 
-    fn interval(&mut self, _next: u32, _context: &mut Context<'_>) -> io::Result<super::Summary> {
+    fn interval(&mut self, _next: u32, _context: &mut Context<'_>) -> io::Result<Option<super::Summary>> {
         // The programs cannot tell an answer that is late from one that nobody waited for. Records may come after their count.
         let mut summary = self.lookups.take_summary();
         self.late += summary.late;
         let unsolicited = self.orphans.saturating_sub(self.late);
         summary.unsolicited = unsolicited.saturating_sub(self.unsolicited);
         self.unsolicited = self.unsolicited.max(unsolicited);
-        Ok(super::Summary::Dns(summary))
+        Ok(Some(super::Summary::Dns(summary)))
     }
 
     fn fill(&mut self) -> io::Result<Vec<(&'static str, u64, u64)>> {

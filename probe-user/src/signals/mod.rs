@@ -1,6 +1,7 @@
 //! The signals: what their programs' records and maps mean. One registry, [`ALL`]; the commands, doctor and tests iterate it.
 
 pub mod dns;
+pub mod names;
 pub mod syscalls;
 pub mod tcp;
 mod who;
@@ -51,6 +52,14 @@ pub trait SignalKind: Sync {
 /// Every signal there is.
 pub static ALL: &[&dyn SignalKind] = &[&tcp::Tcp, &dns::Dns, &syscalls::Syscalls];
 
+/// What runs for another's sake, and is no signal to anybody.
+pub static BESIDE: &[&dyn SignalKind] = &[&names::Names];
+
+/// Everything that may be loaded.
+pub fn every() -> impl Iterator<Item = &'static dyn SignalKind> {
+    ALL.iter().chain(BESIDE).copied()
+}
+
 /// A running signal.
 pub trait Signal: Send {
     /// A record from the ring.
@@ -80,12 +89,12 @@ pub trait Signal: Send {
     fn counted(&mut self, _counter: Counter, _by: u64) {}
 
     /// An interval has ended: brings the series up to date, and sums the interval up. `next` is the number of the interval
-    /// that begins; the programs have been told.
+    /// that begins; the programs have been told. `None`: it has nothing to say for itself.
     ///
     /// # Errors
     ///
     /// When a map does not read.
-    fn interval(&mut self, next: u32, context: &mut Context<'_>) -> io::Result<Summary>;
+    fn interval(&mut self, next: u32, context: &mut Context<'_>) -> io::Result<Option<Summary>>;
 
     /// Fill of its maps: name, entries, limit.
     ///
@@ -221,7 +230,7 @@ pub fn errno_name(errno: u32) -> Cow<'static, str> {
 mod tests {
     use std::path::Path;
 
-    use probe_common::dns::LookupRecord;
+    use probe_common::dns::{LookupRecord, MessageRecord};
     use probe_common::syscalls::SlowRecord;
     use probe_common::tcp::{CloseRecord, ConnectRecord, ResetRecord, RetransmitRecord};
     use probe_common::wire::{RecordHeader, WIRE_VERSION};
@@ -244,6 +253,7 @@ mod tests {
             size_of::<CloseRecord>(),
             size_of::<SlowRecord>(),
             size_of::<LookupRecord>(),
+            size_of::<MessageRecord>(),
         ];
         let octet = prop_oneof![3 => 0_u8..8, 1 => any::<u8>()];
         let body = prop::sample::select(lengths.to_vec())
@@ -258,7 +268,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(128))]
         #[test]
-        fn records_are_told_once_or_refused(records in prop::collection::vec((0..4, record()), 1..6)) {
+        fn records_are_told_once_or_refused(records in prop::collection::vec((0..5, record()), 1..6)) {
             let clock = Clock::new();
             let mut owners = Owners::new(
                 Entities::at(None, None, TreeLimits::default()),
@@ -276,6 +286,7 @@ mod tests {
                     0 => tcp.record(bytes, context),
                     1 => lookups.record(bytes, context),
                     2 => syscalls::record(bytes, context),
+                    3 => names::record(bytes, context),
                     _ => {
                         if let Ok(record) = crate::collect::record::<LookupRecord>(bytes) {
                             lookups.give_up(record.header.time_ns, record.key, record.pending, context);

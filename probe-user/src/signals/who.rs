@@ -1,12 +1,12 @@
 //! Whose an event was: the attributes that all events have in common.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
 use probe_common::wire::Owner;
 
-use crate::entity::{Entities, Entity, ProcessNames, Processes};
+use crate::entity::{Entities, Entity, PeerNames, ProcessNames, Processes};
 use crate::event::{AttrValue, key};
 use crate::kernel::conntrack::Conntrack;
 
@@ -61,13 +61,14 @@ pub struct Owners {
     entities: Entities,
     processes: Processes,
     conntrack: Option<Conntrack>,
+    peers: PeerNames,
 }
 
 impl Owners {
     /// With a resolver of cgroups and one of processes.
     #[must_use]
     pub fn new(entities: Entities, processes: Processes) -> Self {
-        Self { entities, processes, conntrack: None }
+        Self { entities, processes, conntrack: None, peers: PeerNames::default() }
     }
 
     /// With connection tracking to ask, or none.
@@ -79,6 +80,16 @@ impl Owners {
     /// Where NAT sends the packets of a connection from `local` to `peer`, if elsewhere and known.
     pub fn destination(&mut self, local: SocketAddr, peer: SocketAddr, netns: u32) -> Option<SocketAddr> {
         self.conntrack.as_mut()?.destination(local, peer, netns, Instant::now())
+    }
+
+    /// A DNS server told a socket of this network namespace that `name` has these addresses.
+    pub fn learn(&mut self, netns: u32, name: &str, addresses: &[IpAddr]) {
+        self.peers.learn(netns, name, addresses, Instant::now());
+    }
+
+    /// The name under which a DNS server lately gave an address out, in this network namespace.
+    pub fn name_of(&mut self, netns: u32, address: IpAddr) -> Option<Arc<str>> {
+        self.peers.name_of(netns, address, Instant::now())
     }
 
     /// Container or host of a cgroup; `tgid` helps where cgroup v2 does not tell containers apart.

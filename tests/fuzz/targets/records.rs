@@ -24,7 +24,7 @@ use probe_user::event::{AttrValue, Attributes, key};
 use probe_user::kernel::cgroup::TreeLimits;
 use probe_user::kernel::clock::Clock;
 use probe_user::series::{Data, Limits, Store};
-use probe_user::signals::{Context, Event, Owners, dns, syscalls, tcp};
+use probe_user::signals::{Context, Event, Owners, dns, names, syscalls, tcp};
 use probe_user::sink::{console, json};
 use serde_json::Value;
 
@@ -54,7 +54,8 @@ fuzz_target!(|input: &[u8]| {
         if what & REPAIR != 0 {
             repair(&mut bytes);
         }
-        let result = match what & 0b11 {
+        let result = match what & 0b111 {
+            4 => names::record(&bytes, &mut context),
             0 => tcp.record(&bytes, &mut context),
             1 => lookups.record(&bytes, &mut context),
             2 => syscalls::record(&bytes, &mut context),

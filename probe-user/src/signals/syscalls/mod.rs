@@ -196,7 +196,7 @@ impl Signal for Running {
         self.harvest.recycle()
     }
 
-    fn interval(&mut self, next: u32, context: &mut Context<'_>) -> io::Result<super::Summary> {
+    fn interval(&mut self, next: u32, context: &mut Context<'_>) -> io::Result<Option<super::Summary>> {
         self.harvest.read(self.interval, context)?;
         self.harvest.recycle()?;
         self.interval = next;
@@ -209,7 +209,7 @@ impl Signal for Running {
                 events(Event::SyscallSummary(row.clone()));
             }
         }
-        Ok(super::Summary::Syscalls(Summary { rows }))
+        Ok(Some(super::Summary::Syscalls(Summary { rows })))
     }
 
     fn fill(&mut self) -> io::Result<Vec<(&'static str, u64, u64)>> {

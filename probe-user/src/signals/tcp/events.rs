@@ -29,6 +29,8 @@ pub struct Connection {
     pub peer: IpAddr,
     /// Peer port.
     pub peer_port: u16,
+    /// Name that a DNS answer lately gave to the peer's address.
+    pub peer_name: Option<Arc<str>>,
     /// Where NAT sends what goes to the peer, if that is elsewhere and probe asks.
     pub destination: Option<SocketAddr>,
     /// TCP state.
@@ -46,18 +48,22 @@ impl Connection {
             local_port: socket.local_port,
             peer,
             peer_port: socket.peer_port,
+            peer_name: context.owners.name_of(socket.netns, peer),
             destination: context.owners.destination(ends.0, ends.1, socket.netns),
             state: state(socket.state)?,
         })
     }
 
     fn visit(&self, visitor: &mut dyn FnMut(&'static str, AttrValue<'_>)) {
-        let Self { who, local, local_port, peer, peer_port, destination, state } = self;
+        let Self { who, local, local_port, peer, peer_port, peer_name, destination, state } = self;
         visitor(key::NETWORK_TYPE, AttrValue::Str(if local.is_ipv4() { "ipv4" } else { "ipv6" }));
         visitor(key::NETWORK_LOCAL_ADDRESS, AttrValue::Str(&local.to_string()));
         visitor(key::NETWORK_LOCAL_PORT, AttrValue::Int(i64::from(*local_port)));
         visitor(key::NETWORK_PEER_ADDRESS, AttrValue::Str(&peer.to_string()));
         visitor(key::NETWORK_PEER_PORT, AttrValue::Int(i64::from(*peer_port)));
+        if let Some(name) = peer_name {
+            visitor(key::NETWORK_PEER_NAME, AttrValue::Str(name));
+        }
         if let Some(destination) = destination {
             visitor(key::DESTINATION_ADDRESS, AttrValue::Str(&destination.ip().to_string()));
             visitor(key::DESTINATION_PORT, AttrValue::Int(i64::from(destination.port())));

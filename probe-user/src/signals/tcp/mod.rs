@@ -268,13 +268,13 @@ impl Signal for Running {
         Ok(())
     }
 
-    fn interval(&mut self, _next: u32, context: &mut Context<'_>) -> io::Result<super::Summary> {
+    fn interval(&mut self, _next: u32, context: &mut Context<'_>) -> io::Result<Option<super::Summary>> {
         self.segments.tick(context, &mut self.sum);
         let mut summary = std::mem::take(&mut self.sum);
         self.read_totals(context, &mut summary)?;
         self.read_handshakes(context, &mut summary)?;
         self.reclaim(context.owners);
-        Ok(super::Summary::Tcp(summary))
+        Ok(Some(super::Summary::Tcp(summary)))
     }
 
     fn fill(&mut self) -> io::Result<Vec<(&'static str, u64, u64)>> {

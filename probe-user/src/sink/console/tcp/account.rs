@@ -1,5 +1,6 @@
 //! What all events of a run come to: by kind, by peer, by owner. Bounded, whoever the peers are.
 
+use std::fmt::Display;
 use std::hash::Hash;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -9,12 +10,15 @@ use foldhash::fast::RandomState;
 use hashbrown::{HashMap, HashSet};
 use probe_common::tcp::{CAUSES, Cause};
 
+use super::super::text::{cut, escape};
 use crate::entity::{ContainerIdentity, Entity};
 use crate::signals::tcp::{Close, Connect, Connection, Reset, Retransmit};
 use crate::signals::{Event, Who};
 
 /// Peers, owners and doors that have a row of their own each; what comes after is counted in one row.
 pub(super) const MOST: usize = 1_024;
+/// Characters of a peer's name.
+const NAME: usize = 40;
 /// Connections that sent their SYN again, remembered to count each once.
 const MOST_SYNS: usize = 4_096;
 
@@ -234,6 +238,8 @@ pub struct Account {
     pub(super) peers: Bounded<IpAddr, Peer>,
     pub(super) doors: Bounded<SocketAddr, Door>,
     pub(super) owners: Bounded<OwnerKey, Owner>,
+    /// Names of peers.
+    names: HashMap<IpAddr, Arc<str>, RandomState>,
     /// Local end and door of connections that sent their SYN again.
     syns: HashSet<(SocketAddr, SocketAddr), RandomState>,
 }
@@ -263,6 +269,7 @@ impl Account {
             peers: Bounded::new(most),
             doors: Bounded::new(most),
             owners: Bounded::new(most),
+            names: HashMap::default(),
             syns: HashSet::default(),
         }
     }
@@ -282,12 +289,37 @@ impl Account {
 
     /// Takes an event in; those of other signals are none of its business.
     pub fn add(&mut self, event: &Event) {
-        match event {
-            Event::Retransmit(event) => self.retransmit(event),
-            Event::Reset(event) => self.reset(event),
-            Event::Connect(event) => self.connect(event),
-            Event::Close(event) => self.close(event),
-            Event::Lookup(_) | Event::SyscallSummary(_) | Event::SyscallSlow(_) | Event::Loss(_) => {}
+        let connection = match event {
+            Event::Retransmit(event) => {
+                self.retransmit(event);
+                &event.connection
+            }
+            Event::Reset(event) => {
+                self.reset(event);
+                &event.connection
+            }
+            Event::Connect(event) => {
+                self.connect(event);
+                &event.connection
+            }
+            Event::Close(event) => {
+                self.close(event);
+                &event.connection
+            }
+            Event::Lookup(_) | Event::SyscallSummary(_) | Event::SyscallSlow(_) | Event::Loss(_) => return,
+        };
+        if let Some(name) = &connection.peer_name
+            && (self.names.len() < MOST || self.names.contains_key(&connection.peer))
+        {
+            self.names.insert(connection.peer, Arc::clone(name));
+        }
+    }
+
+    /// A peer, or a door of it, with the name that is known.
+    pub(super) fn called(&self, what: &impl Display, peer: &IpAddr) -> String {
+        match self.names.get(peer) {
+            Some(name) => format!("{what} ({})", cut(&escape(name), NAME)),
+            None => what.to_string(),
         }
     }
 

@@ -28,6 +28,8 @@ const OWNER: usize = 15;
 const OWNER_LEAST: usize = 12;
 /// Between owner and details.
 const GAP: usize = 2;
+/// A peer's name shorter cut than this says nothing.
+const NAME_LEAST: usize = 12;
 /// Digits of a container's id that are shown, as other tools do.
 const CONTAINER_ID: usize = 12;
 
@@ -161,20 +163,31 @@ impl Line<'_> {
         // An address is not cut: then the line grows, too.
         let least = led.as_ref().map_or(TAIL, |led| OWNER_LEAST + GAP + width(led));
         let room = COLUMNS.saturating_sub(width(&row) + GAP).max(least);
-        writeln!(out, "{row}  {}", tail(&connection.who, details, room))
+        let name = connection.peer_name.as_deref().map(escape).unwrap_or_default();
+        writeln!(out, "{row}  {}", tail(&connection.who, details, &name, room))
     }
 }
 
-/// Owner and details. The owner is cut before the details are.
-fn tail(who: &Who, details: &str, room: usize) -> String {
-    if details.is_empty() {
+/// Owner, details and the peer's name. The name is cut first, and left out where little of it is left; then the owner, and the
+/// details last.
+fn tail(who: &Who, details: &str, name: &str, room: usize) -> String {
+    const BETWEEN: &str = ", ";
+    if details.is_empty() && name.is_empty() {
         return owner(who, room);
     }
+    let between = if details.is_empty() { "" } else { BETWEEN };
+    let for_name = if name.is_empty() { 0 } else { width(between) + NAME_LEAST.min(width(name)) };
     let for_owner = room.saturating_sub(width(details) + GAP).max(OWNER_LEAST);
+    let for_owner = for_owner.min(room.saturating_sub(width(details) + for_name + GAP).max(OWNER));
     let owner = owner(who, for_owner);
     let filled = width(&owner).max(OWNER.min(for_owner));
-    let details = cut(details, room.saturating_sub(filled + GAP));
-    format!("{owner:<filled$}  {details}")
+    let room = room.saturating_sub(filled + GAP);
+    let details = cut(details, room);
+    let left = room.saturating_sub(width(&details) + width(between));
+    if left < NAME_LEAST.min(width(name)) || name.is_empty() {
+        return format!("{owner:<filled$}  {details}").trim_end().to_owned();
+    }
+    format!("{owner:<filled$}  {details}{between}{}", cut(name, left))
 }
 
 /// Who, in at most so many characters: container before process; without either, the cgroup; `-` where nothing is known.
@@ -242,6 +255,7 @@ pub(super) mod tests {
             local_port: local.port(),
             peer: peer.ip(),
             peer_port: peer.port(),
+            peer_name: None,
             destination: None,
             state: "established",
         }
@@ -273,6 +287,10 @@ pub(super) mod tests {
             segments_out_of_order: Some(0),
             srtt: None,
         }
+    }
+
+    fn named(name: &str, connection: Connection) -> Connection {
+        Connection { peer_name: Some(name.into()), ..connection }
     }
 
     fn line(event: impl Into<Event>) -> String {
@@ -344,6 +362,10 @@ pub(super) mod tests {
             let line = line(event);
             assert!(line.ends_with(&format!("  at {destination}")), "{line}");
             assert!(line.contains("[10781]"), "{line}");
+            let event = sent_again("timeout", 1, named("api.default.svc", connection(destination)));
+            let line = self::line(event);
+            assert!(line.contains(&format!("  at {destination}")), "{line}");
+            assert!(line.contains("[10781]"), "{line}");
         }
     }
 
@@ -367,6 +389,21 @@ pub(super) mod tests {
                 unacked(8, sent_again("fast", 1, nginx())).into(),
                 "fast retransmit    1 10.7.0.1:54632 → 10.7.0.2:8080",
                 "45.6ms  nginx[10781]     8 unacked",
+            ),
+            (
+                sent_again("fast", 1, named("db.example", nginx())).into(),
+                "fast retransmit    1 10.7.0.1:54632 → 10.7.0.2:8080",
+                "45.6ms  nginx[10781]     db.example",
+            ),
+            (
+                unacked(8, sent_again("fast", 1, named("db.example", nginx()))).into(),
+                "fast retransmit    1 10.7.0.1:54632 → 10.7.0.2:8080",
+                "45.6ms  nginx[10781]     8 unacked",
+            ),
+            (
+                unacked(8, sent_again("fast", 1, named("db", nginx()))).into(),
+                "fast retransmit    1 10.7.0.1:54632 → 10.7.0.2:8080",
+                "45.6ms  nginx[10781]     8 unacked, db",
             ),
             (
                 sent_again("syn", 1, state("syn_sent", nginx())).into(),
@@ -462,7 +499,9 @@ pub(super) mod tests {
         let reasons =
             [None, Some("tcp_invalid_ack_sequence"), Some("mptcp_rst_emiddlebox"), Some("4294967295")];
         let mut lines = Vec::new();
-        for connection in [&longest as &dyn Fn() -> Connection, &hostile] {
+        let strange = || named(&"\u{1b}".repeat(255), hostile());
+        let long = || named(&"service.namespace.svc.cluster.local".repeat(7), longest());
+        for connection in [&longest as &dyn Fn() -> Connection, &hostile, &strange, &long] {
             for state in ["established", "fin_wait_1", "syn_received", "close_wait"] {
                 let connection = || Connection { state, ..connection() };
                 for cause in CAUSES {

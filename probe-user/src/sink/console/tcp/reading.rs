@@ -77,7 +77,7 @@ fn one_door(account: &Account) -> Option<(&SocketAddr, &Door)> {
     is_most(at.trouble(), all).then_some((door, at))
 }
 
-fn refused(_account: &Account, door: &SocketAddr, at: &Door) -> Option<String> {
+fn refused(account: &Account, door: &SocketAddr, at: &Door) -> Option<String> {
     let refused = at.failed.of(Failure::Refused);
     let why = match at.opened {
         0 => "nobody listens there, or a firewall rejects them; an answer comes, so it is no loss of packets"
@@ -85,16 +85,17 @@ fn refused(_account: &Account, door: &SocketAddr, at: &Door) -> Option<String> {
         made => format!("and was open to {made} others: nobody listens there at times"),
     };
     (refused >= ENOUGH_CONNECTIONS && is_most(refused, at.trouble()))
-        .then(|| format!("{door} refuses connections ({refused} times): {why}"))
+        .then(|| format!("{} refuses connections ({refused} times): {why}", account.called(door, &door.ip())))
 }
 
-fn unreachable(_account: &Account, door: &SocketAddr, at: &Door) -> Option<String> {
+fn unreachable(account: &Account, door: &SocketAddr, at: &Door) -> Option<String> {
     let unreachable = at.failed.of(Failure::Unreachable);
     // Where nobody answers for the address, each has sent its SYN again while it waited.
     (unreachable >= ENOUGH_CONNECTIONS && is_most(unreachable, at.failed.sum()) && at.opened == 0).then(|| {
         format!(
-            "{door} is unreachable ({unreachable} times): no route, a router or the last hop says that nobody has the \
-             address, or a firewall rejects them (ICMP prohibited)"
+            "{} is unreachable ({unreachable} times): no route, a router or the last hop says that nobody has the \
+             address, or a firewall rejects them (ICMP prohibited)",
+            account.called(door, &door.ip())
         )
     })
 }
@@ -123,7 +124,7 @@ fn unanswered(account: &Account, door: &SocketAddr, at: &Door) -> Option<String>
     }
     // Those that did not give up may have been answered later.
     let verb = if gave_up >= ENOUGH_CONNECTIONS { "answers no SYN" } else { "leaves SYNs unanswered" };
-    Some(format!("{door} {verb} ({}): {so}", numbers.join(", ")))
+    Some(format!("{} {verb} ({}): {so}", account.called(door, &door.ip()), numbers.join(", ")))
 }
 
 fn late_syns(account: &Account) -> Option<String> {
@@ -135,7 +136,7 @@ fn late_syns(account: &Account) -> Option<String> {
     // Or else they may still wait for the first answer of all.
     let opened: u64 = doors().map(|door| door.opened).sum();
     (once && opened * 2 >= connections && account.failed.sum() == 0).then(|| {
-        let place = one_door(account).map(|(door, _)| format!(" to {door}")).unwrap_or_default();
+        let place = one_door(account).map(|(door, _)| format!(" to {}", account.called(door, &door.ip()))).unwrap_or_default();
         format!(
             "{connections} connections{place} sent their SYN again, most of them once, and others were made: now and \
              then a SYN or its answer is lost, which costs the connection a second"
@@ -235,7 +236,8 @@ fn at_one_peer(account: &Account) -> Option<String> {
         )
     });
     Some(format!(
-        "{there} of {all} segments that connections sent again went to {address}{}; {conclusion}{}",
+        "{there} of {all} segments that connections sent again went to {}{}; {conclusion}{}",
+        account.called(address, address),
         meaning.unwrap_or_default(),
         queue.unwrap_or_default()
     ))

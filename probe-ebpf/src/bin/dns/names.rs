@@ -1,0 +1,117 @@
+//! Answers that reach a socket, as they are: user space reads which addresses a name leads to, for events of tcp.
+//!
+//! Attached beside tcp, without the programs that pair questions with answers. So that no stranger gives names to addresses, an
+//! answer counts only where it comes from a server that the socket addressed: of a connected socket the kernel sees to that, and
+//! what others address is noted.
+
+use core::hint::black_box;
+
+use aya_ebpf::EbpfContext;
+use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_skb_load_bytes};
+use aya_ebpf::macros::{cgroup_skb, cgroup_sock_addr, map};
+use aya_ebpf::maps::LruHashMap;
+use aya_ebpf::programs::{SkBuffContext, SockAddrContext};
+use probe_common::dns::{AddressedKey, KIND_MESSAGE, MESSAGE_ROOM, MessageRecord, PendingKey};
+use probe_common::wire::{FAMILY_IPV4, FAMILY_IPV6, RecordHeader};
+use probe_ebpf::socket::words;
+use probe_ebpf::{Error, Result, emit};
+
+use super::{
+    BPF_ANY, DNS_HEADER, DnsHeader, NEUTRAL, OPCODE, Packet, RESPONSE, addressed, addressed_server, load,
+    netns, now, skb, source, watched, watched_port,
+};
+
+/// RCODE of the flags (RFC 1035, 4.1.1); 0: no error.
+const RCODE: u16 = 0x000f;
+
+/// Whom sockets addressed that are not connected: several at once, as musl's resolver does. It forgets the longest unused: then a
+/// name is not learned.
+#[map]
+static ADDRESSED: LruHashMap<AddressedKey, u8> = LruHashMap::with_max_entries(1_024, 0);
+
+/// `sendto(2)` and kin with an IPv4 address, UDP, in the process that calls it.
+#[cgroup_sock_addr(sendmsg4)]
+pub fn names_sendmsg4(ctx: SockAddrContext) -> i32 {
+    note_addressed(&ctx, FAMILY_IPV4);
+    NEUTRAL
+}
+
+/// `sendto(2)` and kin with an IPv6 address, UDP, in the process that calls it.
+#[cgroup_sock_addr(sendmsg6)]
+pub fn names_sendmsg6(ctx: SockAddrContext) -> i32 {
+    note_addressed(&ctx, FAMILY_IPV6);
+    NEUTRAL
+}
+
+#[inline(always)]
+fn note_addressed(ctx: &SockAddrContext, family: u8) {
+    let Ok(port) = watched_port(ctx.sock_addr) else { return };
+    let mut key = AddressedKey { cookie: 0, server: [0; 16], port: u32::from(port), _pad: 0 };
+    key.cookie = addressed(ctx.sock_addr, family, &mut key.server);
+    // An LRU map makes room for itself.
+    let _full = ADDRESSED.insert(key, 1, BPF_ANY);
+}
+
+/// Packets that reach a socket.
+#[cgroup_skb(ingress)]
+pub fn names_ingress(ctx: SkBuffContext) -> i32 {
+    if let Err(error) = try_names(&ctx) {
+        emit::give_up(&ctx, error);
+    }
+    NEUTRAL
+}
+
+fn try_names(ctx: &SkBuffContext) -> Result<()> {
+    let settings = emit::settings().ok_or(Error::NotOurs)?;
+    let packet = Packet::udp(ctx)?;
+    if !watched(settings, packet.source_port) {
+        return Err(Error::NotOurs);
+    }
+    let mut header = DnsHeader([0; DNS_HEADER as usize]);
+    load(ctx, packet.payload, &mut header.0)?;
+    if header.flags() & (RESPONSE | OPCODE | RCODE) != RESPONSE || header.answers() == 0 {
+        return Err(Error::NotOurs);
+    }
+    if !was_addressed(ctx, &packet) {
+        return Err(Error::NotOurs);
+    }
+    // Names belong to a namespace.
+    let netns = netns(ctx);
+    if netns == 0 {
+        return Err(Error::NotOurs);
+    }
+    let Some(record) = emit::reserve::<MessageRecord>() else { return Ok(()) };
+    record.header = RecordHeader::of::<MessageRecord>(KIND_MESSAGE, now());
+    record.netns = netns;
+    // SAFETY: the context of this hook.
+    let packet_len = unsafe { (&raw const (*skb(ctx)).len).read_volatile() };
+    let len = provably_1_to_room(packet_len.saturating_sub(packet.payload).min(MESSAGE_ROOM as u32));
+    // SAFETY: the context of this hook, and a message's room.
+    let failed =
+        unsafe { bpf_skb_load_bytes(ctx.as_ptr(), packet.payload, record.octets.as_mut_ptr().cast(), len) };
+    // A record must be handed over once there is one; without octets it says nothing.
+    record.len = if failed == 0 { len as u16 } else { 0 };
+    emit::submit(record);
+    Ok(())
+}
+
+/// Whether this packet's socket has sent to where it comes from.
+#[inline(always)]
+fn was_addressed(ctx: &SkBuffContext, packet: &Packet) -> bool {
+    let mut connected = PendingKey { cookie: 0, server: [0; 16], port: 0, id: 0, question: 0 };
+    addressed_server(ctx, None, &mut connected);
+    let mut from = AddressedKey { cookie: 0, server: [0; 16], port: u32::from(packet.source_port), _pad: 0 };
+    source(ctx, &mut from.server);
+    if connected.port != 0 {
+        return connected.port == packet.source_port && words(&connected.server) == words(&from.server);
+    }
+    // SAFETY: the context of this hook.
+    from.cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+    ADDRESSED.get_ptr(from).is_some()
+}
+
+/// A length in a form whose bounds the verifier sees; behind `black_box`, or LLVM proves them itself and drops them.
+#[inline(always)]
+fn provably_1_to_room(len: u32) -> u32 {
+    (black_box(len.wrapping_sub(1)) & (MESSAGE_ROOM as u32 - 1)) + 1
+}
