@@ -12,7 +12,8 @@ use crate::signals;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: probe tcp --peer 10.0.0.0/8 --kind retransmit --duration 1m
 
-DETAILS: ↑ is what was sent, ↓ what was received; a state that tells something; why a reset was sent. At the end of a
+A peer that a DNS answer in the same network namespace gave out lately has its name behind it, where need be in place of the
+local address. DETAILS: ↑ is what was sent, ↓ what was received; a state that tells something; why a reset was sent. At the end of a
 table: what it came to by kind, peer and owner, and how that reads, where the numbers say something.
 
 An accepted connection is the process's that listened: of servers that fork workers, give --pid the parent's.")]

@@ -26,6 +26,8 @@ const TAIL: usize = 30;
 const OWNER: usize = 15;
 /// An owner is not cut shorter for the sake of details: a container's id stays whole.
 const OWNER_LEAST: usize = 12;
+/// Both ends of a connection, of IPv4.
+const ENDS: usize = 43;
 /// Between owner and details.
 const GAP: usize = 2;
 /// A peer's name shorter cut than this says nothing.
@@ -43,7 +45,7 @@ pub(super) fn heading() -> String {
 }
 
 fn row(time: &str, kind: &str, segments: &str, ends: &str, srtt: &str) -> String {
-    format!("{time:<12} {kind:<15} {segments:>4} {ends:<43} {srtt:>6}")
+    format!("{time:<12} {kind:<15} {segments:>4} {ends:<ENDS$} {srtt:>6}")
 }
 
 pub(super) fn retransmit(out: &mut dyn Write, event: &Retransmit) -> io::Result<()> {
@@ -152,42 +154,44 @@ impl Line<'_> {
         // Where the packets went matters more, and both do not fit beside an owner.
         let led = connection.destination.map(|destination| format!("at {destination}"));
         let details = led.as_ref().unwrap_or(details);
-        let ends = format!(
-            "{} → {}",
-            SocketAddr::new(connection.local, connection.local_port),
-            SocketAddr::new(connection.peer, connection.peer_port)
-        );
         let segments = segments.map(|segments| segments.to_string()).unwrap_or_default();
         let srtt = srtt.map(seconds).unwrap_or_default();
-        let row = row(&time_of_day(*time_unix_ns), kind, &segments, &ends, &srtt);
+        let row = row(&time_of_day(*time_unix_ns), kind, &segments, &ends(connection), &srtt);
         // An address is not cut: then the line grows, too.
         let least = led.as_ref().map_or(TAIL, |led| OWNER_LEAST + GAP + width(led));
         let room = COLUMNS.saturating_sub(width(&row) + GAP).max(least);
-        let name = connection.peer_name.as_deref().map(escape).unwrap_or_default();
-        writeln!(out, "{row}  {}", tail(&connection.who, details, &name, room))
+        writeln!(out, "{row}  {}", tail(&connection.who, details, room))
     }
 }
 
-/// Owner, details and the peer's name. The name is cut first, and left out where little of it is left; then the owner, and the
-/// details last.
-fn tail(who: &Who, details: &str, name: &str, room: usize) -> String {
-    const BETWEEN: &str = ", ";
-    if details.is_empty() && name.is_empty() {
+/// Both ends of a connection, and the peer's name where it is known. It takes the place of the local address, of which the port is
+/// left, where both do not fit: what a process calls its peer says more than what its host is called.
+fn ends(connection: &Connection) -> String {
+    let local = SocketAddr::new(connection.local, connection.local_port);
+    let peer = SocketAddr::new(connection.peer, connection.peer_port);
+    let whole = format!("{local} → {peer}");
+    let Some(name) = connection.peer_name.as_deref().map(escape) else { return whole };
+    let short = format!(":{} → {peer}", local.port());
+    let room = |ends: &str| ENDS.saturating_sub(width(ends) + 1);
+    if width(&name) <= room(&whole) {
+        format!("{whole} {name}")
+    } else if NAME_LEAST.min(width(&name)) <= room(&short) {
+        format!("{short} {}", cut(&name, room(&short)))
+    } else {
+        whole
+    }
+}
+
+/// Owner and details. The owner is cut before the details are.
+fn tail(who: &Who, details: &str, room: usize) -> String {
+    if details.is_empty() {
         return owner(who, room);
     }
-    let between = if details.is_empty() { "" } else { BETWEEN };
-    let for_name = if name.is_empty() { 0 } else { width(between) + NAME_LEAST.min(width(name)) };
     let for_owner = room.saturating_sub(width(details) + GAP).max(OWNER_LEAST);
-    let for_owner = for_owner.min(room.saturating_sub(width(details) + for_name + GAP).max(OWNER));
     let owner = owner(who, for_owner);
     let filled = width(&owner).max(OWNER.min(for_owner));
-    let room = room.saturating_sub(filled + GAP);
-    let details = cut(details, room);
-    let left = room.saturating_sub(width(&details) + width(between));
-    if left < NAME_LEAST.min(width(name)) || name.is_empty() {
-        return format!("{owner:<filled$}  {details}").trim_end().to_owned();
-    }
-    format!("{owner:<filled$}  {details}{between}{}", cut(name, left))
+    let details = cut(details, room.saturating_sub(filled + GAP));
+    format!("{owner:<filled$}  {details}")
 }
 
 /// Who, in at most so many characters: container before process; without either, the cgroup; `-` where nothing is known.
@@ -392,18 +396,18 @@ pub(super) mod tests {
             ),
             (
                 sent_again("fast", 1, named("db.example", nginx())).into(),
-                "fast retransmit    1 10.7.0.1:54632 → 10.7.0.2:8080",
-                "45.6ms  nginx[10781]     db.example",
+                "fast retransmit    1 10.7.0.1:54632 → 10.7.0.2:8080 db.example",
+                "45.6ms  nginx[10781]",
             ),
             (
-                unacked(8, sent_again("fast", 1, named("db.example", nginx()))).into(),
-                "fast retransmit    1 10.7.0.1:54632 → 10.7.0.2:8080",
+                sent_again("fast", 1, named("payments.example", nginx())).into(),
+                "fast retransmit    1 :54632 → 10.7.0.2:8080 payments.example",
+                "45.6ms  nginx[10781]",
+            ),
+            (
+                unacked(8, sent_again("fast", 1, named("payments.shop.svc.cluster.local", nginx()))).into(),
+                "fast retransmit    1 :54632 → 10.7.0.2:8080 payments.shop.svc.c…",
                 "45.6ms  nginx[10781]     8 unacked",
-            ),
-            (
-                unacked(8, sent_again("fast", 1, named("db", nginx()))).into(),
-                "fast retransmit    1 10.7.0.1:54632 → 10.7.0.2:8080",
-                "45.6ms  nginx[10781]     8 unacked, db",
             ),
             (
                 sent_again("syn", 1, state("syn_sent", nginx())).into(),
@@ -453,8 +457,8 @@ pub(super) mod tests {
         ];
         for (event, before, after) in cases {
             let line = line(event);
-            assert!(line.starts_with(&format!("12:00:00.000 {before}  ")), "{line}\n{before}");
-            assert!(line.ends_with(&format!("  {after}")), "{line}\n{after}");
+            assert!(line.starts_with(&format!("12:00:00.000 {before} ")), "{line}\n{before}");
+            assert!(line.ends_with(&format!(" {after}")), "{line}\n{after}");
             // The owner stands below its heading.
             let column = |text: &str, part: &str| text.find(part).map(|at| width(&text[..at]));
             assert_eq!(column(&line, "nginx"), column(&heading(), "OWNER"), "{line}");
