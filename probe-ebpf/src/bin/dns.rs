@@ -430,6 +430,9 @@ impl Packet {
     #[inline(always)]
     fn udp(ctx: &SkBuffContext) -> Result<Self> {
         let protocol = protocol(ctx);
+        if is_seen_not_to_be_udp(skb(ctx), protocol) {
+            return Err(Error::NotOurs);
+        }
         let udp = if protocol == ETH_P_IP {
             let mut header = [0u8; 10];
             load(ctx, 0, &mut header)?;
@@ -466,6 +469,21 @@ impl Packet {
         }
         Ok(header)
     }
+}
+
+/// Whether a packet is of another protocol than UDP, where that can be told without a helper's copy: wherever the beginning of the
+/// IP header is in the packet's linear part, so nearly always. Most packets end here.
+#[inline(always)]
+fn is_seen_not_to_be_udp(skb: *mut __sk_buff, ethertype: u32) -> bool {
+    // SAFETY: the context of this hook. The kernel gives pointers as 32 bits, and makes 64 of them as they are read.
+    let (data, end) = unsafe { ((*skb).data as usize, (*skb).data_end as usize) };
+    if data + 10 > end {
+        return false;
+    }
+    let at = if ethertype == ETH_P_IP { data + 9 } else { data + 6 };
+    // SAFETY: inside the packet, as the verifier has seen too.
+    let protocol = unsafe { (at as *const u8).read_volatile() };
+    protocol != IPPROTO_UDP
 }
 
 /// RFC 1035, 4.1.1.

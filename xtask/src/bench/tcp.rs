@@ -51,6 +51,7 @@ enum Variant {
     /// The same once more: what differs is noise.
     NothingAgain,
     Probe,
+    ProbeWithoutNames,
     ProbeAllKinds,
     Tool(Tool),
     /// All at once.
@@ -63,6 +64,7 @@ impl Variant {
             Self::Nothing => "nothing".to_owned(),
             Self::NothingAgain => "nothing, once more".to_owned(),
             Self::Probe => "probe tcp".to_owned(),
+            Self::ProbeWithoutNames => "probe tcp --no-names".to_owned(),
             Self::ProbeAllKinds => "probe tcp --kind retransmit,reset,connect,close".to_owned(),
             Self::Tool(tool) => tool.name.to_owned(),
             Self::Tools(tools) => tools.iter().map(|tool| tool.name).collect::<Vec<_>>().join(" + "),
@@ -72,10 +74,15 @@ impl Variant {
     fn start(&self, probe: &Path) -> Result<Vec<Tracer>> {
         /// That of tcp where programs need no backups; where they do, there are more.
         const PROGRAMS: usize = 7;
-        let one = |args: &[&str]| Ok(vec![Tracer::start(Command::new(probe).args(args), PROGRAMS)?]);
+        /// Those that learn the names of peers.
+        const NAMES: usize = 3;
+        let start =
+            |args: &[&str], programs| Ok(vec![Tracer::start(Command::new(probe).args(args), programs)?]);
+        let one = |args: &[&str]| start(args, PROGRAMS + NAMES);
         match self {
             Self::Nothing | Self::NothingAgain => Ok(Vec::new()),
             Self::Probe => one(&["tcp", "-o", "json"]),
+            Self::ProbeWithoutNames => start(&["tcp", "--no-names", "-o", "json"], PROGRAMS),
             Self::ProbeAllKinds => one(&["tcp", "--kind", "retransmit,reset,connect,close", "-o", "json"]),
             Self::Tool(tool) => Ok(vec![tool.start()?]),
             Self::Tools(tools) => tools.iter().map(Tool::start).collect(),
@@ -149,7 +156,8 @@ fn variants(notes: &mut Vec<String>) -> Vec<Variant> {
                 Err(error) => notes.push(format!("{}: not runnable here: {error:#}", tool.name)),
             }
         }
-    }
+    use Variant::{Nothing, NothingAgain, Probe, ProbeAllKinds, ProbeWithoutNames};
+    let mut variants = vec![Nothing, NothingAgain, Probe, ProbeWithoutNames, ProbeAllKinds];
     let mut variants = vec![Variant::Nothing, Variant::NothingAgain, Variant::Probe, Variant::ProbeAllKinds];
     variants.extend(tools.iter().copied().map(Variant::Tool));
     if tools.len() > 1 {

@@ -62,8 +62,9 @@ pub fn names_ingress(ctx: SkBuffContext) -> i32 {
 }
 
 fn try_names(ctx: &SkBuffContext) -> Result<()> {
-    let settings = emit::settings().ok_or(Error::NotOurs)?;
+    // Before anything else: most packets are none.
     let packet = Packet::udp(ctx)?;
+    let settings = emit::settings().ok_or(Error::NotOurs)?;
     if !watched(settings, packet.source_port) {
         return Err(Error::NotOurs);
     }
