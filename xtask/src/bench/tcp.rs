@@ -156,9 +156,9 @@ fn variants(notes: &mut Vec<String>) -> Vec<Variant> {
                 Err(error) => notes.push(format!("{}: not runnable here: {error:#}", tool.name)),
             }
         }
+    }
     use Variant::{Nothing, NothingAgain, Probe, ProbeAllKinds, ProbeWithoutNames};
     let mut variants = vec![Nothing, NothingAgain, Probe, ProbeWithoutNames, ProbeAllKinds];
-    let mut variants = vec![Variant::Nothing, Variant::NothingAgain, Variant::Probe, Variant::ProbeAllKinds];
     variants.extend(tools.iter().copied().map(Variant::Tool));
     if tools.len() > 1 {
         variants.push(Variant::Tools(tools));
