@@ -117,6 +117,7 @@ fn everything_works_here_and_nothing_stays() -> Result<()> {
         "capabilities dropped",
         "other users' executables",
         "owners of older sockets",
+        "names of peers",
         "destinations behind NAT",
         "kernel stacks",
         "bpf statistics",

@@ -178,6 +178,7 @@ fn tcp_and_syscalls_do_without_net_admin() -> Result<()> {
         ("program tcp/tcp_retransmit_skb", "ok"),
         ("program syscalls/sys_enter", "ok"),
         ("signal dns", "unavailable"),
+        ("names of peers", "degraded"),
         ("CAP_NET_ADMIN", "unavailable"),
         ("CAP_BPF", "ok"),
     ] {

@@ -124,3 +124,77 @@ pub fn given_out(message: &[u8]) -> Option<(String, Vec<IpAddr>)> {
     let wire: Name<Vec<u8>> = domain::base::ToName::to_name(&asked);
     Some((dns::name_text(wire.as_slice())?, addresses))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(text: &str) -> Vec<u8> {
+        let labels = text.split('.').map(|label| [&[label.len() as u8], label.as_bytes()].concat());
+        labels.flatten().chain([0]).collect()
+    }
+
+    /// An answer to `question` about type `qtype`: records of owner, type and data.
+    fn answer(question: &str, qtype: u16, records: &[(&str, u16, Vec<u8>)]) -> Vec<u8> {
+        let words = [7, 0x8180, 1, records.len() as u16, 0, 0];
+        let mut message: Vec<u8> = words.into_iter().flat_map(u16::to_be_bytes).collect();
+        message.extend(name(question));
+        message.extend([qtype.to_be_bytes(), [0, 1]].concat());
+        for (owner, rtype, data) in records {
+            message.extend(name(owner));
+            message.extend([rtype.to_be_bytes(), [0, 1], [0, 0], [0, 60]].concat());
+            message.extend((data.len() as u16).to_be_bytes());
+            message.extend(data);
+        }
+        message
+    }
+
+    #[test]
+    fn addresses_are_those_of_the_name_asked_for() {
+        const A: u16 = 1;
+        const CNAME: u16 = 5;
+        const AAAA: u16 = 28;
+        let v4 = |last: u8| vec![192, 0, 2, last];
+        let v6 = || [vec![0x20, 0x01, 0x0d, 0xb8], vec![0; 11], vec![1]].concat();
+        let asked = "Db.example";
+        let cases: Vec<(&str, Vec<u8>, &[&str])> = vec![
+            ("one", answer(asked, A, &[(asked, A, v4(1))]), &["192.0.2.1"]),
+            (
+                "another case, and two",
+                answer(asked, A, &[("dB.exAmple", A, v4(1)), (asked, A, v4(2))]),
+                &["192.0.2.1", "192.0.2.2"],
+            ),
+            ("of IPv6", answer(asked, AAAA, &[(asked, AAAA, v6())]), &["2001:db8::1"]),
+            (
+                "by way of aliases, in disorder",
+                answer(
+                    asked,
+                    A,
+                    &[
+                        ("c.test", A, v4(3)),
+                        ("b.test", CNAME, name("c.test")),
+                        (asked, CNAME, name("b.test")),
+                    ],
+                ),
+                &["192.0.2.3"],
+            ),
+            ("somebody else's", answer(asked, A, &[("bank.test", A, v4(1))]), &[]),
+            ("an alias of itself", answer(asked, A, &[(asked, CNAME, name(asked)), (asked, A, v4(1))]), &[]),
+            ("longer than an address", answer(asked, A, &[(asked, A, vec![192, 0, 2, 1, 0])]), &[]),
+            ("none", answer(asked, A, &[]), &[]),
+        ];
+        for (what, message, want) in cases {
+            let found = given_out(&message);
+            let want: Vec<IpAddr> = want.iter().map(|address| address.parse().unwrap()).collect();
+            let want = (!want.is_empty()).then(|| ("db.example".to_owned(), want));
+            assert_eq!(found, want, "{what}");
+        }
+        let two = answer(asked, A, &[(asked, A, v4(1)), (asked, A, v4(2))]);
+        for len in 0..two.len() {
+            // What is whole counts: the first record, once it is there.
+            let first = two.len() - answer(asked, A, &[(asked, A, v4(1))]).len();
+            let found = given_out(&two[..len]);
+            assert_eq!(found.is_some(), len >= two.len() - first, "{len} of {}", two.len());
+        }
+    }
+}
