@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use probe_tests::dns_server::{A, AAAA, DnsServer, Script, query};
 use probe_tests::live;
 use probe_tests::netns::Netns;
+use probe_tests::otlp_receiver::{Receiver, Record};
 use probe_tests::privileges::{LEAST, PublicCopy, as_nobody};
 use probe_tests::probe::{DEADLINE, Line, Probe, run};
 use rustix::thread::CapabilitySet;
@@ -22,6 +23,7 @@ live! {
     a_name_is_known_before_its_first_connection
     names_stay_in_their_network_namespace
     strangers_give_no_names
+    the_agent_sends_them_on_events_and_on_no_metric
     without_names_everything_else_is_as_before
 }
 
@@ -248,6 +250,26 @@ fn strangers_give_no_names() -> Result<()> {
     }
     require_name(&world.refused("127.0.1.5")?, None)?;
     world.probe.stop()?.require_complete()
+}
+
+fn the_agent_sends_them_on_events_and_on_no_metric() -> Result<()> {
+    let (netns, _server) = served(&[("plain.test", at(&["127.0.1.1"])?)])?;
+    let receiver = Receiver::start()?;
+    let probe = Probe::start(&["run", "--interval", "500ms", "--otlp-endpoint", &receiver.endpoint()])?;
+    ask(&netns, SERVER, "plain.test", A)?;
+    require_name(&refused(&netns, &probe, "127.0.1.1")?, Some("plain.test"))?;
+    let attribute = "network.peer.name".to_owned();
+    receiver.wait_for("the event", DEADLINE, |receiver| {
+        let has_it =
+            |record: &Record| record.attributes.get(&attribute).is_some_and(|name| name == "plain.test");
+        receiver.records().iter().find(|record| has_it(record)).map(|record| record.event.clone())
+    })?;
+    receiver.wait_for("its count", DEADLINE, |receiver| {
+        let points = receiver.points();
+        points.iter().find(|point| point.name == "system.network.tcp.connections").map(|_point| ())
+    })?;
+    ensure!(!receiver.points().iter().any(|point| point.attributes.contains_key(&attribute)));
+    probe.stop()?.require_complete()
 }
 
 fn without_names_everything_else_is_as_before() -> Result<()> {
