@@ -30,7 +30,7 @@ const BATCH: usize = 4096;
 /// Turns of all rings before everything else has its own: the clock, the end, ticks and exports.
 const TURNS: usize = 4;
 /// Where runs of programs get lost that the kernel skips.
-const SKIPPED: &str = "programs";
+pub const SKIPPED: &str = "programs";
 const SKIPPED_REMEDY: &str = "`probe doctor` says where it can be helped: the kernel skips a program on a CPU that is inside it; figures are short by at most so many";
 
 /// Where events and summaries go.

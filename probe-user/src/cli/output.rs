@@ -8,9 +8,10 @@ use tracing_subscriber::EnvFilter;
 use super::Failure;
 use crate::config::{Config, Output};
 use crate::kernel::clock::rfc3339;
-use crate::pipeline::{Flow, Report, Sink};
+use crate::pipeline::{Flow, Report, SKIPPED, Sink};
 use crate::series::Store;
-use crate::signals::{Event, Summary};
+use crate::signals::tcp::Tcp;
+use crate::signals::{Event, SignalKind as _, Summary};
 use crate::sink::{console, json};
 
 /// What of a signal's data goes to stdout as text.
@@ -52,7 +53,10 @@ impl StdoutSink {
 
     /// Writes what there is to say at the end, once losses are known.
     pub(super) fn close(&mut self, report: &Report) -> io::Result<()> {
-        if let Some(account) = &self.account {
+        if let Some(account) = &mut self.account {
+            if segments_are_missing(report) {
+                account.miss_segments();
+            }
             console::tcp::closing(&mut self.out, account, account.age(), missing_events(report, "tcp"))?;
         }
         self.flush()
@@ -176,6 +180,12 @@ pub(super) fn ended(result: io::Result<Report>) -> Result<Option<Report>, Failur
 fn missing_events(report: &Report, signal: &str) -> u64 {
     let places = report.losses.iter().filter(|((of, place), _)| *of == signal && !place.starts_with(signal));
     places.map(|(_, (count, _remedy))| count).sum()
+}
+
+/// Whether connections may have sent segments that no sum has.
+fn segments_are_missing(report: &Report) -> bool {
+    let places = [Counter::SocketsFull.place(), Counter::SegmentsFull.place(), SKIPPED];
+    places.iter().any(|place| report.losses.contains_key(&(Tcp.object().name, place)))
 }
 
 /// The last word: what was seen, and what was lost.

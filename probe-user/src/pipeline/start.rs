@@ -76,6 +76,7 @@ impl Pipeline {
     ) -> Result<Self, StartError> {
         // All at once: who grants one capability should not have to come back for the next.
         privileges::check(kinds.iter().fold(0, |signals, kind| signals | kind.object().bit))?;
+        let conntrack = config.tcp.nat.then(Conntrack::open).transpose()?;
         load::raise_memlock();
         let fields = resolve_fields(config)?;
         let wants_cgroup = kinds.iter().any(|kind| kind.object().needs_cgroup());
@@ -111,7 +112,6 @@ impl Pipeline {
             signals.splice(..0, names);
         }
         let cgroup = cgroup.ok();
-        let conntrack = config.tcp.nat.then(Conntrack::open).transpose()?;
         give_back_privileges(&signals, conntrack.is_some());
         let clock = Clock::new();
         let now = clock.wall(clock::monotonic_ns());

@@ -232,6 +232,8 @@ pub struct Account {
     sent: u64,
     /// Something was sent again after that end.
     is_behind: bool,
+    /// Segments of some connections are missing from the sum.
+    is_short: bool,
     pub(super) failed: Counts<{ Failure::ALL.len() }>,
     pub(super) connected: u64,
     pub(super) accepted: u64,
@@ -263,6 +265,7 @@ impl Account {
             all: Tally::default(),
             sent: 0,
             is_behind: false,
+            is_short: false,
             failed: Counts::default(),
             connected: 0,
             accepted: 0,
@@ -329,9 +332,14 @@ impl Account {
         self.is_behind = false;
     }
 
+    /// Segments of connections were not counted: from now on their sum is not known.
+    pub fn miss_segments(&mut self) {
+        self.is_short = true;
+    }
+
     /// Segments of all connections, those sent again among them; `None` where that is not known for the whole time.
     pub(super) fn sent(&self) -> Option<u64> {
-        (!self.is_behind).then_some(self.sent)
+        (!self.is_behind && !self.is_short).then_some(self.sent)
     }
 
     fn retransmit(&mut self, event: &Retransmit) {

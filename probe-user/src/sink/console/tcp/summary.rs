@@ -273,7 +273,7 @@ mod tests {
     use super::super::tests::{CONTAINER, connection, ended, sent_again, who};
     use super::*;
     use crate::signals::Event;
-    use crate::signals::tcp::{Close, Connect, Reset};
+    use crate::signals::tcp::{Close, Connect, Connection, Reset};
 
     fn written(account: &Account, lost: u64) -> String {
         let mut out = Vec::new();
@@ -312,6 +312,44 @@ closed ones carried ↑1.23MiB ↓45.6KiB; 0 of 900 segments sent again
         assert!(written(&account, 0).contains("── 1 segment sent again in 1 event (0.14% of 720 sent) in"));
         account.add(&again());
         assert!(written(&account, 0).contains("── 2 segments sent again in 2 events in"));
+        account.interval(80);
+        assert!(written(&account, 0).contains("(0.25% of 800 sent) in"));
+        account.miss_segments();
+        account.interval(100);
+        assert!(written(&account, 0).contains("── 2 segments sent again in 2 events in"));
+    }
+
+    #[test]
+    fn peers_are_told_with_their_names() {
+        let mut account = Account::new();
+        let named = |peer, name: &str| {
+            let connection = connection("10.7.0.1:40000", peer, who("curl", 7, "/"));
+            Connection { peer_name: Some(name.into()), ..connection }
+        };
+        for _ in 0..12 {
+            let connection = named("10.7.0.2:8080", "db.example");
+            account.add(&Event::Retransmit(sent_again("tail_loss_probe", 1, connection)));
+        }
+        let long = "a.name.that.steers.\u{1b}[2J.and.goes.on.for.ever.and.ever.example";
+        for _ in 0..3 {
+            account.add(&Event::Connect(Connect {
+                time_unix_ns: 0,
+                connection: named("10.7.0.9:81", long),
+                role: "client",
+                error: Some("ECONNREFUSED".into()),
+                duration: None,
+            }));
+        }
+        let text = written(&account, 0);
+        let cut = "(a.name.that.steers.\\u{1b}[2J.and.goes.o…)";
+        for part in [
+            "\n10.7.0.2 (db.example)        12",
+            "segments that connections sent again went to 10.7.0.2 (db.example), 12 of them tail loss probes",
+            &format!("\n10.7.0.9:81 {cut} "),
+            &format!("→ 10.7.0.9:81 {cut} refuses connections (3 times)"),
+        ] {
+            assert!(text.contains(part), "no {part:?} in {text}");
+        }
     }
 
     #[test]
