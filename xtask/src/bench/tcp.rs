@@ -71,7 +71,7 @@ impl Variant {
 
     fn start(&self, probe: &Path) -> Result<Vec<Tracer>> {
         /// That of tcp where programs need no backups; where they do, there are more.
-        const PROGRAMS: usize = 7;
+        const PROGRAMS: usize = 8;
         let one = |args: &[&str]| Ok(vec![Tracer::start(Command::new(probe).args(args), PROGRAMS)?]);
         match self {
             Self::Nothing | Self::NothingAgain => Ok(Vec::new()),
