@@ -222,6 +222,10 @@ kernel_fields! {
     TOTAL_RETRANS: u32 = Member "tcp_sock.total_retrans", 0;
     /// Segments that the peer received twice, by its D-SACKs (RFC 2883; RFC 4898, tcpEStatsStackDSACKDups).
     DSACK_DUPS: u32 = Member "tcp_sock.dsack_dups", 0;
+    /// Where a recovery began, as a sequence number; 0 once TCP has taken it back (`tcp_undo_cwnd_reduction`).
+    UNDO_MARKER: u32 = Member "tcp_sock.undo_marker", 0;
+    /// Segments sent again and neither acknowledged nor taken for lost since.
+    RETRANS_OUT: u32 = Member "tcp_sock.retrans_out", 0;
     /// Segments that the peer has acknowledged, by D-SACKs too.
     TCP_DELIVERED: u32 = Member "tcp_sock.delivered", 0;
     /// Segments received out of order.
@@ -252,6 +256,8 @@ kernel_fields! {
     RETRANSMIT_ERR: i32 = TraceArg "tcp_retransmit_skb:err", 0;
     /// Why a reset was sent, `enum sk_rst_reason`; from about 6.10.
     SEND_RESET_REASON: u32 = TraceArg "tcp_send_reset:reason", 0;
+    /// The congestion avoidance state to come, `enum tcp_ca_state`; the tracepoint exists from 5.19 on.
+    CONG_STATE: u8 = TraceArg "tcp_cong_state_set:ca_state", 0;
 }
 
 /// Number of rows: the length of the resolved table in every BPF object.

@@ -164,14 +164,18 @@ pub struct CloseRecord {
     pub segments_received: u32,
     /// Segments sent again; [`ABSENT`].
     pub segments_retransmitted: u32,
-    /// Segments that the peer says it got twice; [`ABSENT`].
+    /// Segments sent again though the first had arrived, as [`Segments::spurious`]; [`ABSENT`].
     pub segments_spurious: u32,
     /// Segments received out of order; [`ABSENT`].
     pub segments_out_of_order: u32,
     /// Last smoothed round-trip time, microseconds; 0: never measured.
     pub srtt_us: u32,
+    /// Recoveries that the kernel took back ([`SocketState::recoveries_undone`]); [`ABSENT`].
+    pub recoveries_undone: u32,
+    /// Zero.
+    pub _pad: u32,
 }
-const _: () = assert!(size_of::<CloseRecord>() == 160);
+const _: () = assert!(size_of::<CloseRecord>() == 168);
 
 /// What a socket's kernel address leads to, from its connect, listen or birth on until it is destroyed.
 #[repr(C)]
@@ -210,10 +214,16 @@ pub struct SocketState {
     pub received_before: u32,
     /// The same of segments that the peer got twice.
     pub spurious_before: u32,
-    /// Zero.
-    pub _pad2: u32,
+    /// Segments that were sent again in recoveries that the kernel took back, and had been acknowledged by then.
+    pub undone: u32,
+    /// `tcp_sock.undo_marker` of the recovery that goes on; 0: none does, or none that could be taken back.
+    pub undo_marker: u32,
+    /// Segments sent again before it, the lower half: of a recovery with 65,536 more, too few are counted.
+    pub retransmitted_before: u16,
+    /// Recoveries that the kernel took back; `u16::MAX`: or more.
+    pub recoveries_undone: u16,
 }
-const _: () = assert!(size_of::<SocketState>() == 88);
+const _: () = assert!(size_of::<SocketState>() == 96);
 
 /// What a listening socket's address leads to: accepted sockets copy it, so it finds their owner.
 #[repr(C)]
@@ -307,7 +317,8 @@ pub struct Segments {
     pub sent: u64,
     /// Received.
     pub received: u64,
-    /// That the peer says it got twice.
+    /// Sent again though the first had arrived: by the peer's word (D-SACK), or because the kernel took a recovery back, of each
+    /// connection what tells of more. A peer that reports them reports those of such recoveries too.
     pub spurious: u64,
 }
 const _: () = assert!(size_of::<Segments>() == 24);

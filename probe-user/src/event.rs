@@ -136,10 +136,12 @@ pub mod key {
     pub const TCP_SEGMENTS_RECEIVED: &str = "tcp.segments_received";
     /// Segments sent again.
     pub const TCP_SEGMENTS_RETRANSMITTED: &str = "tcp.segments_retransmitted";
-    /// Segments that the peer says it got twice.
+    /// Segments sent again though the first had arrived (D-SACK, or a recovery that the kernel took back).
     pub const TCP_SEGMENTS_SPURIOUS: &str = "tcp.segments_spurious";
     /// Segments received out of order.
     pub const TCP_SEGMENTS_OUT_OF_ORDER: &str = "tcp.segments_out_of_order";
+    /// Recoveries that the kernel took back: nothing had been lost.
+    pub const TCP_RECOVERIES_UNDONE: &str = "tcp.recoveries_undone";
     /// Reason of a reset, as the kernel names it.
     pub const TCP_RESET_REASON: &str = "tcp.reset.reason";
     /// How a handshake ended: `established` or `failed`.

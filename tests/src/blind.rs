@@ -11,8 +11,9 @@ use anyhow::{Context as _, Result};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 
 /// The tracepoints of `probe tcp` that can be hit anywhere.
-const EVENTS: [&str; 5] = [
+const EVENTS: [&str; 6] = [
     "sock/inet_sock_set_state",
+    "tcp/tcp_cong_state_set",
     "tcp/tcp_receive_reset",
     "tcp/tcp_retransmit_skb",
     "tcp/tcp_retransmit_synack",

@@ -13,6 +13,7 @@ pub mod guest;
 pub mod netns;
 pub mod orders;
 pub mod otlp_receiver;
+pub mod path;
 pub mod privileges;
 pub mod probe;
 pub mod protocol;

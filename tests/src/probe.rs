@@ -9,7 +9,10 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use probe_user::load::ObjectSpec;
+use probe_common::fields::FIELDS;
+use probe_user::kernel::btf::KernelBtf;
+use probe_user::kernel::fields::{Resolved, resolve};
+use probe_user::load::{ObjectSpec, ProgramSpec};
 use probe_user::signals;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -439,8 +442,13 @@ fn read_lines(stdout: impl std::io::BufRead, shared: &Shared) {
 /// Links that a subcommand holds once it is ready, those of backups aside: of the signal of that name, else of all.
 #[must_use]
 pub fn expected_links(subcommand: &str) -> usize {
+    static FIELDS_HERE: OnceLock<Option<Resolved>> = OnceLock::new();
+    let fields = FIELDS_HERE.get_or_init(|| Some(resolve(&KernelBtf::from_host().ok()?, FIELDS)));
     let all = || signals::ALL.iter().map(|kind| kind.object());
-    let links = |object: &ObjectSpec| object.programs.len() + usize::from(object.walk.is_some());
+    let has_work = |spec: &&ProgramSpec| fields.as_ref().is_none_or(|fields| spec.has_work(fields));
+    let links = |object: &ObjectSpec| {
+        object.programs.iter().filter(has_work).count() + usize::from(object.walk.is_some())
+    };
     match all().find(|object| object.name == subcommand) {
         Some(object) => links(object),
         None => all().map(links).sum(),

@@ -38,6 +38,8 @@ mod older;
 mod owners;
 #[path = "tcp/segments.rs"]
 mod segments;
+#[path = "tcp/undo.rs"]
+mod undo;
 
 use owners::{
     SOCKETS, add_listener, find_listeners, forget, is_tcp, listener_key, new_state, remember,
@@ -92,6 +94,7 @@ enum Hook {
     ReceiveReset,
     SetState,
     Destroy,
+    CongState,
 }
 
 /// Something that happens to the object at an address.
@@ -388,6 +391,28 @@ fn try_destroy(sk: KernelPointer) -> Result<()> {
         forget(sk);
     }
     Ok(())
+}
+
+/// `tcp_cong_state_set(struct sock *sk, const u8 ca_state)`, from 5.19 on: before `icsk_ca_state` becomes that. Also for each
+/// socket that is accepted. Softirq, timer or process context.
+#[raw_tracepoint(tracepoint = "tcp_cong_state_set")]
+pub fn tcp_cong_state_set(ctx: RawTracePointContext) -> i32 {
+    let (sk, new) = (ctx.arg(0), ctx.arg(1));
+    // Before anything is looked up. The backup comes to the same.
+    if !undo::is_of_recovery(sk, new) {
+        return NEUTRAL;
+    }
+    first(&ctx, Hook::CongState, sk, undo::changes(sk, new))
+}
+
+/// [`tcp_cong_state_set`], where that was skipped.
+#[raw_tracepoint(tracepoint = "tcp_cong_state_set")]
+pub fn cong_state_set_backup(ctx: RawTracePointContext) -> i32 {
+    let (sk, new) = (ctx.arg(0), ctx.arg(1));
+    if !undo::is_of_recovery(sk, new) {
+        return NEUTRAL;
+    }
+    backup(&ctx, Hook::CongState, sk, || undo::changes(sk, new))
 }
 
 /// A connection is made (errno 0), or is not.

@@ -119,6 +119,14 @@ const DETAILS: &[Detail] = &[
         effect: Effect::Lost("spurious segments in tcp.close, system.network.tcp.retransmits.spurious"),
     },
     Detail {
+        paths: &["tcp_sock.undo_marker", "tcp_sock.retrans_out", "tcp_cong_state_set:ca_state"],
+        signals: TCP,
+        effect: Effect::Lost(
+            "spurious segments that no peer reports, but TCP's undo reveals, in tcp.close and \
+             system.network.tcp.retransmits.spurious; tcp.recoveries_undone",
+        ),
+    },
+    Detail {
         paths: &["tcp_retransmit_skb:err"],
         signals: TCP,
         effect: Effect::Harmless("this kernel reports only segments that were sent"),

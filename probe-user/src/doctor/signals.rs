@@ -64,6 +64,7 @@ impl<'a> Trial<'a> {
         };
         tried.verdicts.push((object.name, verdict));
         tried.checks.push(check);
+        let fields = self.fields;
         let programs = outcome.unwrap_or_else(|_diagnosis| {
             let mut alone =
                 |program| self.fields_for(object).and_then(|fields| self.alone(kind, program, fields));
@@ -71,7 +72,9 @@ impl<'a> Trial<'a> {
                 Ok(check) => check,
                 Err(diagnosis) => diagnosis.check(row_name(object, program)),
             };
-            object.programs.iter().map(row).collect()
+            // Without types of this kernel nobody knows which have none to do: then all.
+            let has_work = |program: &&ProgramSpec| fields.is_none_or(|fields| program.has_work(fields));
+            object.programs.iter().filter(has_work).map(row).collect()
         });
         tried.any_loaded |= programs.iter().any(|program| program.status != Status::Unavailable);
         tried.checks.extend(programs);

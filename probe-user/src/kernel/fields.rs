@@ -253,6 +253,7 @@ enum Shape {
 }
 
 const KNOWN_ARGUMENTS: &[KnownArgument] = &[
+    KnownArgument { path: "tcp_cong_state_set:ca_state", index: 1, shape: Shape::Int },
     KnownArgument { path: "tcp_retransmit_skb:err", index: 2, shape: Shape::Int },
     KnownArgument { path: "tcp_send_reset:reason", index: 2, shape: Shape::Enum("sk_rst_reason") },
 ];

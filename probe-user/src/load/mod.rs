@@ -18,6 +18,7 @@ use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashM
 use aya::programs::{CgroupAttachMode, CgroupSkbAttachType, Program};
 use aya::{Ebpf, EbpfLoader};
 use bytemuck::Pod;
+use probe_common::fields::Field;
 use probe_common::loss::Counter;
 use probe_common::settings::Settings;
 
@@ -78,13 +79,16 @@ pub struct ProgramSpec {
     pub perf: Option<(&'static str, Hook)>,
     /// Name of the one that, on such kernels, comes behind it at the same hook and makes up for runs that are skipped.
     pub backup: Option<&'static str>,
+    /// Index of the field without which this kernel has nothing for it to do: it is then left out. What is lost, doctor says of
+    /// the field.
+    pub needs: Option<usize>,
 }
 
 impl ProgramSpec {
     /// A program that nothing takes the place of.
     #[must_use]
     pub const fn new(name: &'static str, hook: Hook) -> Self {
-        Self { name, hook, perf: None, backup: None }
+        Self { name, hook, perf: None, backup: None, needs: None }
     }
 
     /// A program at the raw tracepoint of its name.
@@ -105,6 +109,20 @@ impl ProgramSpec {
     pub const fn backup(mut self, name: &'static str) -> Self {
         self.backup = Some(name);
         self
+    }
+
+    /// It is for kernels that have this field.
+    #[must_use]
+    pub const fn needs<T>(mut self, field: Field<T>) -> Self {
+        self.needs = Some(field.index);
+        self
+    }
+
+    /// Whether a kernel has what it needs.
+    #[must_use]
+    pub fn has_work(&self, fields: &Resolved) -> bool {
+        let present = |index: usize| fields.slots.get(index).is_some_and(|slot| slot.present != 0);
+        self.needs.is_none_or(present)
     }
 
     /// Names of the program and, where the kernel lets programs lose their CPU, of those that stand in for it.
@@ -165,6 +183,8 @@ pub struct Loaded {
     ebpf: Ebpf,
     /// Whether this kernel lets programs at raw tracepoints lose their CPU.
     preempts_programs: bool,
+    /// Those of its programs that have work on this kernel.
+    programs: Vec<&'static ProgramSpec>,
     /// In the order of [`ObjectSpec::programs`].
     attached: Vec<Attached>,
 }
@@ -225,8 +245,10 @@ impl<'a> Loader<'a> {
             )
         })?;
         let preempts_programs = fields.bpf.preempts_programs;
-        let mut loaded = Loaded { spec, ebpf, preempts_programs, attached: Vec::new() };
-        for program in spec.programs {
+        let programs: Vec<_> = spec.programs.iter().filter(|program| program.has_work(fields)).collect();
+        let mut loaded =
+            Loaded { spec, ebpf, preempts_programs, programs: programs.clone(), attached: Vec::new() };
+        for program in programs {
             program.names(preempts_programs).try_for_each(|name| loaded.load_program(name, &fields.bpf))?;
         }
         Ok(loaded)
@@ -264,7 +286,7 @@ impl Loaded {
     ///
     /// When the kernel refuses one, or one needs a cgroup and there is no `cgroup`.
     pub fn attach(&mut self, cgroup: Option<&CgroupRoot>) -> Result<(), LoadError> {
-        for spec in self.spec.programs {
+        for spec in self.programs.clone() {
             let mut hook = spec.hook;
             let mut fallback = None;
             let mut links = Vec::new();
@@ -340,7 +362,7 @@ impl Loaded {
     /// tell.
     #[must_use]
     pub fn skipped_runs(&self) -> u64 {
-        let specs = self.spec.programs.iter();
+        let specs = self.programs.iter();
         let names = specs.flat_map(|spec| [Some(spec.name), spec.perf.map(|(name, _)| name)]);
         let fd = |name| Some(self.ebpf.program(name)?.fd().ok()?.as_fd().as_raw_fd());
         names.flatten().filter_map(fd).filter_map(skipped::runs).sum()

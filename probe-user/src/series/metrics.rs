@@ -125,7 +125,7 @@ registry! {
         "TCP segments sent again, by what made the kernel send them again.",
         [key::TCP_RETRANSMIT_TYPE, key::NETWORK_TYPE];
     TCP_SPURIOUS: Counter = "system.network.tcp.retransmits.spurious", "{segment}",
-        "TCP segments sent again although the first had arrived: the peer said that it got them twice (D-SACK, RFC 2883).",
+        "TCP segments sent again although the first had arrived: the peer said that it got them twice (D-SACK, RFC 2883), or the kernel took the recovery back in which they were sent (undo by timestamps, RFC 3522, or F-RTO, RFC 5682; Linux 5.19 on). Of each connection the greater of the two, since most peers report the latter too: at least so many.",
         [key::NETWORK_TYPE];
     TCP_SEGMENTS: Counter = "system.network.tcp.segments", "{segment}",
         "TCP segments of connections, those sent again included: what retransmits are a share of. Without SYN-ACKs, which are sent before there is a connection, and what is sent once it has closed (resets, ACKs in TIME_WAIT).",

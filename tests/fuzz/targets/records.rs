@@ -208,6 +208,7 @@ fn check_meaning(event: &Event, value: &Value, bytes: &[u8]) {
                 assert_eq!(value.get(key).and_then(Value::as_i64), known, "{key}");
             }
             assert_eq!(value.get(key::TCP_SEGMENTS_SENT).is_some(), record.segments_sent != ABSENT);
+            assert_eq!(value.get(key::TCP_RECOVERIES_UNDONE).is_some(), record.recoveries_undone != ABSENT);
         }
         Event::Lookup(lookup) => {
             let record: LookupRecord = read(bytes);

@@ -28,7 +28,7 @@ pub(super) fn run(probe: &Path, rounds: u32) -> Result<()> {
         median(&mut starts) * 1e3
     ));
 
-    let agent = Tracer::start(Command::new(probe).args(["run", "--interval", "1s"]), 18)?;
+    let agent = Tracer::start(Command::new(probe).args(["run", "--interval", "1s"]), 19)?;
     thread::sleep(SETTLE);
     say(format_args!("probe run, idle: anonymous memory {:.1} MiB", agent.anonymous()?));
     say(format_args!("probe run: BPF maps, rings and programs {:.1} MiB", agent.memlock()?));

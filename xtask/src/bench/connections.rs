@@ -48,7 +48,7 @@ pub(super) fn run(root: &Path, probe: &Path, options: &Options) -> Result<()> {
     let begun = Instant::now();
     let mut command = Command::new(probe);
     command.args(["run", "--interval", "1s", "--tcp-sockets", &room.to_string()]);
-    let agent = Tracer::start(&mut command, 18)?;
+    let agent = Tracer::start(&mut command, 19)?;
     say(format_args!(
         "probe run --tcp-sockets {room} beside them, attached and settled in {:.1} s; then {reopened} a second are reopened",
         begun.elapsed().as_secs_f64()

@@ -73,7 +73,7 @@ impl Variant {
 
     fn start(&self, probe: &Path) -> Result<Vec<Tracer>> {
         /// That of tcp where programs need no backups; where they do, there are more.
-        const PROGRAMS: usize = 7;
+        const PROGRAMS: usize = 8;
         /// Those that learn the names of peers.
         const NAMES: usize = 3;
         let start =

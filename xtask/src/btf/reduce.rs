@@ -25,6 +25,7 @@ const TRACEPOINTS: &[&str] = &[
     "sched_switch",
     "sys_enter",
     "sys_exit",
+    "tcp_cong_state_set",
     "tcp_destroy_sock",
     "tcp_receive_reset",
     "tcp_retransmit_skb",

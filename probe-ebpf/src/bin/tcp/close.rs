@@ -7,8 +7,8 @@ use probe_common::settings::Settings;
 use probe_common::tcp::{ABSENT, ABSENT_OCTETS, CloseRecord, KIND_CLOSE};
 use probe_ebpf::{Result, emit, kread, socket};
 
-use crate::owners::set_owner;
-use crate::{TCP_CLOSE, TCP_ESTABLISHED, blank, header, now, passes};
+use crate::owners::{SOCKETS, set_owner};
+use crate::{TCP_CLOSE, TCP_ESTABLISHED, blank, header, now, passes, undo};
 
 const TCP_FIN_WAIT1: u32 = 4;
 const TCP_FIN_WAIT2: u32 = 5;
@@ -66,6 +66,15 @@ pub(crate) fn report(settings: &Settings, sk: KernelPointer) -> Result<()> {
     record.segments_spurious = segments(sk, fields::DSACK_DUPS);
     record.segments_out_of_order = segments(sk, fields::RCV_OOOPACK);
     record.srtt_us = kread::read_or_zero(sk, fields::SRTT_US) >> 3;
+    record.recoveries_undone = ABSENT;
+    if kread::present(fields::CONG_STATE)
+        && let Some(state) = SOCKETS.get_ptr(sk)
+    {
+        if record.segments_spurious != ABSENT {
+            record.segments_spurious = undo::or_reported(state, record.segments_spurious);
+        }
+        record.recoveries_undone = undo::recoveries(state);
+    }
     emit::submit(record);
     Ok(())
 }

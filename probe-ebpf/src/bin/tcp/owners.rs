@@ -52,7 +52,10 @@ pub(crate) fn new_state(owner: Owner, since_ns: u64) -> SocketState {
         sent_before: 0,
         received_before: 0,
         spurious_before: 0,
-        _pad2: 0,
+        undone: 0,
+        undo_marker: 0,
+        retransmitted_before: 0,
+        recoveries_undone: 0,
     }
 }
 

@@ -15,6 +15,7 @@ use probe_common::tcp::{Home, OpenConnection, Segments, SocketState};
 use probe_ebpf::{Error, Result, emit, kread, socket};
 
 use crate::owners::{SOCKETS, set_owner};
+use crate::undo;
 use crate::{BPF_NOEXIST, NEUTRAL, TCP_CLOSE, TCP_LISTEN, TCP_SYN_RECV, blank, passes};
 
 /// Of connections that have ended.
@@ -140,12 +141,12 @@ fn carried(sk: KernelPointer, state: *const SocketState) -> (Segments, Count, Co
     };
     let sent = Count::read(sk, fields::SEGS_OUT, sent);
     let received = Count::read(sk, fields::SEGS_IN, received);
-    let spurious = kread::read_or_zero(sk, fields::DSACK_DUPS);
+    // 32 bits as in the kernel.
+    let reported = kread::read_or_zero(sk, fields::DSACK_DUPS).wrapping_sub(beginning.2);
     let segments = Segments {
         sent: sent.since(beginning.0),
         received: received.since(beginning.1),
-        // 32 bits as in the kernel.
-        spurious: u64::from(spurious.wrapping_sub(beginning.2)),
+        spurious: u64::from(undo::or_reported(state, reported)),
     };
     (segments, sent, received)
 }

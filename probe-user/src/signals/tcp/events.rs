@@ -253,31 +253,35 @@ pub struct Close {
     pub segments_received: Option<u32>,
     /// Segments sent again.
     pub segments_retransmitted: Option<u32>,
-    /// Segments that the peer says it got twice (D-SACK, RFC 2883).
+    /// Segments sent again though the first had arrived, as far as is known: by the peer's word (D-SACK, RFC 2883), or because the
+    /// kernel took the recovery back.
     pub segments_spurious: Option<u32>,
     /// Segments received out of order.
     pub segments_out_of_order: Option<u32>,
     /// Smoothed round-trip time, the last.
     pub srtt: Option<Duration>,
+    /// Recoveries (fast, or after timeouts) that the kernel took back; unknown of connections older than probe.
+    pub recoveries_undone: Option<u32>,
 }
 
 impl Close {
     pub(super) fn decode(bytes: &[u8], context: &mut Context<'_>) -> Result<Self, DecodeError> {
         let record: CloseRecord = collect::record(bytes)?;
         let octets = |octets: u64| (octets != ABSENT_OCTETS).then_some(octets);
-        let segments = |segments: u32| (segments != ABSENT).then_some(segments);
+        let count = |count: u32| (count != ABSENT).then_some(count);
         Ok(Self {
             time_unix_ns: context.clock.wall(record.header.time_ns),
             connection: Connection::decode(&record.socket, context)?,
             duration: (record.duration_ns != 0).then(|| Duration::from_nanos(record.duration_ns)),
             bytes_sent: octets(record.bytes_sent),
             bytes_received: octets(record.bytes_received),
-            segments_sent: segments(record.segments_sent),
-            segments_received: segments(record.segments_received),
-            segments_retransmitted: segments(record.segments_retransmitted),
-            segments_spurious: segments(record.segments_spurious),
-            segments_out_of_order: segments(record.segments_out_of_order),
+            segments_sent: count(record.segments_sent),
+            segments_received: count(record.segments_received),
+            segments_retransmitted: count(record.segments_retransmitted),
+            segments_spurious: count(record.segments_spurious),
+            segments_out_of_order: count(record.segments_out_of_order),
             srtt: (record.srtt_us != 0).then(|| Duration::from_micros(record.srtt_us.into())),
+            recoveries_undone: count(record.recoveries_undone),
         })
     }
 }
@@ -300,15 +304,16 @@ impl Attributes for Close {
                 visitor(key, AttrValue::Int(i64::try_from(octets).unwrap_or(i64::MAX)));
             }
         }
-        for (key, segments) in [
+        for (key, count) in [
             (key::TCP_SEGMENTS_SENT, self.segments_sent),
             (key::TCP_SEGMENTS_RECEIVED, self.segments_received),
             (key::TCP_SEGMENTS_RETRANSMITTED, self.segments_retransmitted),
             (key::TCP_SEGMENTS_SPURIOUS, self.segments_spurious),
             (key::TCP_SEGMENTS_OUT_OF_ORDER, self.segments_out_of_order),
+            (key::TCP_RECOVERIES_UNDONE, self.recoveries_undone),
         ] {
-            if let Some(segments) = segments {
-                visitor(key, AttrValue::Int(segments.into()));
+            if let Some(count) = count {
+                visitor(key, AttrValue::Int(count.into()));
             }
         }
         if let Some(srtt) = self.srtt {

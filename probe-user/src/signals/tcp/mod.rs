@@ -55,6 +55,7 @@ static OBJECT: ObjectSpec = ObjectSpec {
     programs: &[
         ProgramSpec::raw("tcp_destroy_sock").backup("destroy_sock_backup"),
         ProgramSpec::raw("inet_sock_set_state").backup("set_state_backup"),
+        ProgramSpec::raw("tcp_cong_state_set").backup("cong_state_set_backup").needs(fields::CONG_STATE),
         ProgramSpec::raw("tcp_retransmit_skb").backup("retransmit_skb_backup"),
         ProgramSpec::raw("tcp_retransmit_synack").backup("retransmit_synack_backup"),
         ProgramSpec::raw("tcp_send_reset").backup("send_reset_backup"),
@@ -429,7 +430,7 @@ pub struct Summary {
     pub segments_sent: u64,
     /// Segments received.
     pub segments_received: u64,
-    /// Segments that peers say they got twice.
+    /// Segments sent again though the first had arrived.
     pub spurious: u64,
     /// Smoothed round-trip times, a sample a second of each connection in use.
     pub rtts: Histogram,

@@ -117,6 +117,7 @@ pub(super) fn close(out: &mut dyn Write, event: &Close) -> io::Result<()> {
         segments_spurious: _,
         segments_out_of_order: _,
         srtt,
+        recoveries_undone: _,
     } = event;
     let carried = [("↑", bytes_sent), ("↓", bytes_received)].map(|(way, count)| {
         let count = count.map(octets);
@@ -290,6 +291,7 @@ pub(super) mod tests {
             segments_spurious: Some(0),
             segments_out_of_order: Some(0),
             srtt: None,
+            recoveries_undone: Some(0),
         }
     }
 

@@ -204,7 +204,7 @@ fn needless(account: &Account) -> Option<String> {
     let speaks = is_most(judged, account.all.segments.of_connections().max(judged));
     (judged >= ENOUGH_SEGMENTS && needless <= judged && needless * 2 >= judged && speaks).then(|| {
         format!(
-            "of {judged} segments that closed connections had sent again, the peers got {needless} twice (D-SACK): \
+            "of {judged} segments that closed connections had sent again, the peers got {needless} twice (D-SACK, undo): \
              those were late, or their ACKs were late or lost; they were not lost themselves"
         )
     })

@@ -89,7 +89,7 @@ fn carried(out: &mut dyn Write, carried: &Carried) -> io::Result<()> {
         line.push_str(&format!("; {sent_again} of {} sent again", counted(*sent, "segment")));
     }
     if *judged != 0 {
-        line.push_str(&format!(", the peers had {needless} of {judged} already (D-SACK)"));
+        line.push_str(&format!(", the peers had {needless} of {judged} already (D-SACK, undo)"));
     }
     writeln!(out, "{line}")
 }
@@ -384,7 +384,7 @@ closed ones carried ↑1.23MiB ↓45.6KiB; 0 of 900 segments sent again
         let text = written(&account, 1);
         let want = "
 ── 15 segments sent again in 13 events, connects 3 failed, resets 0 sent 1 received, 1 connection closed in 34.2s
-closed ones carried ↑1.23MiB ↓45.6KiB; 6 of 900 segments sent again, the peers had 0 of 6 already (D-SACK)
+closed ones carried ↑1.23MiB ↓45.6KiB; 6 of 900 segments sent again, the peers had 0 of 6 already (D-SACK, undo)
 lost: 1 event, by so many at most all figures are short
 
 KIND             SEGMENTS  EVENTS  SHARE
