@@ -1,5 +1,6 @@
 //! Records, keys and values of the tcp signal.
 
+use crate::fields::KernelPointer;
 use crate::hist::BUCKETS;
 use crate::wire::{Address, Owner, RecordHeader};
 
@@ -232,14 +233,16 @@ const _: () = assert!(size_of::<SocketState>() == 96);
 pub struct ListenerKey {
     /// Bound address; zero: any.
     pub local: Address,
-    /// Inode number of the network namespace.
-    pub netns: u32,
+    /// Address of the network namespace's `struct net`, which is there as long as its listeners are.
+    pub netns: KernelPointer,
     /// Host byte order.
     pub local_port: u16,
     /// AF_INET or AF_INET6.
     pub family: u16,
+    /// Zero.
+    pub _pad: u32,
 }
-const _: () = assert!(size_of::<ListenerKey>() == 24);
+const _: () = assert!(size_of::<ListenerKey>() == 32);
 
 /// The listeners at one address (several with SO_REUSEPORT).
 #[repr(C)]
@@ -252,14 +255,18 @@ pub struct Listeners {
     pub count: u32,
     /// Zero.
     pub _pad: u32,
+    /// The `struct cgroup` of a single one, who holds it, so that nothing else comes to be at that address; 0: there were several.
+    pub cgroup: KernelPointer,
+    /// Its id.
+    pub cgroup_id: u64,
 }
-const _: () = assert!(size_of::<Listeners>() == 40);
+const _: () = assert!(size_of::<Listeners>() == 56);
 
 /// [`TotalKey::what`]: segments retransmitted; `detail` is the [`Cause`].
 pub const TOTAL_RETRANSMITS: u8 = 0;
 /// [`TotalKey::what`]: resets; `detail` is the direction.
 pub const TOTAL_RESETS: u8 = 1;
-/// [`TotalKey::what`]: connections; `detail` is the role, `errno` the outcome.
+/// [`TotalKey::what`]: connections; `detail` is the role, `errno` the outcome. Without those that are in [`Durations`].
 pub const TOTAL_CONNECTIONS: u8 = 2;
 
 /// Key of the exact totals (`TOTALS`, per CPU, value `u64`).
@@ -282,7 +289,8 @@ pub struct TotalKey {
 }
 const _: () = assert!(size_of::<TotalKey>() == 16);
 
-/// Handshake durations of one cgroup (`HANDSHAKES`, per CPU, keyed by cgroup id).
+/// Handshake durations of one cgroup (`HANDSHAKES`, per CPU, keyed by cgroup id): of connections that were made, which are counted
+/// by them.
 #[repr(C)]
 #[cfg_attr(feature = "bytemuck", derive(bytemuck::Pod, bytemuck::Zeroable))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,7 +4,7 @@
 //! before the programs are loaded, so the verifier knows every value in it and removes what is absent.
 
 use core::mem::MaybeUninit;
-use core::ptr::{addr_of, read_volatile};
+use core::ptr::addr_of;
 
 use aya_ebpf::helpers::generated::{bpf_probe_read_kernel, bpf_probe_read_kernel_str};
 use probe_common::fields::{FIELD_COUNT, Field, FieldSlot, KernelPointer};
@@ -16,38 +16,41 @@ use crate::{Error, Result};
 static FIELDS: [FieldSlot; FIELD_COUNT] =
     [FieldSlot { offset: 0, shift: 0, width: 0, present: 0, _pad: 0 }; FIELD_COUNT];
 
-/// The resolved row of a field.
+/// The row of a field in the resolved table. What is wanted of it is read one by one, and volatile, because the compiler sees only
+/// the zeros that user space overwrites: a volatile read of the whole row is one of each member, wanted or not.
 #[inline(always)]
-pub fn slot<T>(field: Field<T>) -> FieldSlot {
-    // SAFETY: every `Field` is made by the macro that makes the table, so its index is inside. Volatile,
-    // because the compiler sees only the zeros that user space overwrites.
-    unsafe { read_volatile(addr_of!(FIELDS).cast::<FieldSlot>().add(field.index)) }
+fn row<T>(field: Field<T>) -> *const FieldSlot {
+    // SAFETY: every `Field` is made by the macro that makes the table, so its index is inside.
+    unsafe { addr_of!(FIELDS).cast::<FieldSlot>().add(field.index) }
+}
+
+/// Where the field begins in its object.
+#[inline(always)]
+pub fn offset<T>(field: Field<T>) -> u64 {
+    // SAFETY: a row of the table.
+    u64::from(unsafe { addr_of!((*row(field)).offset).read_volatile() })
 }
 
 /// Whether this kernel has the field.
 #[inline(always)]
 pub fn present<T>(field: Field<T>) -> bool {
-    slot(field).present != 0
+    // SAFETY: a row of the table.
+    unsafe { addr_of!((*row(field)).present).read_volatile() != 0 }
 }
 
 /// Reads a field of the kernel object at `base`.
 #[inline(always)]
 pub fn read<T: Copy + Default>(base: KernelPointer, field: Field<T>) -> Result<T> {
-    let slot = slot(field);
-    if slot.present == 0 || base == 0 {
-        return Err(Error::Read);
-    }
-    read_at(base + u64::from(slot.offset))
+    read_at(address(base, field)?)
 }
 
 /// Reads a field of the kernel object at `base`; zero where it does not read or this kernel has none. Without a branch: the
 /// verifier has one way to follow instead of two.
 #[inline(always)]
 pub fn read_or_zero<T: Copy + Default>(base: KernelPointer, field: Field<T>) -> T {
-    let slot = slot(field);
     let mut value = T::default();
-    if slot.present != 0 {
-        let address = base + u64::from(slot.offset);
+    if present(field) {
+        let address = base + offset(field);
         // SAFETY: as in `read_at`. Where it fails, the helper zeroes the destination.
         let _failed = unsafe {
             bpf_probe_read_kernel((&raw mut value).cast(), size_of::<T>() as u32, address as *const _)
@@ -69,22 +72,22 @@ pub fn blank<T>(value: &mut MaybeUninit<T>) {
 /// Reads a bit-field (or an ordinary byte, where the kernel has one) of the kernel object at `base`.
 #[inline(always)]
 pub fn read_bits(base: KernelPointer, field: Field<u8>) -> Result<u8> {
-    let slot = slot(field);
     let byte = read(base, field)?;
-    if slot.width == 0 {
+    // SAFETY: a row of the table.
+    let (shift, width) = unsafe {
+        let row = row(field);
+        (addr_of!((*row).shift).read_volatile(), addr_of!((*row).width).read_volatile())
+    };
+    if width == 0 {
         return Ok(byte);
     }
-    Ok((byte >> (slot.shift & 7)) & (0xffu16 >> ((8 - slot.width) & 7)) as u8)
+    Ok((byte >> (shift & 7)) & (0xffu16 >> ((8 - width) & 7)) as u8)
 }
 
-/// The address of a field inside the kernel object at `base`.
+/// The address of a field inside the kernel object at `base`. Where that is null, nothing reads at it: no kernel memory is there.
 #[inline(always)]
 pub fn address<T>(base: KernelPointer, field: Field<T>) -> Result<KernelPointer> {
-    let slot = slot(field);
-    if slot.present == 0 || base == 0 {
-        return Err(Error::Read);
-    }
-    Ok(base + u64::from(slot.offset))
+    if present(field) { Ok(base + offset(field)) } else { Err(Error::Read) }
 }
 
 /// Reads a `T` at a kernel address.
@@ -118,6 +121,47 @@ pub fn read_text<const N: usize>(base: KernelPointer, field: Field<[u8; N]>) -> 
     // SAFETY: as in `read_at`; the helper writes no further than `N` bytes.
     let len = unsafe { bpf_probe_read_kernel_str((&raw mut text).cast(), N as u32, address as *const _) };
     if len >= 0 { Ok(text) } else { Err(Error::Read) }
+}
+
+/// Room on our stack for part of a kernel object that is read at once: a call of the helper costs more than the octets do.
+pub type Room<const WORDS: usize> = MaybeUninit<[u64; WORDS]>;
+
+/// Part of a kernel object.
+#[derive(Clone, Copy)]
+pub struct Stretch<'a, const WORDS: usize> {
+    base: KernelPointer,
+    /// Where it begins in the object.
+    from: u64,
+    words: &'a [u64; WORDS],
+}
+
+impl<'a, const WORDS: usize> Stretch<'a, WORDS> {
+    /// Reads it, from a field on.
+    #[inline(always)]
+    pub fn read<T>(room: &'a mut Room<WORDS>, base: KernelPointer, first: Field<T>) -> Result<Self> {
+        // Loads from our stack must be aligned: as the kernel's are, if the stretch is.
+        let from = offset(first) & !7;
+        // SAFETY: as in `read_at`.
+        let failed = unsafe {
+            bpf_probe_read_kernel(room.as_mut_ptr().cast(), (WORDS * 8) as u32, (base + from) as *const _)
+        };
+        // SAFETY: the helper writes all of it in any case.
+        let words = unsafe { room.assume_init_ref() };
+        if failed == 0 { Ok(Self { base, from, words }) } else { Err(Error::Read) }
+    }
+
+    /// A field as [`read_or_zero`] has it, which is asked for what lies outside: how far fields are apart differs from kernel to
+    /// kernel. The verifier knows where each is, so only one of the two ways is left.
+    #[inline(always)]
+    pub fn get<T: Copy + Default>(self, field: Field<T>) -> T {
+        let at = offset(field).wrapping_sub(self.from);
+        if present(field) && at <= (WORDS * 8 - size_of::<T>()) as u64 {
+            // SAFETY: inside, and aligned as in the kernel.
+            unsafe { self.words.as_ptr().cast::<u8>().add(at as usize).cast::<T>().read() }
+        } else {
+            read_or_zero(self.base, field)
+        }
+    }
 }
 
 /// The address behind a pointer that the verifier keeps typed (a context's socket), on which it allows no arithmetic: read

@@ -1,6 +1,6 @@
 //! Who the current task is: only for hooks that run in the process they are about.
 
-use aya_ebpf::helpers::generated::bpf_get_current_task;
+use aya_ebpf::helpers::generated::{bpf_get_current_pid_tgid, bpf_get_current_task};
 use probe_common::fields::{self, KernelPointer};
 use probe_common::wire::Owner;
 
@@ -24,16 +24,24 @@ pub fn owner_of_socket() -> Result<Owner> {
     if kread!(task, TASK_FLAGS)? & PF_KTHREAD != 0 {
         return Ok(Owner::UNKNOWN);
     }
-    owner_of(task)
+    // SAFETY: the helper has no requirement.
+    let tgid = unsafe { bpf_get_current_pid_tgid() } >> 32;
+    named(task, tgid as u32)
 }
 
 /// The process of a task.
 #[inline(always)]
 pub fn owner_of(task: KernelPointer) -> Result<Owner> {
+    named(task, kread!(task, TASK_TGID)? as u32)
+}
+
+/// The process of a task, of which the id is known.
+#[inline(always)]
+fn named(task: KernelPointer, tgid: u32) -> Result<Owner> {
     let leader = kread!(task, TASK_GROUP_LEADER)?;
     Ok(Owner {
         start_ns: kread!(leader, TASK_START_BOOTTIME)?,
-        tgid: kread!(leader, TASK_TGID)? as u32,
+        tgid,
         _pad: 0,
         comm: kread::read_text(leader, fields::TASK_COMM)?,
     })

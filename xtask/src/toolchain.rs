@@ -43,8 +43,10 @@ pub(crate) const BPF_LINKER_LLVM: &str = "llvm-22";
 /// Licences, sources and bans; no part of the objects.
 pub(crate) const CARGO_DENY: &str = "0.20.2";
 
-/// How every program is compiled. These decide bytes, so the manifest repeats them.
-pub(crate) const RUSTFLAGS: [&str; 2] = ["-Cdebuginfo=2", "-Clink-arg=--btf"];
+/// How every program is compiled. These decide bytes, so the manifest repeats them. Expanded in order, each memset would be a call
+/// of a loop over octets, and each copy octets one by one.
+pub(crate) const RUSTFLAGS: [&str; 3] =
+    ["-Cdebuginfo=2", "-Clink-arg=--btf", "-Clink-arg=--disable-expand-memcpy-in-order"];
 
 /// The versions that decide an object's bytes, as found on a machine or as written in the manifest.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]

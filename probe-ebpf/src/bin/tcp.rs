@@ -27,7 +27,7 @@ use probe_common::tcp::{
     RESET_SENT, ROLE_CLIENT, ROLE_SERVER, ResetRecord, RetransmitRecord, Socket, SocketState,
     TOTAL_CONNECTIONS, TOTAL_RESETS, TOTAL_RETRANSMITS, TotalKey,
 };
-use probe_common::wire::{Owner, RecordHeader};
+use probe_common::wire::RecordHeader;
 use probe_ebpf::{Error, Result, emit, filter, kread, socket, task};
 
 #[path = "tcp/close.rs"]
@@ -42,7 +42,7 @@ mod segments;
 mod undo;
 
 use owners::{
-    SOCKETS, add_listener, find_listeners, forget, is_tcp, listener_key, new_state, remember,
+    SOCKETS, add_listener, forget, is_tcp, listener_key, new_state, remember, remember_newborn,
     remove_listener, set_owner,
 };
 
@@ -68,7 +68,7 @@ const ICSK_TIME_LOSS_PROBE: u8 = 5;
 #[map]
 static TOTALS: PerCpuHashMap<TotalKey, u64> = PerCpuHashMap::with_max_entries(8_192, 0);
 
-/// Handshake durations by cgroup id.
+/// Handshake durations by cgroup id. A connection that is counted here is not in [`TOTALS`].
 #[map]
 static HANDSHAKES: PerCpuHashMap<u64, Durations> = PerCpuHashMap::with_max_entries(512, 0);
 
@@ -157,7 +157,7 @@ fn try_retransmit(ctx: &RawTracePointContext) -> Result<()> {
     let socket = blank(&mut socket);
     socket::describe(sk, socket)?;
     let segments = u32::from(kread::read_at::<u16>(
-        kread::address(skb, fields::SKB_CB)? + u64::from(kread::slot(fields::TCP_SKB_CB_GSO_SEGS).offset),
+        kread::address(skb, fields::SKB_CB)? + kread::offset(fields::TCP_SKB_CB_GSO_SEGS),
     )?);
     let cause = cause(sk, i32::from(socket.state))?;
     set_owner(socket, sk);
@@ -306,6 +306,7 @@ pub fn set_state_backup(ctx: RawTracePointContext) -> i32 {
     backup(&ctx, Hook::SetState, ctx.arg(0), || try_set_state(&ctx))
 }
 
+#[inline(always)]
 fn try_set_state(ctx: &RawTracePointContext) -> Result<()> {
     let (sk, old, new): (u64, i32, i32) = (ctx.arg(0), ctx.arg(1), ctx.arg(2));
     // Half of all: before anything is read.
@@ -338,20 +339,12 @@ fn try_set_state(ctx: &RawTracePointContext) -> Result<()> {
             // Whoever listens without having bound is given a port after this hook; its connections find no owner.
             if key.local_port != 0 {
                 let shared = kread::read_bits(sk, fields::SKC_REUSEPORT)? != 0;
-                add_listener(&key, &state.owner, shared);
+                add_listener(sk, &key, &state.owner, shared);
             }
             return Ok(());
         }
         (TCP_LISTEN, TCP_CLOSE) => return remove_listener(&listener_key(sk)?),
-        (TCP_LISTEN, TCP_SYN_RECV) => {
-            let owner = match find_listeners(sk)? {
-                // SAFETY: a value of the map; at worst it is being replaced by another of the same address.
-                Some(listeners) => unsafe { (*listeners).owner },
-                None => Owner::UNKNOWN,
-            };
-            remember(sk, &new_state(owner, 0));
-            return Ok(());
-        }
+        (TCP_LISTEN, TCP_SYN_RECV) => return remember_newborn(sk),
         (TCP_SYN_SENT, TCP_ESTABLISHED) => (ROLE_CLIENT, 0),
         (TCP_SYN_RECV, TCP_ESTABLISHED) => (ROLE_SERVER, 0),
         (TCP_SYN_SENT, TCP_CLOSE) => match kread!(sk, SK_ERR)? {
@@ -363,10 +356,7 @@ fn try_set_state(ctx: &RawTracePointContext) -> Result<()> {
         _ if close::ends(old, new) => return close::report(emit::settings().ok_or(Error::NotOurs)?, sk),
         _ => return Err(Error::NotOurs),
     };
-    // Read back, or the verifier would follow the rest once for each of them.
-    let outcome = [u32::from(role), errno];
-    let outcome: u64 = kread::read_at((&raw const outcome) as u64)?;
-    came_out(sk, state, outcome as u8, (outcome >> 32) as u32)
+    came_out(sk, state, role, errno)
 }
 
 /// `tcp_destroy_sock(struct sock *sk)`: its address may be another socket's from now on.
@@ -428,9 +418,10 @@ fn came_out(sk: KernelPointer, state: Option<*mut SocketState>, role: u8, errno:
         None => (0, segments::home(sk)?),
     };
     let duration_ns = if since_ns == 0 { 0 } else { now.saturating_sub(since_ns) };
-    total(&home, TOTAL_CONNECTIONS, role, errno, 1);
-    if errno == 0 && role == ROLE_CLIENT && duration_ns != 0 {
-        handshake(home.cgroup_id, duration_ns);
+    let measured = errno == 0 && role == ROLE_CLIENT && duration_ns != 0;
+    // One whose handshake is counted is counted by that.
+    if !(measured && handshake(home.cgroup_id, duration_ns)) {
+        total(&home, TOTAL_CONNECTIONS, role, errno, 1);
     }
     // Established connections are counted; a record each is for who asked for them.
     let kind = if errno == 0 { KIND_CONNECT + 1 } else { KIND_CONNECT };
@@ -498,28 +489,34 @@ fn total(home: &Home, what: u8, detail: u8, errno: u32, n: u64) {
     }
 }
 
+/// Counts a handshake. Returns whether it did.
 #[inline(always)]
-fn handshake(cgroup_id: u64, duration_ns: u64) {
+fn handshake(cgroup_id: u64, duration_ns: u64) -> bool {
     let durations = match HANDSHAKES.get_ptr_mut(cgroup_id) {
         Some(durations) => durations,
         None => {
-            let Some(zeros) = NO_DURATIONS.get_ptr(0) else { return };
+            let Some(zeros) = NO_DURATIONS.get_ptr(0) else { return false };
             // SAFETY: never written, so zeros. An error means that another CPU was first, or that the map is full:
             // the look-up below tells.
             let _exists = HANDSHAKES.insert(cgroup_id, unsafe { &*zeros }, BPF_NOEXIST);
             match HANDSHAKES.get_ptr_mut(cgroup_id) {
                 Some(durations) => durations,
-                None => return emit::count(Counter::HandshakesFull, 1),
+                None => {
+                    emit::count(Counter::HandshakesFull, 1);
+                    return false;
+                }
             }
         }
     };
     let bucket = hist::bucket(duration_ns);
-    if bucket < BUCKETS {
-        // SAFETY: a value of the map, the index checked.
-        let (sum, bucket) = unsafe { (&raw mut (*durations).sum_ns, &raw mut (*durations).buckets[bucket]) };
-        emit::add(sum, duration_ns);
-        emit::add32(bucket, 1);
+    if bucket >= BUCKETS {
+        return false;
     }
+    // SAFETY: a value of the map, the index checked.
+    let (sum, bucket) = unsafe { (&raw mut (*durations).sum_ns, &raw mut (*durations).buckets[bucket]) };
+    emit::add(sum, duration_ns);
+    emit::add32(bucket, 1);
+    true
 }
 
 #[inline(always)]

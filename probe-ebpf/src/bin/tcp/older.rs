@@ -103,7 +103,7 @@ fn found(sk: KernelPointer, owner: &Owner, listens: bool) -> Result<()> {
     let key = listener_key(sk)?;
     if key.local_port != 0 {
         let shared = kread::read_bits(sk, fields::SKC_REUSEPORT)? != 0;
-        add_listener(&key, owner, shared);
+        add_listener(sk, &key, owner, shared);
         if i32::from(kread!(sk, SKC_STATE)?) != TCP_LISTEN {
             // It ended just before it was added.
             remove_listener(&key)?;
@@ -117,10 +117,10 @@ fn replace_listener(sk: KernelPointer, before: &Owner, owner: &Owner) -> Result<
     let key = listener_key(sk)?;
     if let Some(listeners) = LISTENERS.get_ptr(key) {
         // SAFETY: a value of the map, copied at once.
-        let (known, count) = unsafe { ((*listeners).owner.tgid, (*listeners).count) };
-        if known == before.tgid {
+        let known = unsafe { *listeners };
+        if known.owner.tgid == before.tgid {
             // It fails when the listener has just ended, which is as good.
-            let _absent = LISTENERS.insert(key, Listeners { owner: *owner, count, _pad: 0 }, BPF_EXIST);
+            let _absent = LISTENERS.insert(key, Listeners { owner: *owner, ..known }, BPF_EXIST);
         }
     }
     Ok(())

@@ -5,7 +5,7 @@ use aya_ebpf::maps::HashMap;
 use probe_common::fields::{self, KernelPointer};
 use probe_common::loss::Counter;
 use probe_common::tcp::{ListenerKey, Listeners, Socket, SocketState};
-use probe_common::wire::Owner;
+use probe_common::wire::{FAMILY_IPV4, Owner};
 use probe_ebpf::{Error, Result, emit, kread, socket};
 
 use crate::{BPF_ANY, BPF_NOEXIST};
@@ -79,27 +79,61 @@ pub(crate) fn is_tcp(sk: KernelPointer) -> Result<bool> {
     Ok(kread!(sk, SK_PROTOCOL)? == IPPROTO_TCP)
 }
 
+/// Words at the beginning of a `struct sock_common`, up to its addresses of IPv6.
+const COMMON: usize = 11;
+
 /// The port is that of `inet_sport`: as a listener closes, the kernel takes a port that it chose itself out of `skc_num`
 /// before it calls the hook.
 #[inline(always)]
 pub(crate) fn listener_key(sk: KernelPointer) -> Result<ListenerKey> {
-    let family = kread!(sk, SKC_FAMILY)?;
     let local_port = u16::from_be_bytes(kread!(sk, INET_SPORT)?);
-    let mut key = ListenerKey { local: [0; 16], netns: socket::netns(sk)?, local_port, family };
+    let mut room = kread::Room::uninit();
+    key(kread::Stretch::read(&mut room, sk, fields::SKC_DADDR)?, local_port)
+}
+
+#[inline(always)]
+fn key(common: kread::Stretch<'_, COMMON>, local_port: u16) -> Result<ListenerKey> {
+    let family = common.get(fields::SKC_FAMILY);
+    let mut key =
+        ListenerKey { local: [0; 16], netns: common.get(fields::SKC_NET), local_port, family, _pad: 0 };
     match family {
-        socket::AF_INET => socket::set_ipv4(&mut key.local, kread!(sk, SKC_RCV_SADDR)?),
-        socket::AF_INET6 => kread::read_into(sk, fields::SKC_V6_RCV_SADDR, &mut key.local)?,
+        socket::AF_INET => socket::set_ipv4(&mut key.local, common.get(fields::SKC_RCV_SADDR)),
+        socket::AF_INET6 => key.local = common.get(fields::SKC_V6_RCV_SADDR),
         _ => return Err(Error::NotOurs),
     }
     Ok(key)
+}
+
+/// Notes a newborn socket: its listeners' owner; and where it is counted, if that takes no more than a look at theirs.
+#[inline(always)]
+pub(crate) fn remember_newborn(sk: KernelPointer) -> Result<()> {
+    let mut room = kread::Room::uninit();
+    let common = kread::Stretch::read(&mut room, sk, fields::SKC_DADDR)?;
+    let mut state = new_state(Owner::UNKNOWN, 0);
+    if let Some(listeners) = find_listeners(common)? {
+        // SAFETY: a value of the map; at worst it is being replaced by another of the same address.
+        let listeners = unsafe { &*listeners };
+        state.owner = listeners.owner;
+        // Which of two families one of IPv6 has is not known yet. What is filtered out is not counted.
+        if common.get(fields::SKC_FAMILY) == socket::AF_INET
+            && listeners.cgroup != 0
+            && listeners.cgroup == kread::read_or_zero(sk, fields::SK_CGROUP)
+            && emit::settings().is_some_and(|settings| settings.filters == 0)
+        {
+            state.cgroup_id = listeners.cgroup_id;
+            state.family = FAMILY_IPV4;
+        }
+    }
+    remember(sk, &state);
+    Ok(())
 }
 
 /// The listeners that a newborn socket can come from. It is cloned from its listener; older kernels (6.1) call the hook
 /// before they give it its own address, newer ones (6.18) after. Where somebody listens at that very address, the kernel
 /// prefers him to one who listens at any.
 #[inline(always)]
-pub(crate) fn find_listeners(sk: KernelPointer) -> Result<Option<*const Listeners>> {
-    let mut key = listener_key(sk)?;
+fn find_listeners(common: kread::Stretch<'_, COMMON>) -> Result<Option<*const Listeners>> {
+    let mut key = key(common, common.get(fields::SKC_NUM))?;
     let listeners = LISTENERS.get_ptr(key);
     if listeners.is_some() {
         return Ok(listeners);
@@ -111,22 +145,33 @@ pub(crate) fn find_listeners(sk: KernelPointer) -> Result<Option<*const Listener
 /// With SO_REUSEPORT several processes may listen at one address, some of them since before this program ran, and nothing at
 /// the birth of an accepted socket tells whose it is: then nobody's.
 #[inline(always)]
-pub(crate) fn add_listener(key: &ListenerKey, owner: &Owner, shared: bool) {
+pub(crate) fn add_listener(sk: KernelPointer, key: &ListenerKey, owner: &Owner, shared: bool) {
     let owner = if shared { &Owner::UNKNOWN } else { owner };
     if let Some(listeners) = LISTENERS.get_ptr_mut(key) {
         // SAFETY: a value of the map.
         let listeners = unsafe { &mut *listeners };
         emit::add32(&raw mut listeners.count, 1);
+        listeners.cgroup = 0;
         if listeners.owner.tgid != owner.tgid {
             listeners.owner = Owner::UNKNOWN;
         }
         return;
     }
-    if LISTENERS.insert(key, Listeners { owner: *owner, count: 1, _pad: 0 }, BPF_NOEXIST).is_err() {
+    let listeners = Listeners {
+        owner: *owner,
+        count: 1,
+        _pad: 0,
+        cgroup: kread::read_or_zero(sk, fields::SK_CGROUP),
+        cgroup_id: socket::known_cgroup_id(sk),
+    };
+    if LISTENERS.insert(key, listeners, BPF_NOEXIST).is_err() {
         // Another CPU may have made the entry between the two: only with SO_REUSEPORT, so it is nobody's.
         match LISTENERS.get_ptr_mut(key) {
             // SAFETY: a value of the map.
-            Some(listeners) => emit::add32(unsafe { &raw mut (*listeners).count }, 1),
+            Some(listeners) => unsafe {
+                emit::add32(&raw mut (*listeners).count, 1);
+                (*listeners).cgroup = 0;
+            },
             None => emit::count(Counter::ListenersFull, 1),
         }
     }

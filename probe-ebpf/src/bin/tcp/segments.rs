@@ -9,7 +9,7 @@ use core::ptr::addr_of;
 use aya_ebpf::helpers::generated::bpf_seq_write;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::PerCpuHashMap;
-use probe_common::fields::{self, Field, KernelPointer};
+use probe_common::fields::{self, KernelPointer};
 use probe_common::loss::Counter;
 use probe_common::tcp::{Home, OpenConnection, Segments, SocketState};
 use probe_ebpf::{Error, Result, emit, kread, socket};
@@ -32,7 +32,7 @@ pub(crate) fn account(sk: KernelPointer, state: *mut SocketState) -> Result<()> 
         }
         (*state).ended = 1;
     }
-    let (segments, ..) = carried(sk, state);
+    let (segments, ..) = carried(sk, state)?;
     // Listeners have none.
     if segments.sent | segments.received == 0 {
         return Ok(());
@@ -111,12 +111,11 @@ struct Count {
 }
 
 impl Count {
-    /// Reads it. `before`: what it was at the last walk. Without a branch, for the verifier's sake. It begins anew where its top bit
+    /// What it is now. `before`: at the last walk. Without a branch, for the verifier's sake. It begins anew where its top bit
     /// goes: the walk comes by more often than 2^31 segments do, and what is merely smaller would be another connection's at the
     /// same place.
     #[inline(always)]
-    fn read(sk: KernelPointer, field: Field<u32>, before: Self) -> Self {
-        let now = kread::read_or_zero(sk, field);
+    fn after(now: u32, before: Self) -> Self {
         let again = ((before.now & !now) >> 31) as u16;
         Self { now, wraps: before.wraps.wrapping_add(again) }
     }
@@ -128,9 +127,12 @@ impl Count {
     }
 }
 
+/// Words of a `struct tcp_sock` that hold its counts of segments: up to 6.1 and in 7.2 all three, in between all but one.
+const COUNTS: usize = 14;
+
 /// What a connection carried so far; and the two counts for the next walk.
 #[inline(always)]
-fn carried(sk: KernelPointer, state: *const SocketState) -> (Segments, Count, Count) {
+fn carried(sk: KernelPointer, state: *const SocketState) -> Result<(Segments, Count, Count)> {
     // SAFETY: a value of the map, plain numbers.
     let (sent, received, beginning) = unsafe {
         (
@@ -139,16 +141,18 @@ fn carried(sk: KernelPointer, state: *const SocketState) -> (Segments, Count, Co
             ((*state).sent_before, (*state).received_before, (*state).spurious_before),
         )
     };
-    let sent = Count::read(sk, fields::SEGS_OUT, sent);
-    let received = Count::read(sk, fields::SEGS_IN, received);
+    let mut room = kread::Room::<COUNTS>::uninit();
+    let counts = kread::Stretch::read(&mut room, sk, fields::SEGS_IN)?;
+    let sent = Count::after(counts.get(fields::SEGS_OUT), sent);
+    let received = Count::after(counts.get(fields::SEGS_IN), received);
     // 32 bits as in the kernel.
-    let reported = kread::read_or_zero(sk, fields::DSACK_DUPS).wrapping_sub(beginning.2);
+    let reported = counts.get(fields::DSACK_DUPS).wrapping_sub(beginning.2);
     let segments = Segments {
         sent: sent.since(beginning.0),
         received: received.since(beginning.1),
         spurious: u64::from(undo::or_reported(state, reported)),
     };
-    (segments, sent, received)
+    Ok((segments, sent, received))
 }
 
 #[inline(always)]
@@ -169,7 +173,10 @@ fn add(home: &Home, by: &Segments) -> Result<()> {
     unsafe {
         emit::add(&raw mut (*segments).sent, by.sent);
         emit::add(&raw mut (*segments).received, by.received);
-        emit::add(&raw mut (*segments).spurious, by.spurious);
+        // Hardly ever.
+        if by.spurious != 0 {
+            emit::add(&raw mut (*segments).spurious, by.spurious);
+        }
     }
     Ok(())
 }
@@ -231,7 +238,7 @@ fn visit_connection(seq: *mut c_void, walk: u32, sk: KernelPointer) -> Result<()
         Some(home) => home,
         None => home(sk)?,
     };
-    let (segments, sent, received) = carried(sk, state);
+    let (segments, sent, received) = carried(sk, state)?;
     // SAFETY: as above.
     let acknowledged = unsafe { (*state).delivered };
     let delivered = delivered(sk);

@@ -306,6 +306,7 @@ impl Running {
         })
     }
 
+    /// They count the connections that they made, too.
     fn read_handshakes(&mut self, context: &mut Context<'_>, summary: &mut Summary) -> io::Result<()> {
         let last_handshakes = &mut self.last_handshakes;
         lookup_batch_per_cpu(
@@ -339,6 +340,13 @@ impl Running {
                         None,
                     );
                     summary.handshakes.merge_counts(&deltas, sum_ns, None);
+                    let made = TotalKey {
+                        cgroup_id: *cgroup_id,
+                        what: TOTAL_CONNECTIONS,
+                        detail: ROLE_CLIENT,
+                        ..TotalKey::default()
+                    };
+                    count(&made, deltas.iter().sum(), context, summary);
                 }
             },
         )
