@@ -110,7 +110,7 @@ pub mod key {
     pub const NETWORK_PEER_ADDRESS: &str = "network.peer.address";
     /// Remote port.
     pub const NETWORK_PEER_PORT: &str = "network.peer.port";
-    /// Name that a DNS answer in the same network namespace lately gave to the remote IP address.
+    /// Name for which a DNS server gave the remote IP address out, the last before the connection began, in its network namespace.
     pub const NETWORK_PEER_NAME: &str = "network.peer.name";
     /// IP address to which NAT sends what goes to the peer.
     pub const DESTINATION_ADDRESS: &str = "destination.address";

@@ -18,7 +18,8 @@ use crate::kernel::cgroup::CgroupRoot;
 use crate::kernel::clock::{self, Clock};
 use crate::load::{self, Counters, Loaded, SettingsMap};
 use crate::series::{Store, attr, metrics};
-use crate::signals::{Context, Event, Loss, Owners, Signal, Summary, names, next_interval};
+use crate::signals::tcp::Tcp;
+use crate::signals::{Context, Event, Loss, Owners, Signal, SignalKind as _, Summary, names, next_interval};
 use crate::telemetry::SelfStats;
 
 /// How often rings are looked into without a wake-up: how old a live line can get.
@@ -118,17 +119,18 @@ struct Running {
 }
 
 impl Running {
-    /// Takes a batch of records out of the ring; `before` comes before each, with its time. True: there may be more.
+    /// Takes up to `most` records out of the ring, and says how many; `before` comes before each, with its time.
     fn take_records(
         &mut self,
+        most: usize,
         context: &mut Context<'_>,
         report: &mut Report,
         stats: &SelfStats,
         mut before: impl FnMut(u64, &mut Context<'_>, &mut Report),
-    ) -> bool {
+    ) -> usize {
         let Self { name, signal, ring, logger, .. } = self;
         let mut refused = 0;
-        let taken = ring.drain(BATCH, |bytes| {
+        let taken = ring.drain(most, |bytes| {
             // What has no header has no time: it is refused below.
             before(collect::header(bytes).map_or(0, |header| header.time_ns), context, report);
             if let Err(error) = signal.record(bytes, context) {
@@ -147,7 +149,7 @@ impl Running {
         if let Some(logger) = logger {
             logger.flush();
         }
-        taken == BATCH
+        taken
     }
 }
 
@@ -274,21 +276,32 @@ impl Pipeline {
         let first = usize::from(signals.first().is_some_and(|running| running.name == names::NAME));
         let (names, others) = signals.split_at_mut(first);
         let mut names = names.first_mut();
+        let tcp = Tcp.object().name;
         let mut full = false;
-        // Until when the answers of DNS servers are known.
-        let mut known_ns = 0;
+        // Until when the answers of DNS servers are known, and how many more are taken in this turn.
+        let (mut known_ns, mut left) = (0, BATCH);
         for running in others {
-            full |= running.take_records(&mut context, report, stats, |time_ns, context, report| {
-                // Whoever asked for a name connects after the answer: it is learned before the connection is told of.
-                if let Some(names) = &mut names
-                    && time_ns >= known_ns
-                {
-                    known_ns = clock::monotonic_ns();
-                    names.take_records(context, report, stats, |_, _, _| {});
-                }
-            });
+            let is_tcp = running.name == tcp;
+            let taken =
+                running.take_records(BATCH, &mut context, report, stats, |time_ns, context, report| {
+                    // Whoever asked for a name connects after the answer: it is learned before the connection is told of.
+                    if let Some(names) = &mut names
+                        && is_tcp
+                        && time_ns >= known_ns
+                        && left != 0
+                    {
+                        known_ns = clock::monotonic_ns();
+                        left -= names.take_records(left, context, report, stats, |_, _, _| {});
+                    }
+                });
+            full |= taken == BATCH;
         }
-        names.is_some_and(|names| names.take_records(&mut context, report, stats, |_, _, _| {})) || full
+        // Also where nobody connects.
+        if let Some(names) = names {
+            left -= names.take_records(left, &mut context, report, stats, |_, _, _| {});
+            full |= left == 0;
+        }
+        full
     }
 
     /// Looks after the maps, and says what was lost.

@@ -508,13 +508,14 @@ fn nothing_stays_in_the_kernel_after_kill_9() -> Result<()> {
     // How many programs are attached when it is killed: in the middle of its start, at its end, and at work.
     // Where programs lose their CPU, each that has a backup brings it along.
     let backups = preempts_programs()?;
-    let specs = probe_user::signals::ALL.iter().flat_map(|kind| kind.object().programs);
+    let specs = probe_user::signals::every().flat_map(|kind| kind.object().programs);
     let backups = specs.filter(|spec| backups && spec.backup.is_some()).count();
-    let all = expected_links("run") + backups;
+    let auxiliary = probe_user::signals::AUXILIARY.iter().map(|kind| kind.object().programs.len());
+    let all = expected_links("run") + auxiliary.sum::<usize>() + backups;
     let mut most = Kernel::default();
     for attached in [0, 1, all / 2, all - 1, all] {
         let mut child =
-            command(["run", "--interval", "1s"])?.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+            command(["run", "-o", "json"])?.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
         let found = poll("the moment", Duration::from_secs(20), || {
             ensure!(child.try_wait()?.is_none(), "it ended by itself");
             let held = Kernel::held_by(child.id())?;

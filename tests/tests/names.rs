@@ -22,6 +22,7 @@ live! {
     peers_have_the_names_that_were_given_out
     a_name_is_known_before_its_first_connection
     names_stay_in_their_network_namespace
+    what_is_asked_later_names_no_connection
     strangers_give_no_names
     the_agent_sends_them_on_events_and_on_no_metric
     without_names_everything_else_is_as_before
@@ -185,6 +186,34 @@ fn a_name_is_known_before_its_first_connection() -> Result<()> {
     world.probe.stop()?.require_complete()
 }
 
+/// Answers that came after a connection began, but before probe looked at it, are another connection's.
+fn what_is_asked_later_names_no_connection() -> Result<()> {
+    let world = World::new(&[], &[("first.test", at(&["127.0.1.1"])?), ("other.test", at(&["127.0.1.1"])?)])?;
+    let target = (ip("127.0.1.1")?, CLOSED);
+    // In one go: probe looks a few times a second.
+    world.netns.run(|| -> Result<()> {
+        let socket = UdpSocket::bind("0.0.0.0:0")?;
+        socket.set_read_timeout(Some(DEADLINE))?;
+        socket.connect(SERVER)?;
+        for name in ["first.test", "other.test"] {
+            ensure!(TcpStream::connect(target).is_err(), "somebody listens at {target:?}");
+            socket.send(&query(7, name, A))?;
+            socket.recv(&mut [0; 512]).with_context(|| format!("no answer about {name}"))?;
+        }
+        ensure!(TcpStream::connect(target).is_err(), "somebody listens at {target:?}");
+        Ok(())
+    })??;
+    let events = world.probe.wait_for("three events", DEADLINE, |lines| {
+        let its = lines.iter().filter(|line| is_connection(line, &world.netns, "127.0.1.1"));
+        let events: Vec<Line> = its.cloned().collect();
+        (events.len() == 3).then_some(events)
+    })?;
+    for (event, name) in events.iter().zip([None, Some("first.test"), Some("other.test")]) {
+        require_name(event, name)?;
+    }
+    world.probe.stop()?.require_complete()
+}
+
 fn names_stay_in_their_network_namespace() -> Result<()> {
     let world = World::new(&[], &[("here.test", at(&["127.0.1.1"])?)])?;
     let (elsewhere, _server) = served(&[("there.test", at(&["127.0.1.1"])?)])?;
@@ -192,16 +221,20 @@ fn names_stay_in_their_network_namespace() -> Result<()> {
     require_name(&refused(&elsewhere, &world.probe, "127.0.1.1")?, None)?;
     require_name(&world.refused("127.0.1.1")?, Some("here.test"))?;
     ask(&elsewhere, SERVER, "there.test", A)?;
-    // Probe tells in order: another peer's event is the end of what came before.
-    refused(&elsewhere, &world.probe, "127.0.9.9")?;
-    ensure!(world.netns.run(|| TcpStream::connect((ip("127.0.1.1")?, CLOSED)).context("refused"))?.is_err());
-    let last = world.refused("127.0.9.9")?;
-    require_name(&last, None)?;
+    let again = |netns: &Netns| -> Result<()> {
+        let connected = netns.run(|| TcpStream::connect((ip("127.0.1.1")?, CLOSED)).context("refused"))?;
+        ensure!(connected.is_err(), "somebody listens there");
+        // Probe tells in order: another peer's event is the end of what came before.
+        require_name(&refused(netns, &world.probe, "127.0.9.9")?, None)
+    };
+    again(&elsewhere)?;
+    again(&world.netns)?;
     let lines = world.probe.lines();
     let at_both = |netns: &Netns| {
         let its = lines.iter().filter(|line| is_connection(line, netns, "127.0.1.1"));
-        its.filter_map(|line| line.text("network.peer.name")).collect::<Vec<_>>()
+        its.map(|line| line.text("network.peer.name").unwrap_or("-")).collect::<Vec<_>>()
     };
+    ensure!(at_both(&elsewhere) == ["-", "there.test"], "{:?}", at_both(&elsewhere));
     ensure!(at_both(&world.netns) == ["here.test", "here.test"], "{:?}", at_both(&world.netns));
     Ok(())
 }

@@ -179,7 +179,7 @@ fn try_egress(ctx: &SkBuffContext) -> Result<()> {
         question: question.hash,
     };
     let asker = ASKERS.get_ptr(key.cookie);
-    addressed_server(ctx, asker, &mut key);
+    key.port = addressed_server(ctx, asker, &mut key.server);
     if !passes(ctx, settings, asker) {
         return Ok(());
     }
@@ -325,9 +325,9 @@ fn watched(settings: &Settings, port: u16) -> bool {
 }
 
 /// The server as the process addressed it: a connected socket knows it; else the send that this packet comes from has
-/// just noted it; else it stays zero.
+/// just noted it; else it stays zero. Returns the port.
 #[inline(always)]
-fn addressed_server(ctx: &SkBuffContext, asker: Option<*const Asker>, key: &mut PendingKey) {
+fn addressed_server(ctx: &SkBuffContext, asker: Option<*const Asker>, server: &mut Address) -> u16 {
     // SAFETY: `sk` of this hook's context, made a full socket by the helper, which may return null.
     let sk = unsafe {
         let sk = (*skb(ctx)).__bindgen_anon_2.sk;
@@ -336,11 +336,10 @@ fn addressed_server(ctx: &SkBuffContext, asker: Option<*const Asker>, key: &mut 
     if !sk.is_null() {
         let port = destination_port(sk);
         if port != 0 {
-            key.port = port;
             if family(ctx) == FAMILY_IPV4 {
                 // SAFETY: a full socket.
                 let ip = unsafe { (*sk).dst_ip4 };
-                socket::set_ipv4(&mut key.server, ip.to_ne_bytes());
+                socket::set_ipv4(server, ip.to_ne_bytes());
             } else {
                 // SAFETY: a full socket; word by word, because the verifier allows no other access.
                 let ip = unsafe {
@@ -351,19 +350,20 @@ fn addressed_server(ctx: &SkBuffContext, asker: Option<*const Asker>, key: &mut 
                         (&raw const (*sk).dst_ip6[3]).read_volatile(),
                     ]
                 };
-                set_ipv6(&mut key.server, ip);
+                set_ipv6(server, ip);
             }
-            return;
+            return port;
         }
     }
     if let Some(asker) = asker {
         // SAFETY: a value of the map, copied at once.
-        let (server, port, family) = unsafe { ((*asker).server, (*asker).port, (*asker).family) };
+        let (addressed, port, family) = unsafe { ((*asker).server, (*asker).port, (*asker).family) };
         if family == self::family(ctx) {
-            key.server = server;
-            key.port = port;
+            *server = addressed;
+            return port;
         }
     }
+    0
 }
 
 /// `bpf_sock.dst_port` is two bytes in network byte order (include/uapi/linux/bpf.h), wherever they lie in its word.
@@ -528,16 +528,17 @@ fn question(ctx: &SkBuffContext, packet: &Packet) -> Result<Question> {
 #[inline(always)]
 fn copy_name(ctx: &SkBuffContext, packet: &Packet, question: &Question, name: &mut [u8; NAME_ROOM]) {
     let start = packet.payload + DNS_HEADER;
-    let len = provably_1_to_256(u32::from(question.name_len));
+    let len = provably_1_to::<NAME_ROOM>(u32::from(question.name_len));
     // It cannot fail: the same bytes were read a moment ago.
     // SAFETY: the context of this hook, and a name's room.
     let _read = unsafe { bpf_skb_load_bytes(ctx.as_ptr(), start, name.as_mut_ptr().cast(), len) };
 }
 
-/// A length in a form whose bounds the verifier sees; behind `black_box`, or LLVM proves them itself and drops them.
+/// A length in a form whose bounds, 1 to `MOST` (a power of two), the verifier sees; behind `black_box`, or LLVM proves them itself
+/// and drops them.
 #[inline(always)]
-fn provably_1_to_256(len: u32) -> u32 {
-    (black_box(len.wrapping_sub(1)) & 0xff) + 1
+fn provably_1_to<const MOST: usize>(len: u32) -> u32 {
+    (black_box(len.wrapping_sub(1)) & (MOST as u32 - 1)) + 1
 }
 
 /// The question at `start`, packed as by [`question::parse`]. A function of its own for its stack, which returns one plain

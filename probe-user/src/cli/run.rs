@@ -66,7 +66,8 @@ pub(super) fn main(args: Args) -> Result<ExitCode, Failure> {
     };
     config.otlp = OtlpConfig::resolve(&flags, &lookup).map_err(|error| Failure::usage(error.to_string()))?;
     // They are on events alone.
-    let exports_events = config.otlp.is_some() && args.otlp.otlp_events != OtlpEvents::None;
+    let exports_events = args.otlp.otlp_events != OtlpEvents::None
+        && config.otlp.as_ref().is_some_and(|otlp| otlp.logs.is_some());
     config.tcp.names &= exports_events || args.shared.output == Some(Output::Json);
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let instance = new_instance_id().map_err(Failure::running)?;

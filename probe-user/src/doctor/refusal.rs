@@ -90,7 +90,7 @@ pub fn diagnose(error: &LoadError, host: &Host, cgroup: Option<&CgroupError>) ->
         };
     }
     if error.is_permission_denied() {
-        let bit = signals::ALL.iter().map(|kind| kind.object()).find(|object| object.name == error.signal());
+        let bit = signals::every().map(|kind| kind.object()).find(|object| object.name == error.signal());
         let gates = shut(host, bit.map_or(0, |object| object.bit), hook);
         return of_gates(Verdict::Privileges, detail, &gates);
     }

@@ -178,7 +178,7 @@ mod tests {
     fn every_kernel_knows_what_the_objects_ask_for() {
         for (kernel, _) in KERNELS {
             let bpf = Bpf::of(&fixtures::btf(kernel));
-            for kind in signals::ALL {
+            for kind in signals::every() {
                 assert_eq!(bpf.unknown_maps(kind.object().elf), Vec::<String>::new(), "{kernel}");
             }
             for (elf, name) in programs(bpf.preempts_programs) {

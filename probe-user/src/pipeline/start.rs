@@ -197,11 +197,22 @@ fn start_names(
     cgroup: Option<&CgroupRoot>,
     filter: Settings,
 ) -> Option<Running> {
-    let off = |why: &dyn std::fmt::Display| tracing::info!("peers have no names: {why}");
-    let cgroup = cgroup?;
-    privileges::check(Names.object().bit).inspect_err(|error| off(error)).ok()?;
-    let started = start_signal(&Names, config, loader, Some(cgroup), filter);
-    started.inspect_err(|error| off(&diagnose(error, &Host::look(), None))).ok()
+    // Nobody asked for them: what this host or process does without on purpose is no warning.
+    let Some(cgroup) = cgroup else {
+        tracing::info!("peers have no names: there is no cgroup v2");
+        return None;
+    };
+    if let Err(error) = privileges::check(Names.object().bit) {
+        tracing::info!("peers have no names: {error}");
+        return None;
+    }
+    match start_signal(&Names, config, loader, Some(cgroup), filter) {
+        Ok(running) => Some(running),
+        Err(error) => {
+            tracing::warn!("peers have no names: {}", diagnose(&error, &Host::look(), None));
+            None
+        }
+    }
 }
 
 /// What was needed to load and attach is not needed to run. A host that does not allow giving it back runs all the same.

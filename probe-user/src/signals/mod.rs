@@ -53,11 +53,11 @@ pub trait SignalKind: Sync {
 pub static ALL: &[&dyn SignalKind] = &[&tcp::Tcp, &dns::Dns, &syscalls::Syscalls];
 
 /// What runs for another's sake, and is no signal to anybody.
-pub static BESIDE: &[&dyn SignalKind] = &[&names::Names];
+pub static AUXILIARY: &[&dyn SignalKind] = &[&names::Names];
 
 /// Everything that may be loaded.
 pub fn every() -> impl Iterator<Item = &'static dyn SignalKind> {
-    ALL.iter().chain(BESIDE).copied()
+    ALL.iter().chain(AUXILIARY).copied()
 }
 
 /// A running signal.

@@ -17,8 +17,8 @@ use crate::load::{Hook, LoadError, Loaded, ObjectSpec, ProgramSpec};
 
 /// What it is called where records and losses are told.
 pub const NAME: &str = "names";
-/// Servers that sockets addressed without being connected; those longest unused give way.
-const ADDRESSED: u32 = 1_024;
+/// Servers that sockets addressed without being connected: entries for each CPU, which may keep half of them apart, and at least.
+const ADDRESSED: (u32, u32) = (256, 1_024);
 
 /// The signal.
 #[derive(Debug)]
@@ -47,8 +47,15 @@ impl SignalKind for Names {
     }
 
     fn sizes(&self, config: &Config) -> Vec<(&'static str, u32)> {
-        // No question waits here, and nobody is asked for.
-        vec![("RING", config.sizes.ring_bytes()), ("PENDING", 1), ("ASKERS", 1), ("ADDRESSED", ADDRESSED)]
+        let (per_cpu, least) = ADDRESSED;
+        vec![
+            // As large as that of dns: a record is no smaller.
+            ("RING", config.sizes.ring_bytes().saturating_mul(4)),
+            // No question waits here, and nobody is asked for.
+            ("PENDING", 1),
+            ("ASKERS", 1),
+            ("ADDRESSED", config.cpu_ids.saturating_mul(per_cpu).max(least)),
+        ]
     }
 
     fn settings(&self, config: &Config, settings: &mut Settings) {
@@ -100,8 +107,8 @@ pub fn record(bytes: &[u8], context: &mut Context<'_>) -> Result<(), DecodeError
     let record: MessageRecord = collect::record(bytes)?;
     let octets = record.octets.get(..usize::from(record.len)).ok_or(DecodeError::Value("length"))?;
     // What gives out no address is no mistake: there are other types, and messages of anybody's making.
-    if let Some((name, addresses)) = given_out(octets) {
-        context.owners.learn(record.netns, &name, &addresses);
+    if let Some((name, addresses)) = addresses_of_answer(octets) {
+        context.owners.peer_names().learn(header.time_ns, record.netns, &name, &addresses);
     }
     Ok(())
 }
@@ -109,14 +116,16 @@ pub fn record(bytes: &[u8], context: &mut Context<'_>) -> Result<(), DecodeError
 /// The name that a message is asked about, and the addresses that its answer section gives it, directly or by way of CNAMEs
 /// (RFC 1034, 3.6.2). Other records may be of anybody, and are passed over; so is what is cut off at the end.
 #[must_use]
-pub fn given_out(message: &[u8]) -> Option<(String, Vec<IpAddr>)> {
+pub fn addresses_of_answer(message: &[u8]) -> Option<(String, Vec<IpAddr>)> {
     let message = Message::from_octets(message).ok()?;
     let asked = message.first_question()?.into_qname();
     let canonical = message.canonical_name()?;
     let answer = message.answer().ok()?;
     let (v4, v6) = (answer.limit_to_in::<A>().flatten(), answer.limit_to_in::<Aaaa>().flatten());
     let v4 = v4.filter(|record| *record.owner() == canonical).map(|record| IpAddr::V4(record.data().addr()));
-    let v6 = v6.filter(|record| *record.owner() == canonical).map(|record| IpAddr::V6(record.data().addr()));
+    let v6 = v6
+        .filter(|record| *record.owner() == canonical)
+        .map(|record| IpAddr::V6(record.data().addr()).to_canonical());
     let addresses: Vec<IpAddr> = v4.chain(v6).collect();
     if addresses.is_empty() {
         return None;
@@ -184,7 +193,7 @@ mod tests {
             ("none", answer(asked, A, &[]), &[]),
         ];
         for (what, message, want) in cases {
-            let found = given_out(&message);
+            let found = addresses_of_answer(&message);
             let want: Vec<IpAddr> = want.iter().map(|address| address.parse().unwrap()).collect();
             let want = (!want.is_empty()).then(|| ("db.example".to_owned(), want));
             assert_eq!(found, want, "{what}");
@@ -193,7 +202,7 @@ mod tests {
         for len in 0..two.len() {
             // What is whole counts: the first record, once it is there.
             let first = two.len() - answer(asked, A, &[(asked, A, v4(1))]).len();
-            let found = given_out(&two[..len]);
+            let found = addresses_of_answer(&two[..len]);
             assert_eq!(found.is_some(), len >= two.len() - first, "{len} of {}", two.len());
         }
     }

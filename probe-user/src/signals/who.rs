@@ -1,6 +1,6 @@
 //! Whose an event was: the attributes that all events have in common.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -82,14 +82,9 @@ impl Owners {
         self.conntrack.as_mut()?.destination(local, peer, netns, Instant::now())
     }
 
-    /// A DNS server told a socket of this network namespace that `name` has these addresses.
-    pub fn learn(&mut self, netns: u32, name: &str, addresses: &[IpAddr]) {
-        self.peers.learn(netns, name, addresses, Instant::now());
-    }
-
-    /// The name under which a DNS server lately gave an address out, in this network namespace.
-    pub fn name_of(&mut self, netns: u32, address: IpAddr) -> Option<Arc<str>> {
-        self.peers.name_of(netns, address, Instant::now())
+    /// Which name led to an address.
+    pub fn peer_names(&mut self) -> &mut PeerNames {
+        &mut self.peers
     }
 
     /// Container or host of a cgroup; `tgid` helps where cgroup v2 does not tell containers apart.

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use libfuzzer_sys::fuzz_target;
-use probe_user::signals::names::given_out;
+use probe_user::signals::names::addresses_of_answer;
 use simple_dns::rdata::RData;
 use simple_dns::{CLASS, Name, Packet, ResourceRecord};
 
@@ -14,7 +14,7 @@ use simple_dns::{CLASS, Name, Packet, ResourceRecord};
 const MOST_ALIASES: usize = 20;
 
 fuzz_target!(|message: &[u8]| {
-    let ours = given_out(message);
+    let ours = addresses_of_answer(message);
     if let Some((name, addresses)) = &ours {
         assert!(!addresses.is_empty());
         assert!(name.bytes().all(|octet| (0x20..0x7f).contains(&octet)), "{name}");
@@ -34,7 +34,7 @@ fuzz_target!(|message: &[u8]| {
     packet.name_servers.clear();
     packet.additional_records.clear();
     let Ok(anew) = packet.build_bytes_vec() else { return };
-    let ours: BTreeSet<IpAddr> = addresses(given_out(&anew));
+    let ours: BTreeSet<IpAddr> = addresses(addresses_of_answer(&anew));
     assert_eq!(ours, theirs);
 });
 
@@ -63,7 +63,7 @@ fn by_the_other(packet: &Packet) -> Option<BTreeSet<IpAddr>> {
 fn address(record: &ResourceRecord) -> Option<IpAddr> {
     match &record.rdata {
         RData::A(a) => Some(IpAddr::V4(a.address.into())),
-        RData::AAAA(aaaa) => Some(IpAddr::V6(aaaa.address.into())),
+        RData::AAAA(aaaa) => Some(IpAddr::V6(aaaa.address.into()).to_canonical()),
         _ => None,
     }
 }

@@ -55,10 +55,10 @@ fuzz_target!(|input: &[u8]| {
             repair(&mut bytes);
         }
         let result = match what & 0b111 {
-            4 => names::record(&bytes, &mut context),
             0 => tcp.record(&bytes, &mut context),
             1 => lookups.record(&bytes, &mut context),
             2 => syscalls::record(&bytes, &mut context),
+            4 => names::record(&bytes, &mut context),
             _ => {
                 if let Ok(record) = collect::record::<LookupRecord>(&bytes) {
                     lookups.give_up(record.header.time_ns, record.key, record.pending, &mut context);

@@ -1,31 +1,30 @@
 //! Answers that reach a socket, as they are: user space reads which addresses a name leads to, for events of tcp.
 //!
-//! Attached beside tcp, without the programs that pair questions with answers. So that no stranger gives names to addresses, an
-//! answer counts only where it comes from a server that the socket addressed: of a connected socket the kernel sees to that, and
-//! what others address is noted.
-
-use core::hint::black_box;
+//! Attached beside tcp, without the programs that pair questions with answers. So that not anybody gives names to addresses, an
+//! answer counts only if it has the address and port of a server that the socket addressed: of a connected socket the kernel sees
+//! to that, and what others address is noted. Ids are not compared.
 
 use aya_ebpf::EbpfContext;
 use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_skb_load_bytes};
 use aya_ebpf::macros::{cgroup_skb, cgroup_sock_addr, map};
 use aya_ebpf::maps::LruHashMap;
 use aya_ebpf::programs::{SkBuffContext, SockAddrContext};
-use probe_common::dns::{AddressedKey, KIND_MESSAGE, MESSAGE_ROOM, MessageRecord, PendingKey};
+use probe_common::dns::{AddressedKey, KIND_MESSAGE, MESSAGE_ROOM, MessageRecord};
 use probe_common::wire::{FAMILY_IPV4, FAMILY_IPV6, RecordHeader};
 use probe_ebpf::socket::words;
 use probe_ebpf::{Error, Result, emit};
 
 use super::{
     BPF_ANY, DNS_HEADER, DnsHeader, NEUTRAL, OPCODE, Packet, RESPONSE, addressed, addressed_server, load,
-    netns, now, skb, source, watched, watched_port,
+    netns, now, provably_1_to, skb, source, watched, watched_port,
 };
 
 /// RCODE of the flags (RFC 1035, 4.1.1); 0: no error.
 const RCODE: u16 = 0x000f;
 
-/// Whom sockets addressed that are not connected: several at once, as musl's resolver does. It forgets the longest unused: then a
-/// name is not learned.
+/// Whom sockets addressed that are not connected: several at once, as musl's resolver does. It forgets the longest unused, then a
+/// name is not learned; and CPUs keep entries apart for themselves (128 each, LOCAL_FREE_TARGET of kernel/bpf/bpf_lru_list.c), so
+/// user space makes it as large as there are CPUs.
 #[map]
 static ADDRESSED: LruHashMap<AddressedKey, u8> = LruHashMap::with_max_entries(1_024, 0);
 
@@ -86,7 +85,8 @@ fn try_names(ctx: &SkBuffContext) -> Result<()> {
     record.netns = netns;
     // SAFETY: the context of this hook.
     let packet_len = unsafe { (&raw const (*skb(ctx)).len).read_volatile() };
-    let len = provably_1_to_room(packet_len.saturating_sub(packet.payload).min(MESSAGE_ROOM as u32));
+    let len =
+        provably_1_to::<MESSAGE_ROOM>(packet_len.saturating_sub(packet.payload).min(MESSAGE_ROOM as u32));
     // SAFETY: the context of this hook, and a message's room.
     let failed =
         unsafe { bpf_skb_load_bytes(ctx.as_ptr(), packet.payload, record.octets.as_mut_ptr().cast(), len) };
@@ -99,20 +99,14 @@ fn try_names(ctx: &SkBuffContext) -> Result<()> {
 /// Whether this packet's socket has sent to where it comes from.
 #[inline(always)]
 fn was_addressed(ctx: &SkBuffContext, packet: &Packet) -> bool {
-    let mut connected = PendingKey { cookie: 0, server: [0; 16], port: 0, id: 0, question: 0 };
-    addressed_server(ctx, None, &mut connected);
+    let mut connected = [0; 16];
+    let connected_port = addressed_server(ctx, None, &mut connected);
     let mut from = AddressedKey { cookie: 0, server: [0; 16], port: u32::from(packet.source_port), _pad: 0 };
     source(ctx, &mut from.server);
-    if connected.port != 0 {
-        return connected.port == packet.source_port && words(&connected.server) == words(&from.server);
+    if connected_port != 0 {
+        return connected_port == packet.source_port && words(&connected) == words(&from.server);
     }
     // SAFETY: the context of this hook.
     from.cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
     ADDRESSED.get_ptr(from).is_some()
-}
-
-/// A length in a form whose bounds the verifier sees; behind `black_box`, or LLVM proves them itself and drops them.
-#[inline(always)]
-fn provably_1_to_room(len: u32) -> u32 {
-    (black_box(len.wrapping_sub(1)) & (MESSAGE_ROOM as u32 - 1)) + 1
 }

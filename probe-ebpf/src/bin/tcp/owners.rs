@@ -8,7 +8,7 @@ use probe_common::tcp::{ListenerKey, Listeners, Socket, SocketState};
 use probe_common::wire::{FAMILY_IPV4, Owner};
 use probe_ebpf::{Error, Result, emit, kread, socket};
 
-use crate::{BPF_ANY, BPF_NOEXIST};
+use crate::{BPF_ANY, BPF_NOEXIST, now};
 
 /// include/uapi/linux/in.h
 const IPPROTO_TCP: u16 = 6;
@@ -21,15 +21,18 @@ pub(crate) static SOCKETS: HashMap<u64, SocketState> = HashMap::with_max_entries
 #[map]
 pub(crate) static LISTENERS: HashMap<ListenerKey, Listeners> = HashMap::with_max_entries(4_096, 0);
 
-/// Names the owner, where one is known, and returns since when it has been so (0: unknown; [`SocketState::since_ns`]).
+/// Says who owns it and how old it is, where that is known, and returns since when it has been so (0: unknown;
+/// [`SocketState::since_ns`]).
 #[inline(always)]
 pub(crate) fn set_owner(socket: &mut Socket, sk: KernelPointer) -> u64 {
     let Some(state) = SOCKETS.get_ptr(sk) else { return 0 };
     // SAFETY: a value of the map, copied at once.
-    unsafe {
+    let since_ns = unsafe {
         kread::copy(&raw const (*state).owner, &mut socket.owner);
         (*state).since_ns
-    }
+    };
+    socket.age = Socket::age_since(since_ns, now());
+    since_ns
 }
 
 /// Of a socket that begins.

@@ -29,7 +29,7 @@ pub struct Connection {
     pub peer: IpAddr,
     /// Peer port.
     pub peer_port: u16,
-    /// Name that a DNS answer lately gave to the peer's address.
+    /// Name by which the connection was made, as far as a DNS answer before it tells.
     pub peer_name: Option<Arc<str>>,
     /// Where NAT sends what goes to the peer, if that is elsewhere and probe asks.
     pub destination: Option<SocketAddr>,
@@ -38,9 +38,16 @@ pub struct Connection {
 }
 
 impl Connection {
-    pub(super) fn decode(socket: &Socket, context: &mut Context<'_>) -> Result<Self, DecodeError> {
+    /// At the time of its event, CLOCK_MONOTONIC nanoseconds.
+    pub(super) fn decode(
+        socket: &Socket,
+        time_ns: u64,
+        context: &mut Context<'_>,
+    ) -> Result<Self, DecodeError> {
         let local = address(socket.family, &socket.local)?;
         let peer = address(socket.family, &socket.peer)?;
+        let name_of = |began_ns| context.owners.peer_names().name_of(began_ns, socket.netns, peer);
+        let peer_name = socket.began_ns(time_ns).and_then(name_of);
         let ends = (SocketAddr::new(local, socket.local_port), SocketAddr::new(peer, socket.peer_port));
         Ok(Self {
             who: context.owners.who(&socket.owner, socket.cgroup_id, socket.netns),
@@ -48,7 +55,7 @@ impl Connection {
             local_port: socket.local_port,
             peer,
             peer_port: socket.peer_port,
-            peer_name: context.owners.name_of(socket.netns, peer),
+            peer_name,
             destination: context.owners.destination(ends.0, ends.1, socket.netns),
             state: state(socket.state)?,
         })
@@ -98,7 +105,7 @@ impl Retransmit {
         let known = |value: u32| (value != ABSENT).then_some(value);
         Ok(Self {
             time_unix_ns: context.clock.wall(record.header.time_ns),
-            connection: Connection::decode(&record.socket, context)?,
+            connection: Connection::decode(&record.socket, record.header.time_ns, context)?,
             cause: CAUSES.get(usize::from(record.cause)).copied().ok_or(DecodeError::Value("cause"))?,
             segments: record.segments,
             // Before the first measurement the kernel's estimate is zero, which is no round-trip time.
@@ -157,7 +164,7 @@ impl Reset {
         }
         Ok(Self {
             time_unix_ns: context.clock.wall(record.header.time_ns),
-            connection: Connection::decode(&record.socket, context)?,
+            connection: Connection::decode(&record.socket, record.header.time_ns, context)?,
             direction: direction(record.direction),
             reason: (record.reason != ABSENT).then(|| {
                 reasons.get(&record.reason).cloned().unwrap_or_else(|| record.reason.to_string().into())
@@ -205,7 +212,7 @@ impl Connect {
         }
         Ok(Self {
             time_unix_ns: context.clock.wall(record.header.time_ns),
-            connection: Connection::decode(&record.socket, context)?,
+            connection: Connection::decode(&record.socket, record.header.time_ns, context)?,
             role: role(record.role),
             error: (record.errno != 0).then(|| errno_name(record.errno)),
             duration: (record.duration_ns != 0).then(|| Duration::from_nanos(record.duration_ns)),
@@ -271,7 +278,7 @@ impl Close {
         let count = |count: u32| (count != ABSENT).then_some(count);
         Ok(Self {
             time_unix_ns: context.clock.wall(record.header.time_ns),
-            connection: Connection::decode(&record.socket, context)?,
+            connection: Connection::decode(&record.socket, record.header.time_ns, context)?,
             duration: (record.duration_ns != 0).then(|| Duration::from_nanos(record.duration_ns)),
             bytes_sent: octets(record.bytes_sent),
             bytes_received: octets(record.bytes_received),

@@ -311,15 +311,17 @@ impl Account {
             }
             Event::Lookup(_) | Event::SyscallSummary(_) | Event::SyscallSlow(_) | Event::Loss(_) => return,
         };
+        // As many as there are rows for.
         if let Some(name) = &connection.peer_name
-            && (self.names.len() < MOST || self.names.contains_key(&connection.peer))
+            && (self.peers.rows.contains_key(&connection.peer)
+                || self.doors.rows.contains_key(&ends(connection).1))
         {
             self.names.insert(connection.peer, Arc::clone(name));
         }
     }
 
     /// A peer, or a door of it, with the name that is known.
-    pub(super) fn called(&self, what: &impl Display, peer: &IpAddr) -> String {
+    pub(super) fn with_name(&self, what: &impl Display, peer: &IpAddr) -> String {
         match self.names.get(peer) {
             Some(name) => format!("{what} ({})", cut(&escape(name), NAME)),
             None => what.to_string(),

@@ -84,8 +84,9 @@ fn refused(account: &Account, door: &SocketAddr, at: &Door) -> Option<String> {
             .to_owned(),
         made => format!("and was open to {made} others: nobody listens there at times"),
     };
-    (refused >= ENOUGH_CONNECTIONS && is_most(refused, at.trouble()))
-        .then(|| format!("{} refuses connections ({refused} times): {why}", account.called(door, &door.ip())))
+    (refused >= ENOUGH_CONNECTIONS && is_most(refused, at.trouble())).then(|| {
+        format!("{} refuses connections ({refused} times): {why}", account.with_name(door, &door.ip()))
+    })
 }
 
 fn unreachable(account: &Account, door: &SocketAddr, at: &Door) -> Option<String> {
@@ -95,7 +96,7 @@ fn unreachable(account: &Account, door: &SocketAddr, at: &Door) -> Option<String
         format!(
             "{} is unreachable ({unreachable} times): no route, a router or the last hop says that nobody has the \
              address, or a firewall rejects them (ICMP prohibited)",
-            account.called(door, &door.ip())
+            account.with_name(door, &door.ip())
         )
     })
 }
@@ -124,7 +125,7 @@ fn unanswered(account: &Account, door: &SocketAddr, at: &Door) -> Option<String>
     }
     // Those that did not give up may have been answered later.
     let verb = if gave_up >= ENOUGH_CONNECTIONS { "answers no SYN" } else { "leaves SYNs unanswered" };
-    Some(format!("{} {verb} ({}): {so}", account.called(door, &door.ip()), numbers.join(", ")))
+    Some(format!("{} {verb} ({}): {so}", account.with_name(door, &door.ip()), numbers.join(", ")))
 }
 
 fn late_syns(account: &Account) -> Option<String> {
@@ -136,7 +137,7 @@ fn late_syns(account: &Account) -> Option<String> {
     // Or else they may still wait for the first answer of all.
     let opened: u64 = doors().map(|door| door.opened).sum();
     (once && opened * 2 >= connections && account.failed.sum() == 0).then(|| {
-        let place = one_door(account).map(|(door, _)| format!(" to {}", account.called(door, &door.ip()))).unwrap_or_default();
+        let place = one_door(account).map(|(door, _)| format!(" to {}", account.with_name(door, &door.ip()))).unwrap_or_default();
         format!(
             "{connections} connections{place} sent their SYN again, most of them once, and others were made: now and \
              then a SYN or its answer is lost, which costs the connection a second"
@@ -237,7 +238,7 @@ fn at_one_peer(account: &Account) -> Option<String> {
     });
     Some(format!(
         "{there} of {all} segments that connections sent again went to {}{}; {conclusion}{}",
-        account.called(address, address),
+        account.with_name(address, address),
         meaning.unwrap_or_default(),
         queue.unwrap_or_default()
     ))

@@ -113,7 +113,7 @@ fn by_kind(out: &mut dyn Write, all: &Tally) -> io::Result<()> {
 
 fn by_peer(out: &mut dyn Write, account: &Account) -> io::Result<()> {
     let peers = account.peers.rows.iter();
-    let peers = peers.map(|(address, peer)| (address, account.called(address, address), &peer.tally));
+    let peers = peers.map(|(address, peer)| (address, account.with_name(address, address), &peer.tally));
     ranking(out, ("PEER", "peer"), account, peers.collect(), &account.peers.rest.tally)
 }
 
@@ -192,7 +192,7 @@ fn failed(out: &mut dyn Write, account: &Account) -> io::Result<()> {
     for (address, door) in rows.iter().take(TOP) {
         let count = door.failed.sum();
         table.add_row([
-            account.called(address, &address.ip()),
+            account.with_name(address, &address.ip()),
             door.syns.to_string(),
             count.to_string(),
             share(count, account.failed.sum()),
@@ -224,7 +224,7 @@ fn resets(out: &mut dyn Write, account: &Account) -> io::Result<()> {
     for (address, tally) in rows.iter().take(TOP) {
         let (sent, received) = (tally.resets_sent, tally.resets_received);
         table.add_row([
-            account.called(address, address),
+            account.with_name(address, address),
             sent.to_string(),
             received.to_string(),
             share(sent + received, count(&account.all)),
