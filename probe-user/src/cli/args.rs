@@ -41,8 +41,8 @@ pub(super) struct PeerArgs {
     /// any more
     #[arg(long)]
     nat: bool,
-    /// Do not look into DNS answers for the names of peers. It sees every packet that reaches a socket, for some 0.05 µs each, and
-    /// takes CAP_NET_ADMIN to attach; without that, peers have no names
+    /// Do not look into DNS answers for the names of peers. That looks at every packet that reaches a socket, and takes CAP_NET_ADMIN
+    /// and cgroup v2 to attach; without them, peers have no names
     #[arg(long)]
     no_names: bool,
 }
@@ -78,7 +78,7 @@ struct LimitArgs {
     /// BTF file to use where the kernel brings none in /sys/kernel/btf/vmlinux
     #[arg(long, value_name = "FILE")]
     btf: Option<PathBuf>,
-    /// KiB of a ring buffer, a power of two (dns has four times that)
+    /// KiB of a ring buffer, a power of two (dns and names have four times that)
     #[arg(long, value_name = "KIB", value_parser = ring_kib)]
     ring_kib: Option<u32>,
     /// Sockets whose owner is kept, and whose segments are counted
