@@ -439,16 +439,18 @@ fn read_lines(stdout: impl std::io::BufRead, shared: &Shared) {
     shared.arrived.notify_all();
 }
 
+/// Programs of an object that have work on this kernel.
+pub fn programs_here(object: &ObjectSpec) -> impl Iterator<Item = &'static ProgramSpec> {
+    static FIELDS_HERE: OnceLock<Option<Resolved>> = OnceLock::new();
+    let fields = FIELDS_HERE.get_or_init(|| Some(resolve(&KernelBtf::from_host().ok()?, FIELDS)));
+    object.programs.iter().filter(|spec| fields.as_ref().is_none_or(|fields| spec.has_work(fields)))
+}
+
 /// Links that a subcommand holds once it is ready, those of backups aside: of the signal of that name, else of all.
 #[must_use]
 pub fn expected_links(subcommand: &str) -> usize {
-    static FIELDS_HERE: OnceLock<Option<Resolved>> = OnceLock::new();
-    let fields = FIELDS_HERE.get_or_init(|| Some(resolve(&KernelBtf::from_host().ok()?, FIELDS)));
     let all = || signals::ALL.iter().map(|kind| kind.object());
-    let has_work = |spec: &&ProgramSpec| fields.as_ref().is_none_or(|fields| spec.has_work(fields));
-    let links = |object: &ObjectSpec| {
-        object.programs.iter().filter(has_work).count() + usize::from(object.walk.is_some())
-    };
+    let links = |object: &ObjectSpec| programs_here(object).count() + usize::from(object.walk.is_some());
     match all().find(|object| object.name == subcommand) {
         Some(object) => links(object),
         None => all().map(links).sum(),

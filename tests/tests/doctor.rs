@@ -9,7 +9,9 @@ use anyhow::{Context as _, Result, ensure};
 use probe_tests::bpf::preempts_programs;
 use probe_tests::guest::PERF_PARANOID;
 use probe_tests::privileges::{NOBODY, PublicCopy, as_nobody, least_to_be_exact, without_tracefs};
-use probe_tests::probe::{DEADLINE, Probe, command, fdinfo, in_guest, poll, require_root, run};
+use probe_tests::probe::{
+    DEADLINE, Probe, command, fdinfo, in_guest, poll, programs_here, require_root, run,
+};
 use probe_tests::require;
 use probe_tests::require::kernel_before;
 use probe_user::signals;
@@ -62,9 +64,7 @@ fn rows() -> Vec<String> {
     let mut rows = Vec::new();
     for object in signals::ALL.iter().map(|kind| kind.object()) {
         rows.push(format!("signal {}", object.name));
-        rows.extend(
-            object.programs.iter().map(|program| format!("program {}/{}", object.name, program.name)),
-        );
+        rows.extend(programs_here(object).map(|program| format!("program {}/{}", object.name, program.name)));
     }
     rows
 }

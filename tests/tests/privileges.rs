@@ -12,7 +12,7 @@ use probe_tests::privileges::{
     LEAST, PublicCopy, ThreadPrivileges, as_nobody, in_user_namespace, least_to_be_exact, of_threads,
     with_memlock, without_bpf,
 };
-use probe_tests::probe::{DEADLINE, Line, Probe, command, poll, require_root};
+use probe_tests::probe::{DEADLINE, Line, Probe, command, poll, programs_here, require_root};
 use probe_tests::workload::Workload;
 use probe_user::signals;
 use rustix::thread::CapabilitySet;
@@ -231,7 +231,7 @@ fn who_refuses_is_named_and_doctor_says_the_same() -> Result<()> {
         for object in signals::ALL.iter().map(|kind| kind.object()) {
             let (detail, remedy) = doctor.require(&format!("signal {}", object.name), "unavailable", why)?;
             ensure!(remedy.contains(fix), "{row}: {remedy}");
-            for program in object.programs {
+            for program in programs_here(object) {
                 let name = format!("program {}/{}", object.name, program.name);
                 doctor.require(&name, "unavailable", why)?;
             }
