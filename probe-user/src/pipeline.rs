@@ -273,9 +273,9 @@ impl Pipeline {
     fn turn<'a>(&'a mut self, events: Option<&'a mut (dyn FnMut(Event) + 'a)>) -> bool {
         let Self { signals, owners, clock, store, stats, report, .. } = self;
         let mut context = Context { clock, owners, store, events };
-        let first = usize::from(signals.first().is_some_and(|running| running.name == names::NAME));
-        let (names, others) = signals.split_at_mut(first);
-        let mut names = names.first_mut();
+        let (mut names, others): (Vec<_>, Vec<_>) =
+            signals.iter_mut().partition(|running| running.name == names::NAME);
+        let mut names = names.pop();
         let tcp = Tcp.object().name;
         let mut full = false;
         // Until when the answers of DNS servers are known, and how many more are taken in this turn.

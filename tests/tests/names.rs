@@ -1,4 +1,4 @@
-//! `network.peer.name`: a peer's address that a DNS answer in the same network namespace gave out lately has that name.
+//! `network.peer.name`: the name by which a connection was made, as far as a DNS answer before it tells.
 
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 
@@ -9,8 +9,10 @@ use probe_tests::netns::Netns;
 use probe_tests::otlp_receiver::{Receiver, Record};
 use probe_tests::privileges::{LEAST, PublicCopy, as_nobody};
 use probe_tests::probe::{DEADLINE, Line, Probe, run};
+use probe_tests::workload::Workload;
 use rustix::thread::CapabilitySet;
 
+const WORKLOAD: &str = env!("CARGO_BIN_EXE_workload");
 const SERVER: &str = "127.0.0.2:53";
 const SERVER_V6: &str = "[::1]:53";
 /// Where DNS is spoken too, by nobody that anybody asked.
@@ -25,6 +27,7 @@ live! {
     what_is_asked_later_names_no_connection
     strangers_give_no_names
     the_agent_sends_them_on_events_and_on_no_metric
+    whoever_asked_filters_leave_names_alone
     without_names_everything_else_is_as_before
 }
 
@@ -302,6 +305,20 @@ fn the_agent_sends_them_on_events_and_on_no_metric() -> Result<()> {
         points.iter().find(|point| point.name == "system.network.tcp.connections").map(|_point| ())
     })?;
     ensure!(!receiver.points().iter().any(|point| point.attributes.contains_key(&attribute)));
+    probe.stop()?.require_complete()
+}
+
+/// A process that is asked for may have its addresses from another: a filter is for events.
+fn whoever_asked_filters_leave_names_alone() -> Result<()> {
+    let (netns, _server) = served(&[("plain.test", at(&["127.0.1.1"])?)])?;
+    let mut workload = netns.run(|| Workload::start(WORKLOAD))??;
+    let probe = Probe::start(&["tcp", "--pid", &workload.pid().to_string()])?;
+    ask(&netns, SERVER, "plain.test", A)?;
+    let refused = workload.tell(&format!("connect 127.0.1.1:{CLOSED}"));
+    ensure!(refused.is_err(), "somebody listens there");
+    let line = probe.line("the connection", |line| is_connection(line, &netns, "127.0.1.1"))?;
+    require_name(&line, Some("plain.test"))?;
+    ensure!(line.int("process.pid") == Some(i64::from(workload.pid())), "{line:?}");
     probe.stop()?.require_complete()
 }
 

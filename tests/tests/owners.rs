@@ -351,8 +351,7 @@ fn connections_that_workers_accept_are_the_listeners() -> Result<()> {
         scene.loss.set(&[lose(DATA).sent_from(port).after(0, 1)])?;
         scene.server.tell(&format!("send {} {SEGMENT} 4", connection.server))?;
         scene.client.tell(&format!("receive {} {octets}", connection.client))?;
-        scene.client.tell(&format!("close {}", connection.client))?;
-        scene.server.tell(&format!("close {}", connection.server))?;
+        scene.part(&connection)?;
         for name in ["tcp.connect", "tcp.retransmit", "tcp.close"] {
             let event = scene.event(name, there.1, here.1)?;
             scene.check(&event, there, here, &scene.server)?;

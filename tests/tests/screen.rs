@@ -251,8 +251,7 @@ fn losses_resets_and_refusals() -> Result<()> {
         ensure!(answer == "error ConnectionRefused", "{answer}");
     }
     scene.client.tell(&format!("reset {}", second.client))?;
-    scene.client.tell(&format!("close {}", connection.client))?;
-    scene.server.tell(&format!("close {}", connection.server))?;
+    scene.part(&connection)?;
     let (client, server) = (scene.client.pid(), scene.server.pid());
     let cgroup = scene.cgroup.path().to_owned();
 

@@ -277,8 +277,7 @@ fn round_trip_times_of_connections_in_use() -> Result<()> {
         let limit = 4 * (begun.elapsed().as_secs() + 1);
         ensure!(count <= limit, "{count} samples in {:?}", begun.elapsed());
         // Silent from here on: nothing is sampled any more.
-        scene.client.tell(&format!("close {}", connection.client))?;
-        scene.server.tell(&format!("close {}", connection.server))?;
+        scene.part(&connection)?;
         scene.client.tell(&format!("close {}", idle.client))?;
         scene.server.tell("unlisten")?;
     }

@@ -318,6 +318,13 @@ fn silent_scene() -> Result<Scene> {
     Ok(scene)
 }
 
+/// A few segments that arrive and are acknowledged.
+fn exchange(scene: &mut Scene, connection: &scene::Connection) -> Result<()> {
+    scene.send(connection, 4)?;
+    scene.receive(connection, 4)?;
+    Ok(())
+}
+
 /// What `tcp.close` says, of all connections.
 struct Sums {
     connections: usize,
@@ -347,8 +354,7 @@ fn timeouts_in_vain() -> Result<()> {
         case.set(&scene.netns)?;
         let port = scene.server.listen(address, "")?;
         let connection = scene.connect(address, port, &case.options())?;
-        scene.send(&connection, 4)?;
-        scene.receive(&connection, 4)?;
+        exchange(&mut scene, &connection)?;
         let counter = |scene: &Scene, name: &str| Counters::read(&scene.netns)?.get(name);
         let before = counter(&scene, "TcpExtTCPTimeouts")?;
         let undone = taken_back(&Counters::read(&scene.netns)?)?;
@@ -362,10 +368,8 @@ fn timeouts_in_vain() -> Result<()> {
         poll("a timeout that is taken back", DEADLINE, || {
             Ok((taken_back(&Counters::read(&scene.netns)?)? > undone).then_some(()))
         })?;
-        scene.send(&connection, 4)?;
-        scene.receive(&connection, 4)?;
-        scene.client.tell(&format!("close {}", connection.client))?;
-        scene.server.tell(&format!("close {}", connection.server))?;
+        exchange(&mut scene, &connection)?;
+        scene.part(&connection)?;
     }
     let outcome = scene.finish()?;
     let sums = Sums::of(&outcome.events);
@@ -393,8 +397,7 @@ fn losses_are_not_taken_back() -> Result<()> {
         for lost in [1, MANY] {
             let port = scene.server.listen(address, "")?;
             let connection = scene.connect(address, port, "cc=cubic mss=512")?;
-            scene.send(&connection, 4)?;
-            scene.receive(&connection, 4)?;
+            exchange(&mut scene, &connection)?;
             let dropped = scene.loss.counts(0)?.dropped;
             scene.loss.set(&[lose(DATA).sent_from(connection.client_port).after(0, lost)])?;
             scene.send(&connection, MANY)?;
@@ -406,10 +409,8 @@ fn losses_are_not_taken_back() -> Result<()> {
                 scene.loss.heal()?;
             }
             scene.receive(&connection, MANY)?;
-            scene.send(&connection, 4)?;
-            scene.receive(&connection, 4)?;
-            scene.client.tell(&format!("close {}", connection.client))?;
-            scene.server.tell(&format!("close {}", connection.server))?;
+            exchange(&mut scene, &connection)?;
+            scene.part(&connection)?;
         }
     }
     let outcome = scene.finish()?;
@@ -465,8 +466,7 @@ fn mix_without_reports() -> Result<()> {
             }
         }
         for connection in &all {
-            scene.client.tell(&format!("close {}", connection.client))?;
-            scene.server.tell(&format!("close {}", connection.server))?;
+            scene.part(connection)?;
         }
         let outcome = scene.finish()?;
         let sums = Sums::of(&outcome.events);

@@ -185,7 +185,8 @@ impl Sink for OtlpSink {
             | Event::Loss(_) => true,
         };
         if wanted {
-            self.exporter.event(&event.entity(), event);
+            let entity = event.who().map_or(&Entity::Host, |who| &who.entity);
+            self.exporter.event(entity, event);
         }
         Ok(Flow::More)
     }
@@ -197,21 +198,5 @@ impl Sink for OtlpSink {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
-    }
-}
-
-impl Event {
-    /// Whose resource the event belongs to.
-    fn entity(&self) -> Entity {
-        match self {
-            Self::Retransmit(event) => event.connection.who.entity.clone(),
-            Self::Reset(event) => event.connection.who.entity.clone(),
-            Self::Connect(event) => event.connection.who.entity.clone(),
-            Self::Close(event) => event.connection.who.entity.clone(),
-            Self::Lookup(event) => event.who.entity.clone(),
-            Self::SyscallSummary(event) => event.who.entity.clone(),
-            Self::SyscallSlow(event) => event.who.entity.clone(),
-            Self::Loss(_) => Entity::Host,
-        }
     }
 }

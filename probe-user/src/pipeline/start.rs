@@ -107,9 +107,7 @@ impl Pipeline {
             return Err(error);
         }
         if config.tcp.names && signals.iter().any(|running| running.name == Tcp.object().name) {
-            // First: the others' records are understood with it.
-            let names = start_names(config, &mut loader, cgroup.as_ref().ok(), filter);
-            signals.splice(..0, names);
+            signals.extend(start_names(config, &mut loader, cgroup.as_ref().ok(), filter));
         }
         let cgroup = cgroup.ok();
         give_back_privileges(&signals, conntrack.is_some());

@@ -156,6 +156,31 @@ impl Attributes for Event {
 }
 
 impl Event {
+    /// The connection that it happened to, if it is one of tcp's.
+    #[must_use]
+    pub fn connection(&self) -> Option<&tcp::Connection> {
+        match self {
+            Self::Retransmit(event) => Some(&event.connection),
+            Self::Reset(event) => Some(&event.connection),
+            Self::Connect(event) => Some(&event.connection),
+            Self::Close(event) => Some(&event.connection),
+            Self::Lookup(_) | Self::SyscallSummary(_) | Self::SyscallSlow(_) | Self::Loss(_) => None,
+        }
+    }
+
+    /// Whose it was; nobody's, where it is about probe itself.
+    #[must_use]
+    pub fn who(&self) -> Option<&Who> {
+        match self {
+            Self::Lookup(event) => Some(&event.who),
+            Self::SyscallSummary(event) => Some(&event.who),
+            Self::SyscallSlow(event) => Some(&event.who),
+            Self::Retransmit(_) | Self::Reset(_) | Self::Connect(_) | Self::Close(_) | Self::Loss(_) => {
+                self.connection().map(|connection| &connection.who)
+            }
+        }
+    }
+
     fn inner(&self) -> &dyn Attributes {
         match self {
             Self::Retransmit(event) => event,

@@ -66,10 +66,7 @@ pub(crate) fn connections_that_end() -> Result<()> {
             let back = octets * i64::from(BACK);
             scene.client.tell(&format!("receive {} {back}", connection.client))?;
             match first {
-                "client" => {
-                    scene.client.tell(&format!("close {}", connection.client))?;
-                    scene.server.tell(&format!("close {}", connection.server))?;
-                }
+                "client" => scene.part(&connection)?,
                 "server" => {
                     scene.server.tell(&format!("close {}", connection.server))?;
                     scene.client.tell(&format!("close {}", connection.client))?;

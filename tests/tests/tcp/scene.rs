@@ -151,6 +151,13 @@ impl Scene {
         self.server.tell(&format!("receive {} {octets}", connection.server))
     }
 
+    /// Both ends close it, the client first.
+    pub(crate) fn part(&mut self, connection: &Connection) -> Result<()> {
+        self.client.tell(&format!("close {}", connection.client))?;
+        self.server.tell(&format!("close {}", connection.server))?;
+        Ok(())
+    }
+
     pub(crate) fn is_ours(&self, line: &Line) -> bool {
         line.int("linux.netns") == Some(self.netns.inode().into())
     }

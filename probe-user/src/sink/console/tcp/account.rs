@@ -292,27 +292,16 @@ impl Account {
 
     /// Takes an event in; those of other signals are none of its business.
     pub fn add(&mut self, event: &Event) {
-        let connection = match event {
-            Event::Retransmit(event) => {
-                self.retransmit(event);
-                &event.connection
-            }
-            Event::Reset(event) => {
-                self.reset(event);
-                &event.connection
-            }
-            Event::Connect(event) => {
-                self.connect(event);
-                &event.connection
-            }
-            Event::Close(event) => {
-                self.close(event);
-                &event.connection
-            }
-            Event::Lookup(_) | Event::SyscallSummary(_) | Event::SyscallSlow(_) | Event::Loss(_) => return,
-        };
+        match event {
+            Event::Retransmit(event) => self.retransmit(event),
+            Event::Reset(event) => self.reset(event),
+            Event::Connect(event) => self.connect(event),
+            Event::Close(event) => self.close(event),
+            Event::Lookup(_) | Event::SyscallSummary(_) | Event::SyscallSlow(_) | Event::Loss(_) => {}
+        }
         // As many as there are rows for.
-        if let Some(name) = &connection.peer_name
+        if let Some(connection) = event.connection()
+            && let Some(name) = &connection.peer_name
             && (self.peers.rows.contains_key(&connection.peer)
                 || self.doors.rows.contains_key(&ends(connection).1))
         {
