@@ -10,14 +10,36 @@ pub const KIND_RESENT: u16 = 2;
 pub const KIND_ORPHAN: u16 = 3;
 /// [`MessageRecord`]: a message that gives out something.
 pub const KIND_MESSAGE: u16 = 4;
+/// [`SegmentRecord`]: a part of a TCP stream.
+pub const KIND_SEGMENT: u16 = 5;
 
 /// Longest name on the wire, the closing zero included (RFC 1035, 2.3.4).
 pub const NAME_MAX: usize = 255;
 /// Room for a name; a power of two keeps the verifier's bounds simple.
 pub const NAME_ROOM: usize = 256;
-/// Octets of a message that are looked at for addresses: what every resolver takes over UDP (RFC 1035, 4.2.1). A power of two keeps
-/// the verifier's bounds simple.
+/// Octets of a header (RFC 1035, 4.1.1): there the question begins.
+pub const HEADER: usize = 12;
+/// Octets of a message that are looked at: what every resolver takes over UDP (RFC 1035, 4.2.1). A power of two keeps the verifier's
+/// bounds simple.
 pub const MESSAGE_ROOM: usize = 512;
+/// Octets of a TCP segment in one record; a power of two.
+pub const SEGMENT_ROOM: usize = 1024;
+
+/// [`Asked::role`]: the socket asks.
+pub const ROLE_CLIENT: u8 = 0;
+/// [`Asked::role`]: the socket is asked.
+pub const ROLE_SERVER: u8 = 1;
+
+/// [`SegmentRecord::flags`]: from who asks to who is asked.
+pub const SEGMENT_QUERY: u8 = 1 << 0;
+/// [`SegmentRecord::flags`]: the socket is that of who is asked ([`ROLE_SERVER`]).
+pub const SEGMENT_SERVER: u8 = 1 << 1;
+/// [`SegmentRecord::flags`]: SYN; the stream's first octet has the next sequence number.
+pub const SEGMENT_SYN: u8 = 1 << 2;
+/// [`SegmentRecord::flags`]: FIN; no octet comes behind this segment's.
+pub const SEGMENT_FIN: u8 = 1 << 3;
+/// [`SegmentRecord::flags`]: RST.
+pub const SEGMENT_RST: u8 = 1 << 4;
 
 /// Which answer belongs to which question.
 #[repr(C)]
@@ -26,9 +48,9 @@ pub const MESSAGE_ROOM: usize = 512;
 pub struct PendingKey {
     /// Socket cookie.
     pub cookie: u64,
-    /// Server as the process addressed it (before NAT).
-    pub server: Address,
-    /// Port as the process addressed it, host byte order.
+    /// Who is asked, as the process addressed it (before NAT); at the one who is asked, who asks.
+    pub peer: Address,
+    /// Port of the peer, as above, host byte order; 0: peer and port are not known.
     pub port: u16,
     /// Transaction id, host byte order.
     pub id: u16,
@@ -37,35 +59,47 @@ pub struct PendingKey {
 }
 const _: () = assert!(size_of::<PendingKey>() == 32);
 
-/// A question that waits for its answer.
+/// A question, without its name.
 #[repr(C)]
 #[cfg_attr(feature = "bytemuck", derive(bytemuck::Pod, bytemuck::Zeroable))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Pending {
-    /// When the query left, CLOCK_MONOTONIC nanoseconds.
+pub struct Asked {
+    /// When the query left (at who is asked: came), CLOCK_MONOTONIC nanoseconds.
     pub sent_ns: u64,
     /// cgroup v2 id of the socket; 0: unknown.
     pub cgroup_id: u64,
-    /// Process that addressed the server.
+    /// Process that addressed the server; at the one who is asked, the one that answers.
     pub owner: Owner,
     /// Inode number of the network namespace; 0: unknown.
     pub netns: u32,
     /// QTYPE.
     pub qtype: u16,
-    /// 1: first try.
+    /// How often it was sent under the same key; 1: once.
     pub attempt: u16,
     /// `wire::FAMILY_*` of the packets.
     pub family: u8,
-    /// Bytes of `name` in use, the closing zero included.
+    /// Octets of the name, the closing zero included.
     pub name_len: u8,
+    /// `ROLE_*` of the socket.
+    pub role: u8,
     /// Zero.
-    pub _pad: [u8; 6],
+    pub _pad: [u8; 5],
+}
+const _: () = assert!(size_of::<Asked>() == 64);
+
+/// A question that waits for its answer.
+#[repr(C)]
+#[cfg_attr(feature = "bytemuck", derive(bytemuck::Pod, bytemuck::Zeroable))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pending {
+    /// The question.
+    pub asked: Asked,
     /// Name in wire format.
     pub name: [u8; NAME_ROOM],
 }
 const _: () = assert!(size_of::<Pending>() == 320);
 
-/// A lookup that came to its end.
+/// A lookup over UDP that came to its end.
 #[repr(C)]
 #[cfg_attr(feature = "bytemuck", derive(bytemuck::Pod, bytemuck::Zeroable))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,16 +109,56 @@ pub struct LookupRecord {
     pub header: RecordHeader,
     /// What it was found by.
     pub key: PendingKey,
-    /// Flags of the answer (RFC 1035, 4.1.1), host byte order: QR, opcode, AA, TC, RD, RA, RCODE.
-    pub flags: u16,
-    /// ANCOUNT of the answer.
-    pub answers: u16,
+    /// The question. For [`KIND_ORPHAN`] only what the answer itself tells.
+    pub asked: Asked,
+    /// Octets of the whole message.
+    pub message_len: u32,
+    /// Octets of it in use here.
+    pub len: u16,
     /// Zero.
-    pub _pad: u32,
-    /// The question. For [`KIND_ORPHAN`] only what the answer itself tells: name, type, family.
-    pub pending: Pending,
+    pub _pad: u16,
+    /// The answer, or its beginning; for [`KIND_RESENT`] the query. Its question is the one that was asked, but for the case of
+    /// letters.
+    pub octets: [u8; MESSAGE_ROOM],
 }
-const _: () = assert!(size_of::<LookupRecord>() == 376);
+const _: () = assert!(size_of::<LookupRecord>() == 632);
+
+/// A part of what a TCP connection to or from a server carries, as it passed its socket: what is sent again is here again, and what
+/// comes has not been looked at by TCP.
+#[repr(C)]
+#[cfg_attr(feature = "bytemuck", derive(bytemuck::Pod, bytemuck::Zeroable))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SegmentRecord {
+    /// Kind [`KIND_SEGMENT`]; time: when it passed.
+    pub header: RecordHeader,
+    /// Socket cookie.
+    pub cookie: u64,
+    /// cgroup v2 id of the socket; 0: unknown.
+    pub cgroup_id: u64,
+    /// Process that connected.
+    pub owner: Owner,
+    /// Who is asked, as the process addressed it (before NAT); at the one who is asked, who asks. Zero where that is not known.
+    pub peer: Address,
+    /// Port of the peer, as above, host byte order.
+    pub port: u16,
+    /// `wire::FAMILY_*`.
+    pub family: u8,
+    /// `SEGMENT_*` bits. FIN and RST are on the last record of a segment.
+    pub flags: u8,
+    /// Inode number of the network namespace; 0: unknown.
+    pub netns: u32,
+    /// Sequence number of the first of `octets`; of a SYN, its own.
+    pub seq: u32,
+    /// Octets that came right behind these, and are in no record: a segment has more than is looked at.
+    pub missing: u32,
+    /// Octets in use.
+    pub len: u16,
+    /// Zero.
+    pub _pad: [u8; 6],
+    /// The octets.
+    pub octets: [u8; SEGMENT_ROOM],
+}
+const _: () = assert!(size_of::<SegmentRecord>() == 1128);
 
 /// What a process's connect or send said about a socket.
 #[repr(C)]

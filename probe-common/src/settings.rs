@@ -58,10 +58,12 @@ pub struct Settings {
     pub slow_ns: u64,
     /// dns: ports of servers, host byte order; 0: unused.
     pub dns_ports: [u16; DNS_PORTS],
+    /// dns: 1: servers of this host are looked at too.
+    pub dns_servers: u64,
     /// syscalls: one bit a system call number (native table).
     pub syscall_set: [u64; SYSCALL_SET_BITS / 64],
 }
-const _: () = assert!(size_of::<Settings>() == 232);
+const _: () = assert!(size_of::<Settings>() == 240);
 
 impl Settings {
     /// No filter, every kind of record, DNS on port 53.
@@ -81,6 +83,7 @@ impl Settings {
         interval: 1,
         slow_ns: 0,
         dns_ports: [53, 0, 0, 0],
+        dns_servers: 0,
         syscall_set: [0; SYSCALL_SET_BITS / 64],
     };
 }

@@ -175,6 +175,8 @@ pub struct DnsOptions {
     pub ports: Vec<u16>,
     /// After how long a lookup counts as unanswered.
     pub timeout: Duration,
+    /// Whether servers of this host are looked at too, from their end.
+    pub servers: bool,
     /// Only events of names that match.
     pub name: Option<Glob>,
     /// Only events of these types.
@@ -190,6 +192,7 @@ impl Default for DnsOptions {
         Self {
             ports: vec![53],
             timeout: Duration::from_secs(5),
+            servers: false,
             name: None,
             types: Vec::new(),
             rcodes: Vec::new(),

@@ -166,6 +166,20 @@ pub mod key {
     pub const DNS_ATTEMPT: &str = "dns.attempt";
     /// Records in the answer section.
     pub const DNS_ANSWERS: &str = "dns.answers";
+    /// The smallest time to live in the answer section, seconds.
+    pub const DNS_TTL: &str = "dns.ttl";
+    /// `server`: seen where it was answered. Absent: where it was asked.
+    pub const DNS_ROLE: &str = "dns.role";
+    /// `true`: asked over TCP because the answer over UDP had been cut.
+    pub const DNS_FALLBACK: &str = "dns.fallback";
+    /// `true`: of A and AAAA, asked beside each other, the other was answered and this one was not.
+    pub const DNS_LOST_TWIN: &str = "dns.lost_twin";
+    /// Lookups of names that do not exist that went before this one for the sake of a search list.
+    pub const DNS_SEARCH_MISSES: &str = "dns.search_misses";
+    /// Address of who asked, on what was seen at the server.
+    pub const CLIENT_ADDRESS: &str = "client.address";
+    /// Port of who asked.
+    pub const CLIENT_PORT: &str = "client.port";
     /// Address of the server.
     pub const SERVER_ADDRESS: &str = "server.address";
     /// Port of the server.

@@ -389,6 +389,11 @@ impl Pipeline {
             if let Err(error) = read {
                 tracing::warn!(signal = name, %error, "the loss counters do not read");
             }
+            for (counter, count) in signal.lost() {
+                if let Some(remedy) = counter.remedy().filter(|_| count != 0) {
+                    lost(counter.place(), count, remedy);
+                }
+            }
             let missing = skipped_runs.saturating_sub(*made_up);
             if missing > *skipped {
                 lost(SKIPPED, missing - *skipped, SKIPPED_REMEDY);
@@ -415,6 +420,7 @@ const fn full_map(counter: Counter) -> Option<&'static str> {
         Counter::Produced
         | Counter::RingFull
         | Counter::KernelRead
+        | Counter::DnsStreams
         | Counter::DnsMalformed
         | Counter::DnsOrphans
         | Counter::MadeUp

@@ -144,10 +144,16 @@ registry! {
         [key::TCP_HANDSHAKE_ROLE];
     DNS_LOOKUP_DURATION: Timer = "dns.lookup.duration", "s",
         "Time from the packet that completes a DNS query to the packet that completes its response.",
-        [key::DNS_QUESTION_TYPE, key::DNS_RESPONSE_CODE, key::ERROR_TYPE, key::SERVER_ADDRESS];
+        [key::DNS_QUESTION_TYPE, key::DNS_RESPONSE_CODE, key::ERROR_TYPE, key::SERVER_ADDRESS, key::DNS_ROLE];
     DNS_LOOKUP_UNANSWERED: Counter = "dns.lookup.unanswered", "{lookup}",
         "DNS lookups that got no response within the timeout.",
-        [key::DNS_QUESTION_TYPE, key::SERVER_ADDRESS, key::NETWORK_TRANSPORT];
+        [key::DNS_QUESTION_TYPE, key::SERVER_ADDRESS, key::NETWORK_TRANSPORT, key::DNS_ROLE];
+    DNS_LOOKUP_LOST_TWIN: Counter = "dns.lookup.lost_twin", "{lookup}",
+        "DNS lookups for A or AAAA that got no response, while the other, asked beside it, got one.",
+        [key::SERVER_ADDRESS];
+    DNS_LOOKUP_SEARCH_MISSES: Counter = "dns.lookup.search_misses", "{lookup}",
+        "DNS lookups of names that do not exist, made for the sake of a search list before the name was found.",
+        [key::SERVER_ADDRESS];
     SYSCALL_DURATION: Timer = "process.syscall.duration", "s",
         "Time from entry to exit of system calls; its count is the number of calls.",
         [key::SYSCALL_NAME, key::SYSCALL_CLASS];

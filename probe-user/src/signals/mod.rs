@@ -88,6 +88,11 @@ pub trait Signal: Send {
     /// A counter of its programs has risen by so much. Comes just before [`Self::interval`].
     fn counted(&mut self, _counter: Counter, _by: u64) {}
 
+    /// What this side has lost since the last time, after all had come that the programs gave it.
+    fn lost(&mut self) -> Vec<(Counter, u64)> {
+        Vec::new()
+    }
+
     /// An interval has ended: brings the series up to date, and sums the interval up. `next` is the number of the interval
     /// that begins; the programs have been told. `None`: it has nothing to say for itself.
     ///

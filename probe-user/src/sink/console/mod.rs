@@ -66,7 +66,7 @@ fn lookup_line(out: &mut dyn Write, lookup: &dns::Lookup) -> io::Result<()> {
         dns::Outcome::Answered => lookup.rcode.as_deref().unwrap_or(""),
         outcome => outcome.as_str(),
     };
-    let server = lookup.server.map(|(address, port)| std::net::SocketAddr::new(address, port).to_string());
+    let server = lookup.peer.map(|peer| peer.to_string());
     writeln!(
         out,
         "{:<12} {:>8} {:<10} {:<6} {:<34} {:<20} {:>3}  {}",
@@ -162,7 +162,7 @@ fn tcp_summary(out: &mut dyn Write, summary: &signals::tcp::Summary) -> io::Resu
 }
 
 fn dns_summary(out: &mut dyn Write, summary: &dns::Summary) -> io::Result<()> {
-    let dns::Summary { durations, rcodes, unanswered, late, malformed, unsolicited } = summary;
+    let dns::Summary { durations, rcodes, unanswered, late, malformed, unsolicited, .. } = summary;
     write!(out, "dns       {} lookups answered", durations.count())?;
     if durations.count() != 0 {
         let codes: Vec<String> = rcodes.iter().map(|(code, count)| format!("{code} {count}")).collect();

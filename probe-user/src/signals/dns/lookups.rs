@@ -1,0 +1,409 @@
+//! What becomes of lookups. Needs no kernel.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use probe_common::dns::{
+    Asked, HEADER, KIND_ANSWERED, KIND_ORPHAN, KIND_RESENT, KIND_SEGMENT, LookupRecord, Pending, PendingKey,
+    ROLE_CLIENT, ROLE_SERVER, SegmentRecord,
+};
+use probe_common::wire::Address;
+
+use super::event::{Lookup, Outcome, Role, Transport};
+use super::history::{Asker, Folded, SearchLists, Tries, Twins};
+use super::late::GivenUp;
+use super::message::{self, Answer};
+use super::tcp::{Connections, Ended, Exchange};
+use super::text::{name_text, rcode_text, type_text};
+use crate::collect::{self, DecodeError};
+use crate::config::DnsOptions;
+use crate::event::key;
+use crate::series::{Attr, Histogram, attr, metrics};
+use crate::signals::{Context, Event, tcp};
+
+/// Response codes after which a resolver asks somebody else (RFC 1035, 4.1.1): FORMERR, SERVFAIL, NOTIMP, REFUSED.
+const OF_NO_USE: [u16; 4] = [1, 2, 4, 5];
+/// Response codes of names that exist and that do not.
+const NOERROR: u16 = 0;
+const NXDOMAIN: u16 = 3;
+
+/// What becomes of lookups: needs no kernel.
+#[derive(Debug)]
+pub struct Lookups {
+    options: DnsOptions,
+    given_up: GivenUp,
+    connections: Connections,
+    tries: Tries,
+    twins: Twins,
+    search_lists: SearchLists,
+    summary: Summary,
+}
+
+/// A question that has come to its end, wherever it waited.
+struct Question<'a> {
+    asked: &'a Asked,
+    cookie: u64,
+    peer: &'a Address,
+    /// 0: peer and port are not known.
+    port: u16,
+    /// Hash of name, type and class ([`probe_common::question::parse`]).
+    hash: u32,
+    /// In wire format.
+    name: &'a [u8],
+    transport: Transport,
+}
+
+/// How.
+#[derive(Clone, Copy)]
+enum End {
+    Answered(Answer),
+    Unanswered,
+    Late(Answer),
+}
+
+impl Lookups {
+    /// None yet.
+    #[must_use]
+    pub fn new(options: DnsOptions) -> Self {
+        let twins = Twins::new(options.timeout);
+        Self {
+            options,
+            given_up: GivenUp::default(),
+            connections: Connections::default(),
+            tries: Tries::default(),
+            twins,
+            search_lists: SearchLists::default(),
+            summary: Summary::default(),
+        }
+    }
+
+    /// Takes a record in, as [`crate::signals::Signal::record`].
+    ///
+    /// # Errors
+    ///
+    /// When it is none of this signal's.
+    pub fn record(&mut self, bytes: &[u8], context: &mut Context<'_>) -> Result<(), DecodeError> {
+        let header = collect::header(bytes)?;
+        match header.kind {
+            KIND_ANSWERED | KIND_RESENT | KIND_ORPHAN => self.lookup(&collect::record(bytes)?, context),
+            KIND_SEGMENT => self.segment(&collect::record(bytes)?, context),
+            kind => Err(DecodeError::Kind(kind)),
+        }
+    }
+
+    /// One over UDP.
+    fn lookup(&mut self, record: &LookupRecord, context: &mut Context<'_>) -> Result<(), DecodeError> {
+        let LookupRecord { header, key, asked, message_len: _, len, _pad, octets } = record;
+        let octets = octets.get(..usize::from(*len)).ok_or(DecodeError::Value("length"))?;
+        let name = HEADER..HEADER + usize::from(asked.name_len);
+        let name = octets.get(name).ok_or(DecodeError::Value("name"))?;
+        let answer = message::answer(octets).ok_or(DecodeError::Value("message"))?;
+        let question = Question {
+            asked,
+            cookie: key.cookie,
+            peer: &key.peer,
+            port: key.port,
+            hash: key.question,
+            name,
+            transport: Transport::Udp,
+        };
+        match header.kind {
+            KIND_ANSWERED => self.end(&question, header.time_ns, End::Answered(answer), context),
+            KIND_RESENT => self.end(&question, header.time_ns, End::Unanswered, context),
+            // Where nobody waited, the programs have counted it.
+            _ => match self.given_up.take(header.time_ns, key) {
+                Some(Pending { asked, name }) => {
+                    let name = name.get(..usize::from(asked.name_len)).unwrap_or_default();
+                    let question = Question { asked: &asked, name, ..question };
+                    self.end(&question, header.time_ns, End::Late(answer), context)
+                }
+                None => Ok(()),
+            },
+        }
+    }
+
+    /// A part of a TCP stream.
+    fn segment(&mut self, record: &SegmentRecord, context: &mut Context<'_>) -> Result<(), DecodeError> {
+        let mut ended = Vec::new();
+        self.connections.segment(record, &mut |exchange| ended.push(exchange))?;
+        self.exchanges(ended, context);
+        Ok(())
+    }
+
+    /// A question waits since a while: whoever asks it again tries again.
+    pub fn waiting(&mut self, key: &PendingKey, asked: &Asked) {
+        if asked.role == ROLE_CLIENT {
+            self.tries.tried(Asker::of(asked, key.cookie), key.question, asked.sent_ns);
+        }
+    }
+
+    /// Reports a question over UDP that has waited too long, and remembers it in case its answer comes late.
+    pub fn give_up(&mut self, now_ns: u64, key: PendingKey, mut pending: Pending, context: &mut Context<'_>) {
+        let Pending { asked, name } = &pending;
+        let question = Question {
+            asked,
+            cookie: key.cookie,
+            peer: &key.peer,
+            port: key.port,
+            hash: key.question,
+            name: name.get(..usize::from(asked.name_len)).unwrap_or_default(),
+            transport: Transport::Udp,
+        };
+        let attempt = self.attempt(&question);
+        if let Err(error) = self.end(&question, now_ns, End::Unanswered, context) {
+            tracing::debug!(%error, "a waiting question does not decode");
+        }
+        pending.asked.attempt = attempt;
+        self.given_up.insert(now_ns, key, pending);
+    }
+
+    /// Reports questions over TCP that have waited too long.
+    pub fn tick(&mut self, now_ns: u64, context: &mut Context<'_>) {
+        let mut ended = Vec::new();
+        let timeout_ns = u64::try_from(self.options.timeout.as_nanos()).unwrap_or(u64::MAX);
+        self.connections.expire(now_ns, timeout_ns, &mut |exchange| ended.push(exchange));
+        self.exchanges(ended, context);
+    }
+
+    fn exchanges(&mut self, ended: Vec<Exchange>, context: &mut Context<'_>) {
+        for Exchange { cookie, time_ns, asked, peer, port, question, name, ended } in ended {
+            let question = Question {
+                asked: &asked,
+                cookie,
+                peer: &peer,
+                port,
+                hash: question,
+                name: &name,
+                transport: Transport::Tcp,
+            };
+            let end = match ended {
+                Ended::Answered(answer) => End::Answered(answer),
+                Ended::Unanswered => End::Unanswered,
+                Ended::Late(answer) => End::Late(answer),
+            };
+            if let Err(error) = self.end(&question, time_ns, end, context) {
+                tracing::debug!(%error, "a message over TCP does not decode");
+            }
+        }
+    }
+
+    /// TCP connections whose messages could no longer be told apart, since the last time.
+    pub fn take_lost_streams(&mut self) -> u64 {
+        self.connections.take_lost()
+    }
+
+    /// Ends an interval: what it brought, except what only the programs' counters tell.
+    pub fn take_summary(&mut self) -> Summary {
+        std::mem::take(&mut self.summary)
+    }
+
+    fn attempt(&self, question: &Question<'_>) -> u16 {
+        let Question { asked, cookie, hash, .. } = question;
+        if asked.role == ROLE_SERVER {
+            // How often it was sent, who asks knows.
+            return asked.attempt.max(1);
+        }
+        self.tries.number(Asker::of(asked, *cookie), *hash, asked.sent_ns).max(asked.attempt)
+    }
+
+    fn end(
+        &mut self,
+        question: &Question<'_>,
+        time_ns: u64,
+        end: End,
+        context: &mut Context<'_>,
+    ) -> Result<(), DecodeError> {
+        let Question { asked, cookie, peer, port, hash, name, transport } = *question;
+        let (outcome, answer) = match end {
+            End::Answered(answer) => (Outcome::Answered, Some(answer)),
+            End::Unanswered => (Outcome::Unanswered, None),
+            End::Late(answer) => (Outcome::Late, Some(answer)),
+        };
+        let mut lookup = Lookup {
+            time_unix_ns: context.clock.wall(time_ns),
+            who: context.owners.who(&asked.owner, asked.cgroup_id, asked.netns),
+            name: name_text(name).ok_or(DecodeError::Value("name"))?,
+            qtype: type_text(asked.qtype),
+            rcode: answer.map(|answer| rcode_text(answer.rcode)),
+            outcome,
+            duration: Duration::from_nanos(time_ns.saturating_sub(asked.sent_ns)),
+            role: if asked.role == ROLE_SERVER { Role::Server } else { Role::Client },
+            peer: match port {
+                0 => None,
+                port => Some(SocketAddr::new(tcp::address(asked.family, peer)?, port)),
+            },
+            transport,
+            truncated: answer.is_some_and(|answer| answer.truncated),
+            fallback: false,
+            attempt: match outcome {
+                Outcome::Late => asked.attempt,
+                Outcome::Answered | Outcome::Unanswered => self.attempt(question),
+            },
+            answers: answer.map(|answer| answer.answers),
+            ttl: answer.and_then(|answer| answer.ttl).map(|ttl| Duration::from_secs(ttl.into())),
+            lost_twin: false,
+            search_misses: 0,
+        };
+        if lookup.role == Role::Client {
+            let asker = Asker::of(asked, cookie);
+            let name = Folded::of(name);
+            lookup.fallback = transport == Transport::Tcp
+                && outcome != Outcome::Late
+                && self.tries.take_cut(asker, hash, asked.sent_ns);
+            match (outcome, answer) {
+                (Outcome::Answered | Outcome::Late, Some(answer)) => {
+                    if OF_NO_USE.contains(&answer.rcode) {
+                        self.tries.tried(asker, hash, asked.sent_ns);
+                    } else {
+                        self.tries.settled(asker, hash, time_ns);
+                        self.twins.answered(asker, &name, asked.qtype, asked.sent_ns, time_ns);
+                    }
+                    if answer.truncated && transport == Transport::Udp {
+                        self.tries.cut(asker, hash, time_ns);
+                    }
+                    if answer.rcode == NXDOMAIN {
+                        self.search_lists.miss(asker, &name, time_ns);
+                    } else if answer.rcode == NOERROR && answer.answers != 0 {
+                        lookup.search_misses = self.search_lists.found(asker, &name, time_ns);
+                    }
+                }
+                _ => {
+                    self.tries.tried(asker, hash, asked.sent_ns);
+                    lookup.lost_twin = self.twins.is_lost(asker, &name, asked.qtype, asked.sent_ns);
+                }
+            }
+        }
+        self.take_in(lookup, context);
+        Ok(())
+    }
+
+    fn take_in(&mut self, lookup: Lookup, context: &mut Context<'_>) {
+        self.count(&lookup, context);
+        match lookup.role {
+            Role::Client => self.summary.add(&lookup),
+            Role::Server => self.summary.served(&lookup),
+        }
+        if self.options.wants(&lookup)
+            && let Some(events) = &mut context.events
+        {
+            events(Event::Lookup(lookup));
+        }
+    }
+
+    /// Into the series.
+    fn count(&self, lookup: &Lookup, context: &mut Context<'_>) {
+        let entity = &lookup.who.entity;
+        let store = &mut *context.store;
+        let qtype = attr(key::DNS_QUESTION_TYPE, lookup.qtype.clone());
+        // At the server it is who answers that counts; who asks are many.
+        let end: Option<Attr> = match lookup.role {
+            Role::Client => lookup.peer.map(|peer| attr(key::SERVER_ADDRESS, peer.ip().to_string())),
+            Role::Server => Some(attr(key::DNS_ROLE, "server")),
+        };
+        match lookup.outcome {
+            Outcome::Answered => {
+                let rcode = attr(key::DNS_RESPONSE_CODE, lookup.rcode.clone().unwrap_or_default());
+                let failed = lookup.rcode.clone().filter(|rcode| rcode != "NOERROR");
+                let mut attrs = vec![qtype, rcode];
+                attrs.extend(end.clone());
+                attrs.extend(failed.map(|rcode| attr(key::ERROR_TYPE, rcode)));
+                store.record(entity, metrics::DNS_LOOKUP_DURATION, &attrs, lookup.duration);
+            }
+            Outcome::Unanswered => {
+                let mut attrs = vec![qtype, attr(key::NETWORK_TRANSPORT, lookup.transport.as_str())];
+                attrs.extend(end.clone());
+                store.add(entity, metrics::DNS_LOOKUP_UNANSWERED, &attrs, 1);
+            }
+            // The metrics have it as unanswered already.
+            Outcome::Late => {}
+        }
+        let end = end.as_slice();
+        if lookup.lost_twin {
+            store.add(entity, metrics::DNS_LOOKUP_LOST_TWIN, end, 1);
+        }
+        if lookup.search_misses != 0 {
+            store.add(entity, metrics::DNS_LOOKUP_SEARCH_MISSES, end, lookup.search_misses.into());
+        }
+    }
+}
+
+impl DnsOptions {
+    /// Whether an event passes the filters that only user space can apply.
+    fn wants(&self, lookup: &Lookup) -> bool {
+        self.name.as_ref().is_none_or(|glob| glob.matches(&lookup.name))
+            && (self.types.is_empty()
+                || self.types.iter().any(|qtype| qtype.eq_ignore_ascii_case(&lookup.qtype)))
+            && (self.rcodes.is_empty()
+                || lookup
+                    .rcode
+                    .as_ref()
+                    .is_some_and(|rcode| self.rcodes.iter().any(|wanted| wanted.eq_ignore_ascii_case(rcode))))
+            && self.slower_than.is_none_or(|least| lookup.duration >= least)
+    }
+}
+
+/// What one interval brought.
+#[derive(Clone, Debug, Default)]
+pub struct Summary {
+    /// Of answered lookups.
+    pub durations: Histogram,
+    /// Answered lookups by response code.
+    pub rcodes: BTreeMap<Cow<'static, str>, u64>,
+    /// Lookups that nobody answered in time.
+    pub unanswered: u64,
+    /// Those of them whose twin (A, AAAA) was answered.
+    pub lost_twins: u64,
+    /// Answers that came after that.
+    pub late: u64,
+    /// Lookups, answered or not, that were no first try.
+    pub retries: u64,
+    /// Answers over UDP that were cut, and lookups over TCP because of that.
+    pub truncated: u64,
+    /// See there.
+    pub fallbacks: u64,
+    /// Names found after lookups of names that do not exist, for the sake of a search list; and those lookups.
+    pub searched: u64,
+    /// See there.
+    pub search_misses: u64,
+    /// Of lookups answered by servers of this host, seen there.
+    pub served: Histogram,
+    /// Lookups that servers of this host did not answer in time, and those answered after that.
+    pub not_served: u64,
+    /// See there.
+    pub served_late: u64,
+    /// Packets to or from the DNS port that hold no single well-formed question.
+    pub malformed: u64,
+    /// Answers to questions that nobody is known to have asked.
+    pub unsolicited: u64,
+}
+
+impl Summary {
+    fn add(&mut self, lookup: &Lookup) {
+        match lookup.outcome {
+            Outcome::Answered => {
+                self.durations.record(lookup.duration);
+                *self.rcodes.entry(lookup.rcode.clone().unwrap_or_default()).or_default() += 1;
+            }
+            Outcome::Unanswered => self.unanswered += 1,
+            Outcome::Late => self.late += 1,
+        }
+        if lookup.outcome != Outcome::Late {
+            self.retries += u64::from(lookup.attempt > 1);
+        }
+        self.lost_twins += u64::from(lookup.lost_twin);
+        self.truncated += u64::from(lookup.truncated && lookup.transport == Transport::Udp);
+        self.fallbacks += u64::from(lookup.fallback);
+        self.searched += u64::from(lookup.search_misses != 0);
+        self.search_misses += u64::from(lookup.search_misses);
+    }
+
+    fn served(&mut self, lookup: &Lookup) {
+        match lookup.outcome {
+            Outcome::Answered => self.served.record(lookup.duration),
+            Outcome::Unanswered => self.not_served += 1,
+            Outcome::Late => self.served_late += 1,
+        }
+    }
+}
