@@ -4,20 +4,17 @@
 //! answer counts only if it has the address and port of a server that the socket addressed: of a connected socket the kernel sees
 //! to that, and what others address is noted. Ids are not compared.
 
-use aya_ebpf::EbpfContext;
-use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_skb_load_bytes};
 use aya_ebpf::macros::{cgroup_skb, cgroup_sock_addr, map};
 use aya_ebpf::maps::LruHashMap;
 use aya_ebpf::programs::{SkBuffContext, SockAddrContext};
-use probe_common::dns::{AddressedKey, KIND_MESSAGE, MESSAGE_ROOM, MessageRecord};
+use probe_common::dns::{AddressedKey, HEADER, KIND_MESSAGE, MessageRecord};
 use probe_common::wire::{FAMILY_IPV4, FAMILY_IPV6, RecordHeader};
 use probe_ebpf::socket::words;
 use probe_ebpf::{Error, Result, emit};
 
-use super::{
-    BPF_ANY, DNS_HEADER, DnsHeader, NEUTRAL, OPCODE, Packet, RESPONSE, addressed, addressed_server, load,
-    netns, now, provably_1_to, skb, source, watched, watched_port,
-};
+use super::address::{addressed, addressed_server, watched, watched_port};
+use super::packet::{DnsHeader, OPCODE, Packet, RESPONSE, load, netns, source};
+use super::{BPF_ANY, NEUTRAL, cookie, now};
 
 /// RCODE of the flags (RFC 1035, 4.1.1); 0: no error.
 const RCODE: u16 = 0x000f;
@@ -62,13 +59,16 @@ pub fn names_ingress(ctx: SkBuffContext) -> i32 {
 
 fn try_names(ctx: &SkBuffContext) -> Result<()> {
     // Before anything else: most packets are none.
-    let packet = Packet::udp(ctx)?;
+    let packet = Packet::of(ctx)?;
+    if packet.is_tcp {
+        return Err(Error::NotOurs);
+    }
     let settings = emit::settings().ok_or(Error::NotOurs)?;
     if !watched(settings, packet.source_port) {
         return Err(Error::NotOurs);
     }
-    let mut header = DnsHeader([0; DNS_HEADER as usize]);
-    load(ctx, packet.payload, &mut header.0)?;
+    let mut header = DnsHeader([0; HEADER]);
+    load(ctx, packet.message(), &mut header.0)?;
     if header.flags() & (RESPONSE | OPCODE | RCODE) != RESPONSE || header.answers() == 0 {
         return Err(Error::NotOurs);
     }
@@ -83,15 +83,8 @@ fn try_names(ctx: &SkBuffContext) -> Result<()> {
     let Some(record) = emit::reserve::<MessageRecord>() else { return Ok(()) };
     record.header = RecordHeader::of::<MessageRecord>(KIND_MESSAGE, now());
     record.netns = netns;
-    // SAFETY: the context of this hook.
-    let packet_len = unsafe { (&raw const (*skb(ctx)).len).read_volatile() };
-    let len =
-        provably_1_to::<MESSAGE_ROOM>(packet_len.saturating_sub(packet.payload).min(MESSAGE_ROOM as u32));
-    // SAFETY: the context of this hook, and a message's room.
-    let failed =
-        unsafe { bpf_skb_load_bytes(ctx.as_ptr(), packet.payload, record.octets.as_mut_ptr().cast(), len) };
     // A record must be handed over once there is one; without octets it says nothing.
-    record.len = if failed == 0 { len as u16 } else { 0 };
+    (_, record.len) = packet.copy_message(ctx, &mut record.octets);
     emit::submit(record);
     Ok(())
 }
@@ -106,7 +99,6 @@ fn was_addressed(ctx: &SkBuffContext, packet: &Packet) -> bool {
     if connected_port != 0 {
         return connected_port == packet.source_port && words(&connected) == words(&from.server);
     }
-    // SAFETY: the context of this hook.
-    from.cookie = unsafe { bpf_get_socket_cookie(ctx.as_ptr()) };
+    from.cookie = cookie(ctx);
     ADDRESSED.get_ptr(from).is_some()
 }
