@@ -155,4 +155,3 @@ impl Attributes for Lookup {
         self.who.visit(visitor);
     }
 }
-

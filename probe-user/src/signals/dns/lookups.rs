@@ -407,3 +407,203 @@ impl Summary {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use probe_common::wire::{FAMILY_IPV4, RecordHeader};
+
+    use super::*;
+    use crate::entity::{Entities, ProcessLimits, Processes};
+    use crate::kernel::cgroup::TreeLimits;
+    use crate::kernel::clock::Clock;
+    use crate::series::{Limits, Store};
+    use crate::signals::Owners;
+
+    const MS: u64 = 1_000_000;
+    const A: u16 = 1;
+    const AAAA: u16 = 28;
+    const SERVFAIL: u16 = 2;
+    const TC: u16 = 0x0200;
+
+    struct World {
+        lookups: Lookups,
+        clock: Clock,
+        owners: Owners,
+        store: Store,
+    }
+
+    impl World {
+        fn new() -> Self {
+            Self {
+                lookups: Lookups::new(DnsOptions::default()),
+                clock: Clock::new(),
+                owners: Owners::new(
+                    Entities::at(None, None, TreeLimits::default()),
+                    Processes::at(Path::new("/dev/null/proc"), ProcessLimits::default()),
+                ),
+                store: Store::new(Limits::default(), 1),
+            }
+        }
+
+        fn tell(&mut self, what: impl FnOnce(&mut Lookups, &mut Context<'_>)) -> Vec<Lookup> {
+            let mut told = Vec::new();
+            let mut push = |event| match event {
+                Event::Lookup(lookup) => told.push(lookup),
+                other => panic!("{other:?}"),
+            };
+            let mut context = Context {
+                clock: &self.clock,
+                owners: &mut self.owners,
+                store: &mut self.store,
+                events: Some(&mut push),
+            };
+            what(&mut self.lookups, &mut context);
+            told
+        }
+
+        /// A question over UDP, sent and answered at these milliseconds; with this code and flags.
+        fn answered(&mut self, try_: &Try, at_ms: u64, flags: u16) -> Lookup {
+            let record = try_.record(KIND_ANSWERED, at_ms, flags);
+            let told = self.tell(|lookups, context| {
+                lookups.record(bytemuck::bytes_of(&record), context).unwrap();
+            });
+            told.into_iter().next().unwrap()
+        }
+
+        fn given_up(&mut self, try_: &Try, at_ms: u64) -> Lookup {
+            let mut pending: Pending = bytemuck::Zeroable::zeroed();
+            pending.asked = try_.asked();
+            pending.name[..try_.name().len()].copy_from_slice(&try_.name());
+            let told =
+                self.tell(|lookups, context| lookups.give_up(at_ms * MS, try_.key(), pending, context));
+            told.into_iter().next().unwrap()
+        }
+    }
+
+    /// One try of a question.
+    #[derive(Clone, Copy)]
+    struct Try {
+        name: &'static str,
+        qtype: u16,
+        cookie: u64,
+        id: u16,
+        sent_ms: u64,
+    }
+
+    impl Try {
+        fn name(&self) -> Vec<u8> {
+            let labels = self.name.split('.').map(|label| [&[label.len() as u8], label.as_bytes()].concat());
+            labels.flatten().chain([0]).collect()
+        }
+
+        fn key(&self) -> PendingKey {
+            let question = self.name.bytes().fold(u32::from(self.qtype), |hash, octet| {
+                hash.wrapping_mul(31).wrapping_add(u32::from(octet))
+            });
+            let mut peer = [0; 16];
+            peer[..4].copy_from_slice(&[192, 0, 2, 53]);
+            PendingKey { cookie: self.cookie, peer, port: 53, id: self.id, question }
+        }
+
+        fn asked(&self) -> Asked {
+            let mut asked: Asked = bytemuck::Zeroable::zeroed();
+            asked.owner.tgid = 42;
+            asked.sent_ns = self.sent_ms * MS;
+            asked.qtype = self.qtype;
+            asked.attempt = 1;
+            asked.family = FAMILY_IPV4;
+            asked.name_len = self.name().len() as u8;
+            asked
+        }
+
+        fn record(&self, kind: u16, at_ms: u64, flags: u16) -> LookupRecord {
+            let mut record: LookupRecord = bytemuck::Zeroable::zeroed();
+            record.header = RecordHeader::of::<LookupRecord>(kind, at_ms * MS);
+            record.key = self.key();
+            record.asked = self.asked();
+            let answers = u16::from(flags == 0);
+            let mut message: Vec<u8> =
+                [self.id, 0x8180 | flags, 1, answers, 0, 0].into_iter().flat_map(u16::to_be_bytes).collect();
+            message.extend(self.name());
+            message.extend([self.qtype.to_be_bytes(), [0, 1]].concat());
+            message.extend(
+                [0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 0].into_iter().take(usize::from(answers) * 12),
+            );
+            record.message_len = message.len() as u32;
+            record.len = message.len() as u16;
+            record.octets[..message.len()].copy_from_slice(&message);
+            record
+        }
+    }
+
+    const ONE: Try = Try { name: "db.test", qtype: A, cookie: 1, id: 7, sent_ms: 1_000 };
+
+    #[test]
+    fn an_answer_says_what_it_says() {
+        let mut world = World::new();
+        let lookup = world.answered(&ONE, 1_020, 0);
+        assert_eq!((lookup.name.as_str(), lookup.rcode.as_deref()), ("db.test", Some("NOERROR")));
+        assert_eq!(lookup.duration, Duration::from_millis(20));
+        assert_eq!(lookup.peer, Some("192.0.2.53:53".parse().unwrap()));
+        assert_eq!((lookup.answers, lookup.ttl), (Some(1), Some(Duration::from_secs(60))));
+        assert_eq!(
+            (lookup.attempt, lookup.truncated, lookup.fallback, lookup.lost_twin),
+            (1, false, false, false)
+        );
+    }
+
+    #[test]
+    fn tries_of_a_process_are_numbered_whatever_socket_they_come_from() {
+        let mut world = World::new();
+        let second = Try { cookie: 2, id: 8, sent_ms: 3_000, ..ONE };
+        let third = Try { cookie: 3, id: 9, sent_ms: 3_500, ..ONE };
+        // Seen while it waits.
+        world.lookups.waiting(&ONE.key(), &ONE.asked());
+        assert_eq!(world.answered(&second, 3_010, SERVFAIL).attempt, 2);
+        assert_eq!(world.answered(&third, 3_520, 0).attempt, 3);
+        assert_eq!(world.given_up(&ONE, 6_000).attempt, 1);
+        assert_eq!(world.answered(&Try { sent_ms: 4_000, ..third }, 4_001, 0).attempt, 1, "asked anew");
+        let summary = world.lookups.take_summary();
+        assert_eq!((summary.retries, summary.unanswered, summary.durations.count()), (2, 1, 3));
+    }
+
+    #[test]
+    fn a_late_answer_keeps_the_number_of_its_try() {
+        let mut world = World::new();
+        assert_eq!(world.given_up(&ONE, 6_000).outcome, Outcome::Unanswered);
+        let second = Try { sent_ms: 6_100, ..ONE };
+        assert_eq!(world.given_up(&second, 11_200).attempt, 2);
+        let record = second.record(KIND_ORPHAN, 12_000, 0);
+        let bytes = bytemuck::bytes_of(&record);
+        let late = world.tell(|lookups, context| lookups.record(bytes, context).unwrap());
+        assert_eq!((late.len(), late[0].outcome, late[0].attempt), (1, Outcome::Late, 2));
+        assert_eq!(late[0].duration, Duration::from_millis(5_900));
+        assert!(world.tell(|lookups, context| lookups.record(bytes, context).unwrap()).is_empty());
+    }
+
+    #[test]
+    fn twins_search_lists_and_cut_answers() {
+        let mut world = World::new();
+        let twin = Try { qtype: AAAA, id: 8, sent_ms: 1_001, ..ONE };
+        world.answered(&ONE, 1_010, 0);
+        assert!(world.given_up(&twin, 6_001).lost_twin);
+        let both = [Try { name: "gone.test", ..ONE }, Try { name: "gone.test", ..twin }];
+        assert!(both.iter().all(|silent| !world.given_up(silent, 6_002).lost_twin));
+
+        let expanded = Try { name: "db.prod.default.svc.test", ..ONE };
+        world.answered(&expanded, 1_030, 3);
+        world.answered(&Try { qtype: AAAA, ..expanded }, 1_031, 3);
+        let found = Try { name: "db.prod.svc.test", ..ONE };
+        assert_eq!(world.answered(&found, 1_040, 0).search_misses, 2);
+
+        assert!(world.answered(&Try { name: "big.test", ..ONE }, 1_050, TC).truncated);
+        let summary = world.lookups.take_summary();
+        assert_eq!((summary.lost_twins, summary.unanswered), (1, 3));
+        assert_eq!((summary.searched, summary.search_misses, summary.truncated), (1, 2, 1));
+        let counted = |metric| world.store.usage().find(|usage| usage.metric == metric).unwrap().active;
+        assert_eq!(counted(metrics::DNS_LOOKUP_LOST_TWIN.0), 1);
+        assert_eq!(counted(metrics::DNS_LOOKUP_SEARCH_MISSES.0), 1);
+    }
+}

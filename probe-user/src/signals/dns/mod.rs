@@ -181,4 +181,3 @@ impl Signal for Running {
         Ok(vec![(Counter::PendingFull.place(), self.waiting, u64::from(self.limit))])
     }
 }
-

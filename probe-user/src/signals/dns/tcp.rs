@@ -51,7 +51,11 @@ impl Connections {
     /// # Errors
     ///
     /// When the record is out of order.
-    pub fn segment(&mut self, _record: &SegmentRecord, _ended: &mut dyn FnMut(Exchange)) -> Result<(), DecodeError> {
+    pub fn segment(
+        &mut self,
+        _record: &SegmentRecord,
+        _ended: &mut dyn FnMut(Exchange),
+    ) -> Result<(), DecodeError> {
         Ok(())
     }
 

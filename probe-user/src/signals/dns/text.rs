@@ -137,7 +137,9 @@ mod tests {
         for nonsense in ["", "FOO", "TYPE", "TYPE65536", "28"] {
             assert_eq!(type_named(nonsense), None, "{nonsense}");
         }
-        for (rcode, name) in [(16, "BADVERS"), (17, "BADKEY"), (23, "BADCOOKIE"), (24, "RCODE24"), (4_095, "RCODE4095")] {
+        for (rcode, name) in
+            [(16, "BADVERS"), (17, "BADKEY"), (23, "BADCOOKIE"), (24, "RCODE24"), (4_095, "RCODE4095")]
+        {
             assert_eq!(rcode_text(rcode), name);
         }
         assert_eq!(rcodes().count(), 24);
