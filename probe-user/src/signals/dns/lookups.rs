@@ -602,8 +602,7 @@ mod tests {
         let summary = world.lookups.take_summary();
         assert_eq!((summary.lost_twins, summary.unanswered), (1, 3));
         assert_eq!((summary.searched, summary.search_misses, summary.truncated), (1, 2, 1));
-        let counted = |metric| world.store.usage().find(|usage| usage.metric == metric).unwrap().active;
-        assert_eq!(counted(metrics::DNS_LOOKUP_LOST_TWIN.0), 1);
-        assert_eq!(counted(metrics::DNS_LOOKUP_SEARCH_MISSES.0), 1);
+        let counted = |name| world.store.usage().find(|usage| usage.metric.name == name).unwrap().active;
+        assert_eq!((counted("dns.lookup.lost_twin"), counted("dns.lookup.search_misses")), (1, 1));
     }
 }
