@@ -116,11 +116,13 @@ impl Tries {
         if rounds.settled_ns != 0 && sent_ns > rounds.settled_ns {
             return 1;
         }
-        let before = |begun: &&u64| {
-            sent_ns >= **begun + TOGETHER_NS && sent_ns.saturating_sub(**begun) <= RELATED_NS * 2
-        };
-        let before = u16::try_from(rounds.begun_ns.iter().filter(before).count()).unwrap_or(u16::MAX);
-        if before == 0 { 1 } else { before.saturating_add(rounds.further).saturating_add(1) }
+        let before = rounds.begun_ns.iter().filter(|begun| sent_ns >= **begun + TOGETHER_NS);
+        let (count, latest) =
+            before.fold((0u16, 0), |(count, latest), begun| (count + 1, latest.max(*begun)));
+        if count == 0 || sent_ns - latest > RELATED_NS {
+            return 1;
+        }
+        count.saturating_add(rounds.further).saturating_add(1)
     }
 
     /// An answer came that is of use: who asks again, begins anew.
