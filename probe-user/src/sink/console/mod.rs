@@ -1,5 +1,7 @@
 //! Text for people: a line an event, a table an interval. Columns are aligned and fit 120 characters where names allow.
 
+mod owners;
+mod rows;
 pub mod tcp;
 mod text;
 

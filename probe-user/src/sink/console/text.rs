@@ -91,6 +91,34 @@ pub(super) fn octets(octets: u64) -> String {
     figures(value, unit)
 }
 
+/// A share in hundredths.
+pub(super) fn share(part: u64, all: u64) -> String {
+    if all == 0 {
+        return String::new();
+    }
+    let percent = part as f64 * 100.0 / all as f64;
+    if percent > 0.0 && percent < 1.0 { "<1%".to_owned() } else { format!("{percent:.0}%") }
+}
+
+/// "Most": so many hundredths.
+const MOST_PERCENT: u64 = 75;
+/// If so many hundredths of the events may be missing, nothing is concluded from the others.
+const LOST_PERCENT: u64 = 10;
+
+/// So many hundredths, rounded down.
+pub(super) fn percent(part: u64, all: u64) -> u64 {
+    part.saturating_mul(100).checked_div(all).unwrap_or(0)
+}
+
+pub(super) fn is_most(part: u64, all: u64) -> bool {
+    part != 0 && percent(part, all) >= MOST_PERCENT
+}
+
+/// Of events that probe lost itself, and those that it saw.
+pub(super) fn too_much_is_missing(lost: u64, seen: u64) -> bool {
+    percent(lost, seen + lost) >= LOST_PERCENT
+}
+
 /// A number of things: `1 event`, `2 events`.
 pub(super) fn counted(count: u64, thing: &str) -> String {
     let plural = if count == 1 { "" } else { "s" };
@@ -193,6 +221,15 @@ mod tests {
             ("", 0, ""),
         ] {
             assert_eq!(cut(text, most), want, "{text} in {most}");
+        }
+    }
+
+    #[test]
+    fn shares() {
+        for (part, all, want) in
+            [(0, 0, ""), (0, 9, "0%"), (1, 1_000, "<1%"), (1, 3, "33%"), (2, 3, "67%"), (3, 3, "100%")]
+        {
+            assert_eq!(share(part, all), want);
         }
     }
 }

@@ -1,7 +1,6 @@
 //! What all events of a run come to: by kind, by peer, by owner. Bounded, whoever the peers are.
 
 use std::fmt::Display;
-use std::hash::Hash;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,10 +9,11 @@ use foldhash::fast::RandomState;
 use hashbrown::{HashMap, HashSet};
 use probe_common::tcp::{CAUSES, Cause};
 
+use super::super::owners::{OwnerKey, Processes};
+use super::super::rows::Bounded;
 use super::super::text::{cut, escape};
-use crate::entity::{ContainerIdentity, Entity};
+use crate::signals::Event;
 use crate::signals::tcp::{Close, Connect, Connection, Reset, Retransmit};
-use crate::signals::{Event, Who};
 
 /// Peers, owners and doors that have a row of their own each; what comes after is counted in one row.
 pub(super) const MOST: usize = 1_024;
@@ -173,54 +173,11 @@ impl Door {
     }
 }
 
-/// Who has the sockets. Processes of one name in one container are one owner.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct OwnerKey {
-    pub(super) container: Option<Arc<ContainerIdentity>>,
-    pub(super) comm: Option<Arc<str>>,
-    /// Only where nothing else is known.
-    pub(super) cgroup: Option<Arc<str>>,
-}
-
-impl OwnerKey {
-    fn of(who: &Who) -> Self {
-        let container = match &who.entity {
-            Entity::Host => None,
-            Entity::Container(container) => Some(Arc::clone(container)),
-        };
-        let unknown = container.is_none() && who.comm.is_none();
-        Self { container, comm: who.comm.clone(), cgroup: who.cgroup.clone().filter(|_| unknown) }
-    }
-}
-
 /// What an owner's connections sent again.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Owner {
     pub(super) tally: Tally,
-    /// The process; `None`: there are several, or it is not known.
-    pub(super) pid: Option<u32>,
-    pub(super) several: bool,
-}
-
-/// Rows by key, up to a limit, and one row for all the others.
-#[derive(Debug)]
-pub(super) struct Bounded<K, V> {
-    most: usize,
-    pub(super) rows: HashMap<K, V, RandomState>,
-    pub(super) rest: V,
-}
-
-impl<K: Eq + Hash, V: Default> Bounded<K, V> {
-    pub(super) fn new(most: usize) -> Self {
-        Self { most, rows: HashMap::default(), rest: V::default() }
-    }
-
-    pub(super) fn row(&mut self, key: K) -> &mut V {
-        if self.rows.len() < self.most || self.rows.contains_key(&key) {
-            return self.rows.entry(key).or_default();
-        }
-        &mut self.rest
-    }
+    pub(super) processes: Processes,
 }
 
 /// The account of one run.
@@ -415,17 +372,9 @@ impl Account {
         let Self { all, peers, owners, .. } = self;
         count(all);
         count(&mut peers.row(connection.peer).tally);
-        let key = OwnerKey::of(&connection.who);
-        let known = owners.rows.contains_key(&key);
-        let owner = owners.row(key);
+        let owner = owners.row(OwnerKey::of(&connection.who));
         count(&mut owner.tally);
-        if !known {
-            owner.pid = connection.who.pid;
-        }
-        if owner.pid != connection.who.pid {
-            owner.pid = None;
-            owner.several = true;
-        }
+        owner.processes.add(connection.who.pid);
     }
 
     /// Something came from the peer.
@@ -545,16 +494,16 @@ mod tests {
             .iter()
             .map(|(key, owner)| {
                 let comm = key.comm.as_deref().unwrap_or_default();
-                (comm, key.container.is_some(), owner.tally.segments.sum(), owner.pid, owner.several)
+                (comm, key.container.is_some(), owner.tally.segments.sum(), owner.processes)
             })
             .collect();
-        owners.sort();
+        owners.sort_by_key(|(comm, inside, ..)| (*comm, *inside));
         assert_eq!(
             owners,
             [
-                ("curl", false, 3, None, true),
-                ("curl", true, 1, Some(3), false),
-                ("nginx", false, 2, Some(9), false)
+                ("curl", false, 3, Processes::Several),
+                ("curl", true, 1, Processes::One(Some(3))),
+                ("nginx", false, 2, Processes::One(Some(9)))
             ]
         );
     }

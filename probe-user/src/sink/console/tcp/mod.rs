@@ -13,6 +13,7 @@ use probe_common::tcp::CAUSES;
 
 pub use self::account::Account;
 pub use self::summary::write as closing;
+use super::owners::{OWNER_LEAST, owner};
 use super::text::{age, cut, octets, seconds, width};
 use super::{escape, time_of_day};
 use crate::signals::Who;
@@ -24,17 +25,12 @@ const COLUMNS: usize = 120;
 const TAIL: usize = 30;
 /// Owners shorter than this are filled up, so that details stand below each other, also those of most octets.
 const OWNER: usize = 15;
-/// An owner is not cut shorter for the sake of details: a container's id stays whole.
-const OWNER_LEAST: usize = 12;
 /// Both ends of a connection, of IPv4.
 const ENDS: usize = 43;
 /// Between owner and details.
 const GAP: usize = 2;
 /// A peer's name shorter cut than this says nothing.
 const NAME_LEAST: usize = 12;
-/// Digits of a container's id that are shown, as other tools do.
-const CONTAINER_ID: usize = 12;
-
 /// `probe_common::tcp::CAUSES` in plain words.
 const CAUSES_IN_WORDS: [&str; CAUSES.len()] =
     ["SYN again", "SYN-ACK again", "timeout", "slow start", "fast retransmit", "tail loss probe"];
@@ -195,62 +191,16 @@ fn tail(who: &Who, details: &str, room: usize) -> String {
     format!("{owner:<filled$}  {details}")
 }
 
-/// Who, in at most so many characters: container before process; without either, the cgroup; `-` where nothing is known.
-fn owner(who: &Who, most: usize) -> String {
-    let Who { pid, comm, executable: _, entity, cgroup, netns: _ } = who;
-    let container = entity.container().map(|container| container.container_id.as_str());
-    let pid = pid.map(|pid| format!("[{pid}]"));
-    name(container, comm.as_deref(), pid.as_deref(), cgroup.as_deref(), most)
-}
-
-/// Puts an owner's name together. What is cut is the process's name, as long as that is enough.
-fn name(
-    container: Option<&str>,
-    comm: Option<&str>,
-    number: Option<&str>,
-    cgroup: Option<&str>,
-    most: usize,
-) -> String {
-    let container = container.map(|id| escape(id.get(..CONTAINER_ID).unwrap_or(id)));
-    let comm = escape(comm.unwrap_or_default());
-    let number = number.unwrap_or_default();
-    if container.is_none() && comm.is_empty() && number.is_empty() {
-        let last = cgroup.and_then(|path| path.rsplit('/').find(|part| !part.is_empty()));
-        return last.map_or("-".into(), |last| cut(&format!("…/{}", escape(last)), most).into_owned());
-    }
-    let before = container.map(|id| format!("{id} ")).unwrap_or_default();
-    let left = most.saturating_sub(width(&before));
-    // One character and the sign that it was cut, at least; half a number is none.
-    let number = if width(number) + 2 <= left { number } else { "" };
-    match left.saturating_sub(width(number)) {
-        0..2 => cut(before.trim_end(), most).into_owned(),
-        left => format!("{before}{}{number}", cut(&comm, left)).trim_end().to_owned(),
-    }
-}
-
 #[cfg(test)]
 pub(super) mod tests {
     use std::net::IpAddr;
     use std::sync::Arc;
 
+    pub(super) use super::super::owners::tests::{CONTAINER, who};
     use super::*;
-    use crate::entity::Entity;
     use crate::signals::Event;
 
-    pub(super) const CONTAINER: &str =
-        "/docker/3f37e9702f3961bba773444f8be29ad8c0ffee00c0ffee00c0ffee00c0ffee00";
     const NOON: u64 = 1_767_355_200_000_000_000;
-
-    pub(super) fn who(comm: &str, pid: u32, cgroup: &str) -> Who {
-        Who {
-            pid: (pid != 0).then_some(pid),
-            comm: (!comm.is_empty()).then(|| comm.into()),
-            executable: None,
-            entity: Entity::of_path(cgroup.as_bytes()),
-            cgroup: (!cgroup.is_empty()).then(|| cgroup.into()),
-            netns: Some(1),
-        }
-    }
 
     pub(super) fn connection(local: &str, peer: &str, who: Who) -> Connection {
         let [local, peer] = [local, peer].map(|end| end.parse::<SocketAddr>().unwrap());
@@ -464,35 +414,6 @@ pub(super) mod tests {
             // The owner stands below its heading.
             let column = |text: &str, part: &str| text.find(part).map(|at| width(&text[..at]));
             assert_eq!(column(&line, "nginx"), column(&heading(), "OWNER"), "{line}");
-        }
-    }
-
-    #[test]
-    fn owners_in_little_room() {
-        let container = who("nginx-ingress-c", 4_194_304, CONTAINER);
-        let host = who("nginx-ingress-c", 4_194_304, "/system.slice/nginx.service");
-        let nobody = who("", 0, "/system.slice/nginx.service");
-        for (who, most, want) in [
-            (&container, 37, "3f37e9702f39 nginx-ingress-c[4194304]"),
-            (&container, 32, "3f37e9702f39 nginx-ing…[4194304]"),
-            (&container, 24, "3f37e9702f39 n…[4194304]"),
-            (&container, 16, "3f37e9702f39 ng…"),
-            (&container, 12, "3f37e9702f39"),
-            (&host, 24, "nginx-ingress-c[4194304]"),
-            (&host, 15, "nginx…[4194304]"),
-            (&host, 10, "nginx-ing…"),
-            (&who("", 7, ""), 20, "[7]"),
-            (&who("", 0, CONTAINER), 20, "3f37e9702f39"),
-            (&nobody, 20, "…/nginx.service"),
-            (&nobody, 10, "…/nginx.s…"),
-            (&who("", 0, "/"), 20, "-"),
-            (&who("", 0, ""), 20, "-"),
-            (&who("a\u{1b}[2Jb", 7, ""), 20, "a\\u{1b}[2Jb[7]"),
-            (&who("a\u{1b}[2Jb", 7, ""), 9, "a\\u{1…[7]"),
-        ] {
-            let got = owner(who, most);
-            assert_eq!(got, want, "in {most}");
-            assert!(width(&got) <= most, "{got} in {most}");
         }
     }
 

@@ -9,15 +9,13 @@ use std::time::Duration;
 
 use probe_common::tcp::{CAUSES, Cause};
 
-use super::super::text::{counted, seconds};
+use super::super::text::{counted, is_most, percent, seconds, too_much_is_missing};
 use super::account::{Account, Counts, Door, Failure, Peer};
 
 /// Fewer segments sent again than this say nothing: of five, four of a kind are chance.
 const ENOUGH_SEGMENTS: u64 = 10;
 /// Connections that fail do so for a reason each; three of one kind are enough.
 const ENOUGH_CONNECTIONS: u64 = 3;
-/// "Most": so many hundredths.
-const MOST_PERCENT: u64 = 75;
 /// "Spread": none has more than so many hundredths, and there are so many.
 const SPREAD_PERCENT: u64 = 50;
 const SPREAD_PEERS: usize = 4;
@@ -27,8 +25,6 @@ const TIMES_BETTER: u64 = 10;
 /// Round trips that vary by so much, up to so long, wait in a queue somewhere.
 const QUEUE_TIMES: u32 = 10;
 const QUEUE_LEAST: Duration = Duration::from_millis(100);
-/// If so many hundredths of the events may be missing, nothing is said.
-const LOST_PERCENT: u64 = 10;
 
 /// So many addresses and ports are spoken of, those of most trouble first.
 const DOORS: usize = 3;
@@ -45,7 +41,7 @@ const SENDING: &[Rule] = &[needless, at_one_peer, spread, one_kind];
 /// A sentence a door, and one for each other subject at most. `lost`: events that probe itself lost.
 pub(super) fn readings(account: &Account, lost: u64) -> Vec<String> {
     let seen = account.all.events.sum() + account.failed.sum() + account.all.carried.connections;
-    if percent(lost, seen + lost) >= LOST_PERCENT {
+    if too_much_is_missing(lost, seen) {
         return Vec::new();
     }
     let mut doors: Vec<_> = account.doors.rows.iter().collect();
@@ -57,15 +53,6 @@ pub(super) fn readings(account: &Account, lost: u64) -> Vec<String> {
     }
     said.extend(SENDING.iter().find_map(|rule| rule(account)));
     said
-}
-
-/// So many hundredths, rounded down.
-fn percent(part: u64, all: u64) -> u64 {
-    part.saturating_mul(100).checked_div(all).unwrap_or(0)
-}
-
-fn is_most(part: u64, all: u64) -> bool {
-    part != 0 && percent(part, all) >= MOST_PERCENT
 }
 
 // Connecting.

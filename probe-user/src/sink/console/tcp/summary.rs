@@ -4,20 +4,18 @@ use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use comfy_table::{CellAlignment, Table, presets};
 use probe_common::tcp::Cause;
 
-use super::super::text::{age, counted, octets, share_of_sent};
-use super::account::{Account, Bounded, Carried, Counts, Door, Failure, Owner, OwnerKey, Tally};
+use super::super::rows::{Bounded, TOP, beyond, more, table};
+use super::super::text::{age, counted, octets, share, share_of_sent};
+use super::CAUSES_IN_WORDS;
+use super::account::{Account, Carried, Counts, Door, Failure, Tally};
 use super::reading::readings;
-use super::{CAUSES_IN_WORDS, name};
 
-/// Rows of a table.
-const TOP: usize = 10;
 /// Kinds that a row names.
 const TOP_KINDS: usize = 2;
-/// Characters of an owner: container, comm and pid at their longest.
-const OWNER: usize = 37;
+/// Columns of numbers.
+const NUMBERS: &[&str] = &["SEGMENTS", "EVENTS", "SHARE", "SYNS AGAIN", "FAILED", "SENT", "RECEIVED"];
 
 /// Writes the summary: nothing, if nothing happened. `lost`: events that probe itself lost.
 ///
@@ -99,7 +97,7 @@ fn by_kind(out: &mut dyn Write, all: &Tally) -> io::Result<()> {
         CAUSES_IN_WORDS.into_iter().zip(all.segments.iter().zip(all.events.iter())).collect();
     rows.retain(|(_, (_, events))| *events != 0);
     rows.sort_by_key(|(_, counts)| std::cmp::Reverse(*counts));
-    let mut table = table(["KIND", "SEGMENTS", "EVENTS", "SHARE"]);
+    let mut table = table(["KIND", "SEGMENTS", "EVENTS", "SHARE"], NUMBERS);
     for (kind, (segments, events)) in rows {
         table.add_row([
             kind.to_owned(),
@@ -120,18 +118,10 @@ fn by_peer(out: &mut dyn Write, account: &Account) -> io::Result<()> {
 fn by_owner(out: &mut dyn Write, account: &Account) -> io::Result<()> {
     let Bounded { rows, rest, .. } = &account.owners;
     let owners = rows.iter().map(|(key, owner)| {
-        let name = owner_name(key, owner);
+        let name = key.name(owner.processes);
         (name.clone(), name, &owner.tally)
     });
     ranking(out, ("OWNER", "owner"), account, owners.collect(), &rest.tally)
-}
-
-fn owner_name(key: &OwnerKey, owner: &Owner) -> String {
-    let OwnerKey { container, comm, cgroup } = key;
-    let Owner { tally: _, pid, several } = owner;
-    let number = if *several { Some("[…]".to_owned()) } else { pid.map(|pid| format!("[{pid}]")) };
-    let container = container.as_ref().map(|container| container.container_id.as_str());
-    name(container, comm.as_deref(), number.as_deref(), cgroup.as_deref(), OWNER)
 }
 
 /// The first rows by segments; equal ones in the order of their key.
@@ -148,7 +138,7 @@ fn ranking<K: Ord>(
     rows.sort_by(|(a, _, left), (b, _, right)| {
         right.segments.sum().cmp(&left.segments.sum()).then_with(|| a.cmp(b))
     });
-    let mut table = table([heading, "SEGMENTS", "EVENTS", "SHARE", "MOSTLY"]);
+    let mut table = table([heading, "SEGMENTS", "EVENTS", "SHARE", "MOSTLY"], NUMBERS);
     for (_, name, tally) in rows.iter().take(TOP) {
         let segments = tally.segments.sum();
         let events = tally.events.sum().to_string();
@@ -160,14 +150,6 @@ fn ranking<K: Ord>(
         writeln!(out, "… and {} more with {}", more.len(), counted(segments, "segment"))?;
     }
     beyond(out, what, room, rest.segments.sum(), "segment")
-}
-
-/// What has no row, and is only known in sum.
-fn beyond(out: &mut dyn Write, row: &str, rows: usize, count: u64, what: &str) -> io::Result<()> {
-    if count == 0 {
-        return Ok(());
-    }
-    writeln!(out, "others, after the first {rows} {row}s: {}", counted(count, what))
 }
 
 fn mostly(tally: &Tally) -> String {
@@ -188,7 +170,7 @@ fn failed(out: &mut dyn Write, account: &Account) -> io::Result<()> {
     if rows.is_empty() {
         return beyond(out, "port", room, rest.failed.sum(), "failed connect");
     }
-    let mut table = table(["CONNECTS TO", "SYNS AGAIN", "FAILED", "SHARE", "HOW"]);
+    let mut table = table(["CONNECTS TO", "SYNS AGAIN", "FAILED", "SHARE", "HOW"], NUMBERS);
     for (address, door) in rows.iter().take(TOP) {
         let count = door.failed.sum();
         table.add_row([
@@ -220,7 +202,7 @@ fn resets(out: &mut dyn Write, account: &Account) -> io::Result<()> {
     if rows.is_empty() {
         return beyond(out, "peer", room, count(&rest.tally), "reset");
     }
-    let mut table = table(["RESETS WITH", "SENT", "RECEIVED", "SHARE"]);
+    let mut table = table(["RESETS WITH", "SENT", "RECEIVED", "SHARE"], NUMBERS);
     for (address, tally) in rows.iter().take(TOP) {
         let (sent, received) = (tally.resets_sent, tally.resets_received);
         table.add_row([
@@ -233,39 +215,6 @@ fn resets(out: &mut dyn Write, account: &Account) -> io::Result<()> {
     writeln!(out, "\n{}", table.trim_fmt())?;
     more(out, rows.len())?;
     beyond(out, "peer", room, count(&rest.tally), "reset")
-}
-
-fn more(out: &mut dyn Write, rows: usize) -> io::Result<()> {
-    match rows.checked_sub(TOP) {
-        Some(more @ 1..) => writeln!(out, "… and {more} more"),
-        Some(0) | None => Ok(()),
-    }
-}
-
-/// A table whose columns of numbers stand to the right.
-fn table<const N: usize>(heading: [&str; N]) -> Table {
-    let mut table = Table::new();
-    table.load_preset(presets::NOTHING);
-    table.set_header(heading);
-    for (index, name) in heading.iter().enumerate() {
-        let Some(column) = table.column_mut(index) else { continue };
-        if index == 0 {
-            column.set_padding((0, 1));
-        }
-        if matches!(*name, "SEGMENTS" | "EVENTS" | "SHARE" | "SYNS AGAIN" | "FAILED" | "SENT" | "RECEIVED") {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-    }
-    table
-}
-
-/// A share in hundredths.
-fn share(part: u64, all: u64) -> String {
-    if all == 0 {
-        return String::new();
-    }
-    let percent = part as f64 * 100.0 / all as f64;
-    if percent > 0.0 && percent < 1.0 { "<1%".to_owned() } else { format!("{percent:.0}%") }
 }
 
 #[cfg(test)]
@@ -441,14 +390,5 @@ RESETS WITH  SENT  RECEIVED  SHARE
         let text = written(&account, 0);
         assert!(!text.contains(['\u{1b}', '\u{202e}']), "{text:?}");
         assert!(text.contains("3f37e9702f39 a\\u{1b}[2J"), "{text}");
-    }
-
-    #[test]
-    fn shares() {
-        for (part, all, want) in
-            [(0, 0, ""), (0, 9, "0%"), (1, 1_000, "<1%"), (1, 3, "33%"), (2, 3, "67%"), (3, 3, "100%")]
-        {
-            assert_eq!(share(part, all), want);
-        }
     }
 }

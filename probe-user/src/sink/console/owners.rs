@@ -1,0 +1,146 @@
+//! Whose it is: as a key of tables, and in as many characters as there is room for.
+
+use std::sync::Arc;
+
+use super::text::{cut, escape, width};
+use crate::entity::{ContainerIdentity, Entity};
+use crate::signals::Who;
+
+/// Characters of an owner: container, comm and pid at their longest.
+pub(super) const OWNER: usize = 37;
+/// An owner is not cut shorter for the sake of what stands beside it: a container's id stays whole.
+pub(super) const OWNER_LEAST: usize = 12;
+/// Digits of a container's id that are shown, as other tools do.
+const CONTAINER_ID: usize = 12;
+
+/// Processes of one name in one container are one owner.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct OwnerKey {
+    pub(super) container: Option<Arc<ContainerIdentity>>,
+    pub(super) comm: Option<Arc<str>>,
+    /// Only where nothing else is known.
+    cgroup: Option<Arc<str>>,
+}
+
+impl OwnerKey {
+    pub(super) fn of(who: &Who) -> Self {
+        let container = match &who.entity {
+            Entity::Host => None,
+            Entity::Container(container) => Some(Arc::clone(container)),
+        };
+        let unknown = container.is_none() && who.comm.is_none();
+        Self { container, comm: who.comm.clone(), cgroup: who.cgroup.clone().filter(|_| unknown) }
+    }
+
+    pub(super) fn name(&self, processes: Processes) -> String {
+        let Self { container, comm, cgroup } = self;
+        let number = match processes {
+            Processes::One(pid) => pid.map(|pid| format!("[{pid}]")),
+            Processes::Several => Some("[…]".to_owned()),
+            Processes::None => None,
+        };
+        let container = container.as_ref().map(|container| container.container_id.as_str());
+        name(container, comm.as_deref(), number.as_deref(), cgroup.as_deref(), OWNER)
+    }
+}
+
+/// The processes of an owner.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Processes {
+    #[default]
+    None,
+    /// One, whose number may not be known.
+    One(Option<u32>),
+    Several,
+}
+
+impl Processes {
+    pub(super) fn add(&mut self, pid: Option<u32>) {
+        *self = match self {
+            Self::None => Self::One(pid),
+            Self::One(known) if *known == pid => return,
+            Self::One(_) | Self::Several => Self::Several,
+        };
+    }
+}
+
+/// Who, in at most so many characters: container before process; without either, the cgroup; `-` where nothing is known.
+pub(super) fn owner(who: &Who, most: usize) -> String {
+    let Who { pid, comm, executable: _, entity, cgroup, netns: _ } = who;
+    let container = entity.container().map(|container| container.container_id.as_str());
+    let pid = pid.map(|pid| format!("[{pid}]"));
+    name(container, comm.as_deref(), pid.as_deref(), cgroup.as_deref(), most)
+}
+
+/// Puts an owner's name together. What is cut is the process's name, as long as that is enough.
+fn name(
+    container: Option<&str>,
+    comm: Option<&str>,
+    number: Option<&str>,
+    cgroup: Option<&str>,
+    most: usize,
+) -> String {
+    let container = container.map(|id| escape(id.get(..CONTAINER_ID).unwrap_or(id)));
+    let comm = escape(comm.unwrap_or_default());
+    let number = number.unwrap_or_default();
+    if container.is_none() && comm.is_empty() && number.is_empty() {
+        let last = cgroup.and_then(|path| path.rsplit('/').find(|part| !part.is_empty()));
+        return last.map_or("-".into(), |last| cut(&format!("…/{}", escape(last)), most).into_owned());
+    }
+    let before = container.map(|id| format!("{id} ")).unwrap_or_default();
+    let left = most.saturating_sub(width(&before));
+    // One character and the sign that it was cut, at least; half a number is none.
+    let number = if width(number) + 2 <= left { number } else { "" };
+    match left.saturating_sub(width(number)) {
+        0..2 => cut(before.trim_end(), most).into_owned(),
+        left => format!("{before}{}{number}", cut(&comm, left)).trim_end().to_owned(),
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    pub(in crate::sink::console) const CONTAINER: &str =
+        "/docker/3f37e9702f3961bba773444f8be29ad8c0ffee00c0ffee00c0ffee00c0ffee00";
+
+    pub(in crate::sink::console) fn who(comm: &str, pid: u32, cgroup: &str) -> Who {
+        Who {
+            pid: (pid != 0).then_some(pid),
+            comm: (!comm.is_empty()).then(|| comm.into()),
+            executable: None,
+            entity: Entity::of_path(cgroup.as_bytes()),
+            cgroup: (!cgroup.is_empty()).then(|| cgroup.into()),
+            netns: Some(1),
+        }
+    }
+
+    #[test]
+    fn owners_in_little_room() {
+        let container = who("nginx-ingress-c", 4_194_304, CONTAINER);
+        let host = who("nginx-ingress-c", 4_194_304, "/system.slice/nginx.service");
+        let nobody = who("", 0, "/system.slice/nginx.service");
+        for (who, most, want) in [
+            (&container, 37, "3f37e9702f39 nginx-ingress-c[4194304]"),
+            (&container, 32, "3f37e9702f39 nginx-ing…[4194304]"),
+            (&container, 24, "3f37e9702f39 n…[4194304]"),
+            (&container, 16, "3f37e9702f39 ng…"),
+            (&container, 12, "3f37e9702f39"),
+            (&host, 24, "nginx-ingress-c[4194304]"),
+            (&host, 15, "nginx…[4194304]"),
+            (&host, 10, "nginx-ing…"),
+            (&who("", 7, ""), 20, "[7]"),
+            (&who("", 0, CONTAINER), 20, "3f37e9702f39"),
+            (&nobody, 20, "…/nginx.service"),
+            (&nobody, 10, "…/nginx.s…"),
+            (&who("", 0, "/"), 20, "-"),
+            (&who("", 0, ""), 20, "-"),
+            (&who("a\u{1b}[2Jb", 7, ""), 20, "a\\u{1b}[2Jb[7]"),
+            (&who("a\u{1b}[2Jb", 7, ""), 9, "a\\u{1…[7]"),
+        ] {
+            let got = owner(who, most);
+            assert_eq!(got, want, "in {most}");
+            assert!(width(&got) <= most, "{got} in {most}");
+        }
+    }
+}
