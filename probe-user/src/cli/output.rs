@@ -33,8 +33,61 @@ pub(super) struct StdoutSink {
     /// Events still to be written.
     left: Option<u64>,
     heading: Option<String>,
-    /// What the lines of `probe tcp` come to.
-    account: Option<console::tcp::Account>,
+    colours: console::Colours,
+    /// What the lines come to.
+    account: Option<Account>,
+}
+
+/// What the lines of a live command come to.
+enum Account {
+    Tcp(console::tcp::Account),
+    Dns(console::dns::Account),
+}
+
+impl Account {
+    fn of(signal: &str, config: &Config) -> Option<Self> {
+        match signal {
+            "tcp" => Some(Self::Tcp(console::tcp::Account::new())),
+            "dns" => {
+                let is_selective = !config.dns.rcodes.is_empty() || config.dns.slower_than.is_some();
+                Some(Self::Dns(console::dns::Account::new(is_selective)))
+            }
+            _ => None,
+        }
+    }
+
+    fn add(&mut self, event: &Event) {
+        match self {
+            Self::Tcp(account) => account.add(event),
+            Self::Dns(account) => account.add(event),
+        }
+    }
+
+    /// An interval has ended.
+    fn interval(&mut self, summaries: &[Summary]) {
+        let sent = |summary: &Summary| match summary {
+            Summary::Tcp(tcp) => tcp.segments_sent,
+            Summary::Dns(_) | Summary::Syscalls(_) => 0,
+        };
+        match self {
+            Self::Tcp(account) => account.interval(summaries.iter().map(sent).sum()),
+            Self::Dns(_) => {}
+        }
+    }
+
+    fn close(&mut self, out: &mut dyn Write, report: &Report) -> io::Result<()> {
+        match self {
+            Self::Tcp(account) => {
+                if segments_are_missing(report) {
+                    account.miss_segments();
+                }
+                console::tcp::closing(out, account, account.age(), missing_events(report, "tcp"))
+            }
+            Self::Dns(account) => {
+                console::dns::closing(out, account, account.age(), missing_events(report, "dns"))
+            }
+        }
+    }
 }
 
 impl StdoutSink {
@@ -47,17 +100,15 @@ impl StdoutSink {
             top: config.syscalls.top,
             left: config.count,
             heading: signal.and_then(console::heading),
-            account: (signal == Some("tcp")).then(console::tcp::Account::new),
+            colours: colours(),
+            account: signal.and_then(|signal| Account::of(signal, config)),
         }
     }
 
     /// Writes what there is to say at the end, once losses are known.
     pub(super) fn close(&mut self, report: &Report) -> io::Result<()> {
         if let Some(account) = &mut self.account {
-            if segments_are_missing(report) {
-                account.miss_segments();
-            }
-            console::tcp::closing(&mut self.out, account, account.age(), missing_events(report, "tcp"))?;
+            account.close(&mut self.out, report)?;
         }
         self.flush()
     }
@@ -77,7 +128,7 @@ impl StdoutSink {
                 if let Some(heading) = self.heading.take() {
                     writeln!(self.out, "{heading}")?;
                 }
-                console::event(&mut self.out, event)?;
+                console::line(&mut self.out, event, self.colours)?;
                 if let Some(account) = &mut self.account {
                     account.add(event);
                 }
@@ -110,11 +161,7 @@ impl Sink for StdoutSink {
             return Ok(());
         }
         if let Some(account) = &mut self.account {
-            let sent = |summary: &Summary| match summary {
-                Summary::Tcp(tcp) => tcp.segments_sent,
-                Summary::Dns(_) | Summary::Syscalls(_) => 0,
-            };
-            account.interval(summaries.iter().map(sent).sum());
+            account.interval(summaries);
         }
         if self.style == Style::Summaries {
             writeln!(
@@ -167,6 +214,11 @@ pub(super) fn on_terminal() -> bool {
     io::stdout().is_terminal()
 }
 
+fn colours() -> console::Colours {
+    let [no_color, term] = ["NO_COLOR", "TERM"].map(std::env::var_os);
+    console::Colours::wanted(on_terminal(), no_color.as_deref(), term.as_deref())
+}
+
 /// A closed pipe ends a command quietly; everything else is an error.
 pub(super) fn ended(result: io::Result<Report>) -> Result<Option<Report>, Failure> {
     match result {
@@ -176,9 +228,9 @@ pub(super) fn ended(result: io::Result<Report>) -> Result<Option<Report>, Failur
     }
 }
 
-/// Events of a signal that may be missing. Places named after the signal are its maps: they cost owners and totals.
+/// Events of a signal that may be missing. The maps of tcp cost owners and totals, those of dns lookups.
 fn missing_events(report: &Report, signal: &str) -> u64 {
-    let places = report.losses.iter().filter(|((of, place), _)| *of == signal && !place.starts_with(signal));
+    let places = report.losses.iter().filter(|((of, place), _)| *of == signal && !place.starts_with("tcp."));
     places.map(|(_, (count, _remedy))| count).sum()
 }
 

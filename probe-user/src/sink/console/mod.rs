@@ -1,5 +1,7 @@
 //! Text for people: a line an event, a table an interval. Columns are aligned and fit 120 characters where names allow.
 
+mod colours;
+pub mod dns;
 mod owners;
 mod rows;
 pub mod tcp;
@@ -11,12 +13,13 @@ use std::time::Duration;
 use comfy_table::{CellAlignment, Table, presets};
 use probe_common::tcp::Cause;
 
+pub use self::colours::Colours;
+use self::owners::{OWNER, owner};
 pub(in crate::sink) use self::text::is_hostile;
 pub use self::text::{escape, seconds};
-use crate::entity::Entity;
 use crate::kernel::clock::rfc3339;
 use crate::series::Histogram;
-use crate::signals::{self, Event, Loss, Summary, Who, dns, syscalls};
+use crate::signals::{self, Event, Loss, Summary, syscalls};
 
 /// Rows of system calls that a table shows unless told otherwise.
 const TOP: usize = 20;
@@ -28,26 +31,32 @@ const TOP_IN_SUMMARY: usize = 8;
 pub fn heading(signal: &str) -> Option<String> {
     match signal {
         "tcp" => Some(tcp::heading()),
-        "dns" => Some(format!(
-            "{:<12} {:>8} {:<10} {:<6} {:<34} {:<20} {:>3}  {}",
-            "TIME", "LATENCY", "CODE", "TYPE", "NAME", "SERVER", "TRY", "OWNER"
-        )),
+        "dns" => Some(dns::heading()),
         _ => None,
     }
 }
 
-/// Writes an event as one line. Summaries of system calls are shown as a table instead ([`summary`]).
+/// Writes an event as one line, without colours. Summaries of system calls are shown as a table instead ([`summary`]).
 ///
 /// # Errors
 ///
 /// What `out` returns.
 pub fn event(out: &mut dyn Write, event: &Event) -> io::Result<()> {
+    line(out, event, Colours::Off)
+}
+
+/// The same in colours, if so it shall be, where a signal has them.
+///
+/// # Errors
+///
+/// What `out` returns.
+pub fn line(out: &mut dyn Write, event: &Event, colours: Colours) -> io::Result<()> {
     match event {
         Event::Retransmit(event) => tcp::retransmit(out, event),
         Event::Reset(event) => tcp::reset(out, event),
         Event::Connect(event) => tcp::connect(out, event),
         Event::Close(event) => tcp::close(out, event),
-        Event::Lookup(lookup) => lookup_line(out, lookup),
+        Event::Lookup(lookup) => dns::lookup(out, lookup, colours),
         Event::SyscallSlow(slow) => writeln!(
             out,
             "{:<12} slow {:<16} {:>8} {:<12} tid {:<8} {}",
@@ -56,43 +65,11 @@ pub fn event(out: &mut dyn Write, event: &Event) -> io::Result<()> {
             seconds(slow.duration),
             slow.error.as_deref().unwrap_or(""),
             slow.tid,
-            owner(&slow.who)
+            owner(&slow.who, OWNER)
         ),
         Event::Loss(event) => loss(out, event),
         Event::SyscallSummary(_) => Ok(()),
     }
-}
-
-fn lookup_line(out: &mut dyn Write, lookup: &dns::Lookup) -> io::Result<()> {
-    let code = match lookup.outcome {
-        dns::Outcome::Answered => lookup.rcode.as_deref().unwrap_or(""),
-        outcome => outcome.as_str(),
-    };
-    let server = lookup.peer.map(|peer| peer.to_string());
-    writeln!(
-        out,
-        "{:<12} {:>8} {:<10} {:<6} {:<34} {:<20} {:>3}  {}",
-        time_of_day(lookup.time_unix_ns),
-        seconds(lookup.duration),
-        code,
-        lookup.qtype,
-        escape(&lookup.name),
-        server.unwrap_or_default(),
-        lookup.attempt,
-        owner(&lookup.who)
-    )
-}
-
-/// Who, in a few words: container before process, `-` where nothing is known.
-fn owner(who: &Who) -> String {
-    let mut words = Vec::new();
-    if let Entity::Container(container) = &who.entity {
-        words.push(escape(container.container_id.get(..12).unwrap_or(&container.container_id)));
-    }
-    if let (Some(pid), Some(comm)) = (who.pid, &who.comm) {
-        words.push(format!("{}[{pid}]", escape(comm)));
-    }
-    if words.is_empty() { "-".to_owned() } else { words.join(" ") }
 }
 
 /// `12:34:56.789`, UTC.
@@ -163,19 +140,51 @@ fn tcp_summary(out: &mut dyn Write, summary: &signals::tcp::Summary) -> io::Resu
     writeln!(out)
 }
 
-fn dns_summary(out: &mut dyn Write, summary: &dns::Summary) -> io::Result<()> {
-    let dns::Summary { durations, rcodes, unanswered, late, malformed, unsolicited, .. } = summary;
+fn dns_summary(out: &mut dyn Write, summary: &signals::dns::Summary) -> io::Result<()> {
+    let signals::dns::Summary {
+        durations,
+        rcodes,
+        unanswered,
+        lost_twins,
+        late,
+        retries,
+        truncated,
+        fallbacks,
+        searched,
+        search_misses,
+        served,
+        not_served,
+        served_late,
+        malformed,
+        unsolicited,
+    } = summary;
     write!(out, "dns       {} lookups answered", durations.count())?;
     if durations.count() != 0 {
         let codes: Vec<String> = rcodes.iter().map(|(code, count)| format!("{code} {count}")).collect();
         write!(out, " ({}; {})", codes.join(", "), quantiles(durations))?;
     }
-    write!(out, "; {unanswered} unanswered, {late} answered late")?;
-    if *malformed != 0 {
-        write!(out, ", {malformed} malformed packets")?;
+    write!(out, "; {unanswered} unanswered")?;
+    if *lost_twins != 0 {
+        write!(out, " ({lost_twins} of them lost twins)")?;
     }
-    if *unsolicited != 0 {
-        write!(out, ", {unsolicited} answers nobody waited for")?;
+    write!(out, ", {late} answered late")?;
+    for (count, text) in [
+        (*retries, format!("{retries} asked again")),
+        (truncated | fallbacks, format!("{truncated} answers cut, {fallbacks} asked over TCP for that")),
+        (*search_misses, format!("{search_misses} of names that do not exist before {searched} found")),
+        (*malformed, format!("{malformed} malformed packets")),
+        (*unsolicited, format!("{unsolicited} answers nobody waited for")),
+    ] {
+        if count != 0 {
+            write!(out, ", {text}")?;
+        }
+    }
+    if served.count() + not_served + served_late != 0 {
+        write!(out, "; {} served here", served.count())?;
+        if served.count() != 0 {
+            write!(out, " ({})", quantiles(served))?;
+        }
+        write!(out, ", {not_served} not, {served_late} late")?;
     }
     writeln!(out)
 }
@@ -208,7 +217,7 @@ fn syscall_table(out: &mut dyn Write, summary: &syscalls::Summary, top: usize) -
         let text = |duration: Option<Duration>| duration.map(seconds).unwrap_or_default();
         table.add_row([
             if row.waits { "wait".to_owned() } else { String::new() },
-            owner(&row.who),
+            owner(&row.who, OWNER),
             row.syscall.to_owned(),
             row.durations.count().to_string(),
             seconds(Duration::from_secs_f64(row.durations.sum_seconds())),
