@@ -1,9 +1,10 @@
-//! The screen of `probe tcp` as a person sees it: its lines beside the events of another probe, its summary beside the
-//! kernel's counters, and what it says about them.
+//! The screens as a person sees them. That of `probe tcp`: its lines beside the events of another probe, its summary beside the
+//! kernel's counters, and what it says about them. That of `probe dns`: beside what the server saw.
 #![expect(clippy::print_stdout, reason = "a screen is there to be looked at")]
 
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Read as _};
+use std::net::UdpSocket;
 use std::process::{Child, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -11,9 +12,13 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use probe_common::testdrop::{DATA, SYN};
+use probe_tests::dns_server::{A, DnsServer, NXDOMAIN, Script, Served, query};
 use probe_tests::drop::{RuleExt as _, lose};
 use probe_tests::live;
-use probe_tests::probe::{DEADLINE, Line, attached_links, command, expected_links, handles_interrupt, poll};
+use probe_tests::netns::Netns;
+use probe_tests::probe::{
+    DEADLINE, Line, attached_links, command, expected_links, handles_interrupt, patient, poll,
+};
 use rustix::process::{Pid, Signal, kill_process};
 
 #[expect(dead_code, reason = "what tests of events need besides")]
@@ -32,9 +37,10 @@ live! {
     nobody_answers
     so_many_events_and_no_more
     a_closed_pipe_is_a_quiet_end
+    lookups_and_what_they_come_to
 }
 
-/// `probe tcp` without `-o json`.
+/// `probe tcp` or `probe dns` without `-o json`.
 struct Screen {
     child: Child,
     text: Arc<Mutex<String>>,
@@ -43,7 +49,11 @@ struct Screen {
 
 impl Screen {
     fn start(scene: &Scene, arguments: &[&str]) -> Result<Self> {
-        let mut command = command(["tcp", "--cgroup", scene.cgroup.path()])?;
+        Self::of("tcp", &[&["--cgroup", scene.cgroup.path()], arguments].concat())
+    }
+
+    fn of(subcommand: &str, arguments: &[&str]) -> Result<Self> {
+        let mut command = command([subcommand])?;
         let mut child = command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
         let stdout = BufReader::new(child.stdout.take().context("stdout")?);
         let text = Arc::new(Mutex::new(String::new()));
@@ -56,8 +66,16 @@ impl Screen {
             }
         });
         let screen = Self { child, text, reader: Some(reader) };
-        wait_until_it_watches(&screen.child)?;
+        wait_until_it_watches(&screen.child, subcommand)?;
         Ok(screen)
+    }
+
+    /// Waits until so many lines say something.
+    fn wait_for(&self, what: &str, count: usize) -> Result<()> {
+        poll(&format!("{count} lines with {what}"), DEADLINE, || {
+            let text = self.text.lock().unwrap_or_else(PoisonError::into_inner);
+            Ok((text.lines().filter(|line| line.contains(what)).count() >= count).then_some(()))
+        })
     }
 
     /// Waits for its end, and returns what was on it.
@@ -87,8 +105,8 @@ impl Drop for Screen {
     }
 }
 
-fn wait_until_it_watches(child: &Child) -> Result<()> {
-    let links = expected_links("tcp");
+fn wait_until_it_watches(child: &Child, subcommand: &str) -> Result<()> {
+    let links = expected_links(subcommand);
     poll("the screen is ready", START, || {
         Ok((attached_links(child.id())? >= links && handles_interrupt(child.id())?).then_some(()))
     })
@@ -342,7 +360,7 @@ fn a_closed_pipe_is_a_quiet_end() -> Result<()> {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()?;
-        wait_until_it_watches(&child)?;
+        wait_until_it_watches(&child, "tcp")?;
         let port = scene.server.listen("127.0.0.1", "")?;
         let connection = scene.connect("127.0.0.1", port, FULL)?;
         lose_a_tail(&mut scene, &connection, port)?;
@@ -372,5 +390,91 @@ fn a_closed_pipe_is_a_quiet_end() -> Result<()> {
         ensure!(status.code() == Some(0) && stderr.is_empty(), "{goes_on}: {status}: {stderr}");
         scene.finish()?.require_kernels_sums("a_closed_pipe_is_a_quiet_end")?;
     }
+    Ok(())
+}
+
+/// The server's own word: so many questions by what they have in common.
+fn asked<K: Ord>(server: &DnsServer, by: impl Fn(&Served) -> K) -> BTreeMap<K, i64> {
+    let mut counts = BTreeMap::new();
+    for question in server.served() {
+        *counts.entry(by(&question)).or_default() += 1;
+    }
+    counts
+}
+
+fn lookups_and_what_they_come_to() -> Result<()> {
+    const SILENT: usize = 3;
+    let (server, other) = ("127.0.0.2:53", "127.0.0.3:53");
+    let scripts = [
+        ("none.screen.test", Script::rcode(NXDOMAIN)),
+        ("slow.screen.test", Script::after(Duration::from_millis(50))),
+        ("silent.screen.test", Script::never()),
+    ];
+    let netns = Netns::new()?;
+    let dns = netns.run(|| DnsServer::start(&[server.parse()?, other.parse()?], &scripts))??;
+    let timeout = format!("{}ms", patient(Duration::from_secs(1)).as_millis());
+    let screen = Screen::of("dns", &["--name", "*.screen.test", "--timeout", &timeout])?;
+    let socket = || -> Result<UdpSocket> {
+        let socket = netns.run(|| UdpSocket::bind("0.0.0.0:0"))??;
+        socket.set_read_timeout(Some(DEADLINE))?;
+        Ok(socket)
+    };
+    let mut id = 0;
+    let mut ask = |name: &str, to: &str, waits: bool| -> Result<()> {
+        id += 1;
+        let socket = socket()?;
+        socket.send_to(&query(id, name, A), to)?;
+        if waits {
+            let mut answer = [0; 512];
+            socket.recv(&mut answer).with_context(|| format!("no answer: {name}"))?;
+        }
+        Ok(())
+    };
+    for _ in 0..5 {
+        ask("www.screen.test", server, true)?;
+    }
+    for _ in 0..2 {
+        ask("none.screen.test", server, true)?;
+    }
+    for _ in 0..SILENT {
+        ask("silent.screen.test", other, false)?;
+        // Far enough from each other to be tries.
+        ask("slow.screen.test", server, true)?;
+    }
+    screen.wait_for(" unanswered ", SILENT)?;
+    let text = screen.stop()?;
+
+    ensure!(!text.contains('\u{1b}'), "colours in a pipe: {text:?}");
+    let total = i64::try_from(dns.served().len())?;
+    let mut lines = text.lines().take_while(|line| !line.is_empty());
+    let heading = lines.next().context("no heading")?;
+    ensure!(heading.starts_with("TIME ") && heading.ends_with("  NAME  DETAILS"), "{heading}");
+    let lines: Vec<&str> = lines.collect();
+    ensure!(i64::try_from(lines.len())? == total, "the server saw {total}: {text}");
+    for line in &lines {
+        ensure!(line.chars().count() <= COLUMNS, "{} columns: {line}", line.chars().count());
+        // Names stand below their heading.
+        let name = line.chars().skip(heading.find("NAME").context("NAME")?).collect::<String>();
+        ensure!(name.contains(".screen.test") && !name.starts_with(' '), "{line}");
+        ensure!(line.contains(&format!("[{}]", std::process::id())), "{line}");
+    }
+    let tries =
+        |number: usize| lines.iter().filter(|line| line.ends_with(&format!("  try {number}"))).count();
+    ensure!((tries(2), tries(3)) == (1, 1), "{text}");
+
+    ensure!(text.contains(&format!("\n── {total} lookups, {SILENT} unanswered (")), "{text}");
+    let servers = asked(&dns, |question| question.server.ip().to_string());
+    ensure!(rows(&text, "SERVER", "LOOKUPS")? == servers, "the server saw {servers:?}: {text}");
+    let silent = BTreeMap::from([("127.0.0.2".to_owned(), 0), ("127.0.0.3".to_owned(), 3)]);
+    ensure!(rows(&text, "SERVER", "UNANSWERED")? == silent, "{text}");
+    let names = asked(&dns, |question| question.name.clone());
+    ensure!(rows(&text, "SLOWEST NAMES", "LOOKUPS")? == names, "the server saw {names:?}: {text}");
+    ensure!(rows(&text, "OWNER", "LOOKUPS")?.values().eq([&total]), "{text}");
+    for row in [["127.0.0.2", "NOERROR", "8"], ["127.0.0.2", "NXDOMAIN", "2"]] {
+        let is_there = text.lines().any(|line| line.split_whitespace().take(3).eq(row));
+        ensure!(is_there, "no {row:?}: {text}");
+    }
+    let [reading] = readings(&text)[..] else { anyhow::bail!("one reading, not {text}") };
+    ensure!(reading.starts_with("127.0.0.3 answers nothing (3 lookups unanswered)"), "{reading}");
     Ok(())
 }

@@ -41,7 +41,7 @@ pub(super) struct StdoutSink {
 /// What the lines of a live command come to.
 enum Account {
     Tcp(console::tcp::Account),
-    Dns(console::dns::Account),
+    Dns(Box<console::dns::Account>),
 }
 
 impl Account {
@@ -50,7 +50,7 @@ impl Account {
             "tcp" => Some(Self::Tcp(console::tcp::Account::new())),
             "dns" => {
                 let is_selective = !config.dns.rcodes.is_empty() || config.dns.slower_than.is_some();
-                Some(Self::Dns(console::dns::Account::new(is_selective)))
+                Some(Self::Dns(Box::new(console::dns::Account::new(is_selective))))
             }
             _ => None,
         }
