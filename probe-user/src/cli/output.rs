@@ -40,14 +40,14 @@ pub(super) struct StdoutSink {
 
 /// What the lines of a live command come to.
 enum Account {
-    Tcp(console::tcp::Account),
+    Tcp(Box<console::tcp::Account>),
     Dns(Box<console::dns::Account>),
 }
 
 impl Account {
     fn of(signal: &str, config: &Config) -> Option<Self> {
         match signal {
-            "tcp" => Some(Self::Tcp(console::tcp::Account::new())),
+            "tcp" => Some(Self::Tcp(Box::default())),
             "dns" => {
                 let is_selective = !config.dns.rcodes.is_empty() || config.dns.slower_than.is_some();
                 Some(Self::Dns(Box::new(console::dns::Account::new(is_selective))))
