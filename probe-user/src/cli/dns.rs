@@ -12,16 +12,16 @@ use crate::signals;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: probe dns --slower-than 100ms --name '*.svc.cluster.local'
 
-LATENCY is the time to the answer, and without one until the lookup was given up. CODE is the answer's, or unanswered, or late: the
-answer to a lookup that was given up before. SERVER is whom the process asked, with its port where that is not 53; ← is who asked a
+LATENCY is the time to the answer, and without one until the lookup was given up. CODE is the answer's, or unanswered, or late: the \
+answer to a lookup that was given up before. SERVER is whom the process asked, with its port where that is not 53; ← is who asked a \
 server of this host (served here), and OWNER is that server then.
 
-DETAILS: try 2 is the same question asked again. lost twin: the question for the other kind of address (A, AAAA), asked beside it,
-was answered. cut: the answer had no room in its packet; tcp after cut: asked again over TCP because of that. empty: the name exists,
+DETAILS: try 2 is the same question asked again. lost twin: the question for the other kind of address (A, AAAA), asked beside it, \
+was answered. cut: the answer had no room in its packet; tcp after cut: asked again over TCP because of that. empty: the name exists, \
 but not with this type. after 6 NXDOMAIN: so many lookups of names that do not exist went before, for the sake of a search list.
 
-At the end of a table: what it came to by server and code, by name (the slowest) and by owner, and how that reads, where the numbers
-say something. FAILED are answers that neither have the name nor deny it (SERVFAIL, REFUSED); SHARE is that of lookups unanswered, of
+At the end of a table: what it came to by server and code, by name (the slowest) and by owner, and how that reads, where the numbers \
+say something. FAILED are answers that neither have the name nor deny it (SERVFAIL, REFUSED); SHARE is that of lookups unanswered, of \
 codes that of answers. Colours are for terminals; NO_COLOR=1 turns them off.")]
 pub(super) struct Args {
     #[command(flatten)]

@@ -233,3 +233,43 @@ fn syscall_table(out: &mut dyn Write, summary: &syscalls::Summary, top: usize) -
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn dns(summary: signals::dns::Summary) -> String {
+        let mut out = Vec::new();
+        super::summary(&mut out, &Summary::Dns(summary), None, true).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn lookups_of_an_interval_in_a_line() {
+        let quiet = signals::dns::Summary::default();
+        assert_eq!(dns(quiet), "dns       0 lookups answered; 0 unanswered, 0 answered late\n");
+        let mut summary = signals::dns::Summary {
+            rcodes: [("NOERROR".into(), 1)].into(),
+            unanswered: 5,
+            lost_twins: 2,
+            late: 1,
+            retries: 4,
+            truncated: 3,
+            searched: 1,
+            search_misses: 6,
+            not_served: 7,
+            malformed: 8,
+            unsolicited: 9,
+            ..signals::dns::Summary::default()
+        };
+        summary.durations.record(Duration::from_millis(10));
+        summary.served.record(Duration::from_millis(10));
+        let times = "p50 10.0ms, p99 10.0ms, max 10.0ms";
+        let want = format!(
+            "dns       1 lookups answered (NOERROR 1; {times}); 5 unanswered (2 of them lost twins), 1 answered late, \
+             4 asked again, 3 answers cut, 0 asked over TCP for that, 6 of names that do not exist before 1 found, \
+             8 malformed packets, 9 answers nobody waited for; 1 served here ({times}), 7 not, 0 late\n"
+        );
+        assert_eq!(dns(summary), want);
+    }
+}

@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use super::super::text::{counted, is_most, percent, seconds, too_much_is_missing};
 use super::account::{Account, Owner, Server, Tally};
-use super::server;
 
 /// One lost packet leaves a lookup unanswered, two are bad luck.
 const ENOUGH_SILENCE: u64 = 3;
@@ -67,6 +66,13 @@ pub(super) fn readings(account: &Account, lost: u64) -> Vec<String> {
     said.extend(servers.iter().filter_map(|row| fails(account, *row)).take(SERVERS));
     said.extend(OTHERS.iter().filter_map(|rule| rule(account)));
     said
+}
+
+fn server(address: Option<SocketAddr>) -> String {
+    match address {
+        Some(_) => super::server(address),
+        None => "a server whose address is not known".to_owned(),
+    }
 }
 
 /// Lookups, and how many hundredths of others they are.
@@ -468,7 +474,10 @@ mod tests {
             ),
         ]);
         let nowhere = with(silent(A, 3), |lookup| lookup.peer = None);
-        assert!(readings(&account(&[nowhere], false), 0)[0].starts_with("- answers nothing"));
+        assert!(
+            readings(&account(&[nowhere], false), 0)[0]
+                .starts_with("a server whose address is not known answers nothing")
+        );
     }
 
     #[test]
