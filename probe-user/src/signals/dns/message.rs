@@ -65,10 +65,11 @@ mod tests {
     const A: u16 = 1;
     const OPT: u16 = 41;
 
-    /// A record of the root (RFC 1035, 4.1.3): type, class, the next four octets, four octets of data.
+    /// A record of the root (RFC 1035, 4.1.3): type, class, the next four octets; data, if it is an address.
     fn record(rtype: u16, class: u16, ttl: u32) -> Vec<u8> {
         let head = [&[0][..], &rtype.to_be_bytes(), &class.to_be_bytes(), &ttl.to_be_bytes()].concat();
-        [head, vec![0, 4, 192, 0, 2, 1]].concat()
+        let data = if rtype == OPT { vec![0, 0] } else { vec![0, 4, 192, 0, 2, 1] };
+        [head, data].concat()
     }
 
     /// A message: its flags, then the records of answer, authority and additional section.
