@@ -260,7 +260,7 @@ pub fn errno_name(errno: u32) -> Cow<'static, str> {
 mod tests {
     use std::path::Path;
 
-    use probe_common::dns::{LookupRecord, MessageRecord};
+    use probe_common::dns::{HEADER, LookupRecord, MessageRecord, NAME_ROOM, Pending, SEGMENT_ROOM, SegmentRecord};
     use probe_common::syscalls::SlowRecord;
     use probe_common::tcp::{CloseRecord, ConnectRecord, ResetRecord, RetransmitRecord};
     use probe_common::wire::{RecordHeader, WIRE_VERSION};
@@ -284,6 +284,7 @@ mod tests {
             size_of::<SlowRecord>(),
             size_of::<LookupRecord>(),
             size_of::<MessageRecord>(),
+            size_of::<SegmentRecord>(),
         ];
         let octet = prop_oneof![3 => 0_u8..8, 1 => any::<u8>()];
         let body = prop::sample::select(lengths.to_vec())
@@ -319,17 +320,20 @@ mod tests {
                     3 => names::record(bytes, context),
                     _ => {
                         if let Ok(record) = crate::collect::record::<LookupRecord>(bytes) {
-                            let mut name = [0; probe_common::dns::NAME_ROOM];
-                            for (to, from) in name.iter_mut().zip(record.octets) {
-                                *to = from;
-                            }
-                            let pending = probe_common::dns::Pending { asked: record.asked, name };
+                            let mut pending = Pending { asked: record.asked, name: [0; NAME_ROOM] };
+                            pending.name.copy_from_slice(&record.octets[HEADER..HEADER + NAME_ROOM]);
                             lookups.give_up(record.header.time_ns, record.key, pending, context);
                         }
                         Ok(())
                     }
                 };
-                prop_assert!(events.len() <= usize::from(result.is_ok()));
+                // Many questions can come to their end with one segment.
+                let most = match result {
+                    Ok(()) if bytes.len() == size_of::<SegmentRecord>() => SEGMENT_ROOM / HEADER,
+                    Ok(()) => 1,
+                    Err(_) => 0,
+                };
+                prop_assert!(events.len() <= most);
                 for event in &events {
                     told += u64::from(matches!(event, Event::Lookup(_)));
                     let (mut line, mut text) = (Vec::new(), Vec::new());

@@ -237,10 +237,7 @@ impl Lookups {
             transport,
             truncated: answer.is_some_and(|answer| answer.truncated),
             fallback: false,
-            attempt: match outcome {
-                Outcome::Late => asked.attempt,
-                Outcome::Answered | Outcome::Unanswered => self.attempt(question),
-            },
+            attempt: self.attempt(question),
             answers: answer.map(|answer| answer.answers),
             ttl: answer.and_then(|answer| answer.ttl).map(|ttl| Duration::from_secs(ttl.into())),
             lost_twin: false,

@@ -21,7 +21,7 @@ use probe_common::settings::Settings;
 pub use self::event::{Lookup, Outcome, Role, Transport};
 pub use self::lookups::{Lookups, Summary};
 pub use self::message::{Answer, answer};
-pub use self::tcp::{Connections, Ended, Exchange};
+pub use self::tcp::{Connections, Ended, Exchange, Held};
 pub use self::text::{name_text, rcode_text, rcodes, type_named, type_text};
 use super::{Context, Signal, SignalKind};
 use crate::collect::DecodeError;
