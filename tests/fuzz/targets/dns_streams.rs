@@ -53,7 +53,8 @@ impl<'a> Input<'a> {
 /// A message about one name, with its length before it.
 fn framed(id: u16, flags: u16, label: u8, further: usize) -> Vec<u8> {
     let mut message = [id, flags, 1, 0, 0, 0].map(u16::to_be_bytes).concat();
-    let label = vec![label; usize::from(label % 63) + 1];
+    // As long in capitals.
+    let label = vec![label; usize::from(label % 32) + 1];
     message.push(label.len() as u8);
     message.extend(label);
     message.extend([0, 0, 1, 0, 1]);

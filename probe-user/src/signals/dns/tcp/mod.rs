@@ -401,6 +401,12 @@ impl Waiting {
         Some(question)
     }
 
+    /// The same, unless an answer that passed then cannot be to it: answers behind a hole are read when that is given up.
+    fn take_asked_by(&mut self, time_ns: u64, key: (u16, u32)) -> Option<Question> {
+        self.questions.get(&key).filter(|question| question.asked.sent_ns <= time_ns)?;
+        self.take(key)
+    }
+
     /// False: there is no room.
     fn insert(&mut self, key: (u16, u32), question: Question) -> bool {
         let has_room = self.questions.len() < WAITING;
@@ -500,10 +506,16 @@ impl Pairing<'_> {
         };
         let Some(hash) = hash else { return };
         // Further messages of a zone transfer find nobody waiting.
-        if let Some(question) = self.waiting.take((header.id, hash)) {
+        if let Some(question) = self.waiting.take_asked_by(time_ns, (header.id, hash)) {
             (self.ended)(question.ended(self.socket, hash, time_ns, Ended::Answered(answer)));
-        } else if let Some((at_ns, question)) = self.given_up.pop(&(self.socket.cookie, header.id, hash))
-            && time_ns.saturating_sub(at_ns) <= GIVEN_UP_NS
+            return;
+        }
+        let key = (self.socket.cookie, header.id, hash);
+        let is_to = |(at_ns, question): &&(u64, Question)| {
+            question.asked.sent_ns <= time_ns && time_ns.saturating_sub(*at_ns) <= GIVEN_UP_NS
+        };
+        if self.given_up.peek(&key).filter(is_to).is_some()
+            && let Some((_, question)) = self.given_up.pop(&key)
         {
             (self.ended)(question.ended(self.socket, hash, time_ns, Ended::Late(answer)));
         }

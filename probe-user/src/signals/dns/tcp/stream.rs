@@ -98,6 +98,8 @@ pub(super) struct Stream {
     next: u32,
     /// The same, counted without wrapping from anywhere.
     at: u64,
+    /// When the last octet before it passed, or one before that if it was later.
+    passed_ns: u64,
     framing: Framing,
     /// What passed ahead of that, by where it begins; pieces may overlap. Empty when out of step.
     ahead: BTreeMap<u64, Ahead>,
@@ -160,6 +162,7 @@ impl Stream {
             in_step: false,
             next: 0,
             at: 0,
+            passed_ns: 0,
             framing: Framing::Length(None),
             ahead: BTreeMap::new(),
             ahead_octets: 0,
@@ -187,6 +190,11 @@ impl Stream {
 
     /// Takes in what passed.
     pub(super) fn segment(&mut self, piece: Piece<'_>, listener: &mut dyn Listener) {
+        self.take_in(piece, listener);
+        self.expire(piece.time_ns, listener);
+    }
+
+    fn take_in(&mut self, piece: Piece<'_>, listener: &mut dyn Listener) {
         if piece.octets.is_empty() && piece.missing == 0 {
             return;
         }
@@ -201,29 +209,27 @@ impl Stream {
         self.strays = 0;
         if !self.in_step {
             if self.find(piece, listener) {
-                self.missing(piece.time_ns, piece.missing, listener);
+                self.settle(self.at + u64::from(piece.missing), listener);
             }
         } else {
             let ahead = piece.seq.wrapping_sub(self.next);
             match ahead.cast_signed() {
                 1.. => self.keep(self.at + u64::from(ahead), piece),
-                passed => {
-                    let end =
-                        u64::from(piece.end().wrapping_sub(self.next).cast_signed().max(0).cast_unsigned())
-                            + self.at;
-                    if end == self.at {
+                behind => {
+                    let new = piece.end().wrapping_sub(self.next).cast_signed();
+                    if new <= 0 {
                         return;
                     }
-                    let octets = piece.octets.get(passed.unsigned_abs() as usize..).unwrap_or_default();
+                    let passed = self.at + u64::from(new.unsigned_abs());
+                    let octets = piece.octets.get(behind.unsigned_abs() as usize..).unwrap_or_default();
                     self.octets(piece.time_ns, octets, listener);
-                    self.settle(piece.time_ns, end, listener);
+                    self.settle(passed, listener);
                 }
             }
             while self.ahead.len() > PIECES || self.ahead_octets > AHEAD {
                 self.skip_hole(listener);
             }
         }
-        self.expire(piece.time_ns, listener);
     }
 
     /// Waits no longer for what should have come by now.
@@ -315,15 +321,14 @@ impl Stream {
     }
 
     /// Octets up to `passed` have passed: goes on as far as that, and as far as is known already.
-    fn settle(&mut self, mut time_ns: u64, mut passed: u64, listener: &mut dyn Listener) {
+    fn settle(&mut self, mut passed: u64, listener: &mut dyn Listener) {
         loop {
             let start = self.ahead.first_key_value().map(|(start, _)| *start);
             if !self.in_step || start.is_some_and(|start| start <= self.at) {
                 let Some((start, kept)) = self.first_ahead() else { break };
-                let Ahead { time_ns: then_ns, octets, missing } = kept;
+                let Ahead { time_ns, octets, missing } = kept;
                 let end = start + octets.len() as u64 + u64::from(missing);
                 if self.in_step {
-                    time_ns = time_ns.max(then_ns);
                     passed = passed.max(end);
                     // A piece in the middle of what passed has less than what passed.
                     let skipped = usize::try_from(self.at - start).unwrap_or(usize::MAX);
@@ -331,22 +336,18 @@ impl Stream {
                 } else if let Some(gap) = start.checked_sub(self.at) {
                     // Where they lie, as a number that wraps.
                     let seq = self.next.wrapping_add(gap as u32);
-                    let piece = Piece { time_ns: then_ns, seq, octets: &octets, missing };
+                    let piece = Piece { time_ns, seq, octets: &octets, missing };
                     if self.find(piece, listener) {
-                        (time_ns, passed) = (then_ns, end);
+                        passed = end;
                     }
                 }
             } else if passed > self.at {
                 let until = start.map_or(passed, |start| start.min(passed));
-                self.unseen(time_ns, until - self.at, listener);
+                self.unseen(self.passed_ns, until - self.at, listener);
             } else {
                 break;
             }
         }
-    }
-
-    fn missing(&mut self, time_ns: u64, missing: u32, listener: &mut dyn Listener) {
-        self.settle(time_ns, self.at + u64::from(missing), listener);
     }
 
     /// Does without what has not come. Something is ahead.
@@ -356,17 +357,19 @@ impl Stream {
         let time_ns = kept.time_ns;
         // In the middle of a message it does no harm: where that ends is known.
         self.unseen(time_ns, hole, listener);
-        self.settle(0, self.at, listener);
+        self.settle(self.at, listener);
     }
 
-    fn pass(&mut self, octets: u64) {
+    fn pass(&mut self, time_ns: u64, octets: u64) {
+        self.passed_ns = self.passed_ns.max(time_ns);
         self.at += octets;
         self.next = self.next.wrapping_add(octets as u32);
     }
 
     /// The next octets of the stream.
     fn octets(&mut self, time_ns: u64, mut octets: &[u8], listener: &mut dyn Listener) {
-        self.pass(octets.len() as u64);
+        self.pass(time_ns, octets.len() as u64);
+        let time_ns = self.passed_ns;
         let (carries, head_room) = (self.carries, self.head_room());
         while !octets.is_empty() {
             match &mut self.framing {
@@ -415,12 +418,12 @@ impl Stream {
 
     /// The next octets of the stream, not known.
     fn unseen(&mut self, time_ns: u64, octets: u64, listener: &mut dyn Listener) {
-        self.pass(octets);
+        self.pass(time_ns, octets);
         match &mut self.framing {
             Framing::Body(body) if octets <= body.left => {
                 body.left -= octets;
                 body.room = 0;
-                self.complete(time_ns, listener);
+                self.complete(self.passed_ns, listener);
             }
             Framing::Length(_) | Framing::Body(_) => self.lose(),
         }
@@ -476,6 +479,11 @@ impl Stream {
     }
 
     fn step_in(&mut self, seq: u32) {
+        // What is ahead keeps its place.
+        self.at = match self.ahead.is_empty() {
+            true => 0,
+            false => self.at + u64::from(seq.wrapping_sub(self.next)),
+        };
         self.in_step = true;
         self.next = seq;
         self.guess = None;
