@@ -6,6 +6,7 @@ pub mod blind;
 pub mod bpf;
 pub mod counters;
 pub mod dns_server;
+pub mod dns_world;
 pub mod drop;
 pub mod flood;
 pub mod flooding;

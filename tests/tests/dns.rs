@@ -3,139 +3,21 @@
 #![expect(clippy::indexing_slicing, reason = "a test fails by panicking, its helpers too")]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{Read as _, Write as _};
-use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use probe_tests::dns_server::{A, AAAA, DnsServer, NXDOMAIN, SERVFAIL, Script, Served, query, query_of};
+use probe_tests::dns_world::{
+    OTHER_SERVER, SERVER, SERVER_V6, World, ask, check_latency, lookups_of, nonsense, pass_stream, receive,
+    seconds, send, tolerance,
+};
 use probe_tests::netns::Netns;
-use probe_tests::probe::{DEADLINE, Finished, Line, Probe, patient};
+use probe_tests::probe::{DEADLINE, Line, Probe, patient};
 use probe_tests::workload::Workload;
-use probe_user::kernel::clock::monotonic_ns;
 use rustix::process::Signal;
 
 const WORKLOAD: &str = env!("CARGO_BIN_EXE_workload");
-const SERVER: &str = "127.0.0.2:53";
-const OTHER_SERVER: &str = "127.0.0.3:53";
-const SERVER_V6: &str = "[::1]:53";
-/// How far probe may be from what the server saw: how long it takes a thread to get going.
-fn tolerance() -> f64 {
-    patient(Duration::from_millis(2)).as_secs_f64()
-}
-
-/// A namespace with a DNS server in it, and probe looking on.
-struct World {
-    netns: Netns,
-    server: DnsServer,
-    probe: Probe,
-}
-
-impl World {
-    fn new(arguments: &[&str], scripts: &[(&str, Script)]) -> Result<Self> {
-        let netns = Netns::new()?;
-        let addresses = [SERVER.parse()?, OTHER_SERVER.parse()?, SERVER_V6.parse()?];
-        let server = netns.run(|| DnsServer::start(&addresses, scripts))??;
-        let probe = Probe::start(&[&["dns"], arguments].concat())?;
-        Ok(Self { netns, server, probe })
-    }
-
-    /// A socket in the namespace, not connected.
-    fn socket(&self, local: &str) -> Result<UdpSocket> {
-        let socket = self.netns.run(|| UdpSocket::bind(local))??;
-        socket.set_read_timeout(Some(DEADLINE))?;
-        Ok(socket)
-    }
-
-    /// A socket in the namespace, connected to a server.
-    fn connected(&self, server: &str) -> Result<UdpSocket> {
-        let socket = self.socket(if server.starts_with('[') { "[::]:0" } else { "0.0.0.0:0" })?;
-        socket.connect(server)?;
-        Ok(socket)
-    }
-
-    fn is_ours(&self, line: &Line) -> bool {
-        line.event() == "dns.lookup" && line.int("linux.netns") == Some(i64::from(self.netns.inode()))
-    }
-
-    fn ours(&self, lines: &[Line]) -> Vec<Line> {
-        lines.iter().filter(|line| self.is_ours(line)).cloned().collect()
-    }
-
-    /// Waits for so many lookups of this namespace.
-    fn lookups(&self, count: usize) -> Result<Vec<Line>> {
-        self.probe.wait_for(&format!("{count} lookups"), DEADLINE, |lines| {
-            let ours = self.ours(lines);
-            (ours.len() >= count).then_some(ours)
-        })
-    }
-
-    /// Waits for so many lookups, ends probe, and requires that there are no more and that nothing was lost.
-    fn exactly(self, count: usize) -> Result<Vec<Line>> {
-        self.lookups(count)?;
-        let netns = i64::from(self.netns.inode());
-        let finished = self.probe.stop()?;
-        finished.require_complete()?;
-        let ours: Vec<Line> = lookups_of(&finished, netns);
-        ensure!(ours.len() == count, "{} lookups instead of {count}: {ours:#?}", ours.len());
-        Ok(ours)
-    }
-}
-
-fn lookups_of(finished: &Finished, netns: i64) -> Vec<Line> {
-    let is_ours = |line: &&Line| line.event() == "dns.lookup" && line.int("linux.netns") == Some(netns);
-    finished.lines.iter().filter(is_ours).cloned().collect()
-}
-
-/// When a packet was sent: just before, and just after.
-#[derive(Clone, Copy, Debug)]
-struct Sent {
-    begun_ns: u64,
-    ended_ns: u64,
-}
-
-fn send(socket: &UdpSocket, to: Option<&str>, packet: &[u8]) -> Result<Sent> {
-    let begun_ns = monotonic_ns();
-    match to {
-        Some(to) => socket.send_to(packet, to)?,
-        None => socket.send(packet)?,
-    };
-    Ok(Sent { begun_ns, ended_ns: monotonic_ns() })
-}
-
-/// A packet's id, and when it was there.
-fn receive(socket: &UdpSocket) -> Result<(u16, u64)> {
-    let mut packet = [0; 65_536];
-    let len = socket.recv(&mut packet).context("no answer")?;
-    let received_ns = monotonic_ns();
-    ensure!(len >= 12, "an answer of {len} octets");
-    Ok((u16::from_be_bytes([packet[0], packet[1]]), received_ns))
-}
-
-/// Asks and waits for the answer.
-fn ask(socket: &UdpSocket, to: Option<&str>, packet: &[u8]) -> Result<(Sent, u64)> {
-    let sent = send(socket, to, packet)?;
-    let (id, received_ns) = receive(socket)?;
-    ensure!(Some(&id.to_be_bytes()[..]) == packet.get(..2), "the answer has id {id}");
-    Ok((sent, received_ns))
-}
-
-fn seconds(from_ns: u64, to_ns: u64) -> f64 {
-    to_ns.saturating_sub(from_ns) as f64 / 1e9
-}
-
-/// Checks a latency against both ends. The query left during the client's send call, and the answer arrived during the
-/// server's (loopback delivers in the sender's own call): between the inner and the outer ends of these two.
-fn check_latency(line: &Line, sent: Sent, received_ns: u64, served: &Served, answer: usize) -> Result<f64> {
-    let duration = line.float("duration").context("no duration")?;
-    let (begun_ns, ended_ns) = *served.answered_ns.get(answer).context("never answered")?;
-    let least = seconds(sent.ended_ns, begun_ns);
-    let most = seconds(sent.begun_ns, ended_ns) + tolerance();
-    ensure!(duration >= least && duration <= most, "{duration} s is not in {least} to {most}: {}", line.0);
-    ensure!(duration <= seconds(sent.begun_ns, received_ns), "longer than the client waited: {}", line.0);
-    Ok((duration - seconds(served.received_ns, begun_ns)).abs())
-}
-
 #[test]
 fn latencies_are_those_that_the_server_made() -> Result<()> {
     let delays = [("now.test", 0, 20), ("five.test", 5, 20), ("fifty.test", 50, 10), ("slow.test", 200, 4)];
@@ -475,52 +357,6 @@ fn an_answer_that_comes_twice_is_one_lookup() -> Result<()> {
     Ok(())
 }
 
-/// What is no DNS question or answer, although it comes from or goes to port 53.
-fn nonsense() -> Vec<Vec<u8>> {
-    let good = query(0x4242, "good.test", A);
-    let changed = |change: &dyn Fn(&mut Vec<u8>)| {
-        let mut packet = good.clone();
-        change(&mut packet);
-        packet
-    };
-    let mut all: Vec<Vec<u8>> = (0..good.len()).map(|len| good[..len].to_vec()).collect();
-    all.extend([
-        changed(&|packet| packet[5] = 0),
-        changed(&|packet| packet[5] = 2),
-        changed(&|packet| packet[4] = 0xff),
-        // Lengths that lead out of the packet, pointers, reserved kinds of labels.
-        changed(&|packet| packet[12] = 63),
-        changed(&|packet| packet[12] = 0xc0),
-        changed(&|packet| packet[12] = 0x40),
-        changed(&|packet| packet[12] = 0xff),
-        // Opcodes that are no query: STATUS, UPDATE.
-        changed(&|packet| packet[2] |= 2 << 3),
-        changed(&|packet| packet[2] |= 5 << 3),
-        vec![0; 12],
-        vec![0xff; 12],
-        vec![0xff; 1_400],
-        // No end to the name: labels of one octet, and beyond 255 octets.
-        [&good[..12], &[1, b'a'].repeat(127), &[1]].concat(),
-        [&good[..12], &[1, b'a'].repeat(128), &[0, 0, 1, 0, 1]].concat(),
-        [&good[..12], &[63; 64].repeat(5), &[0, 0, 1, 0, 1]].concat(),
-    ]);
-    // Noise, always the same.
-    let mut state = 0x2545_f491_4f6c_dd1d_u64;
-    for len in [13, 40, 255, 512, 1_300, 9_000, 60_000] {
-        let noise = std::iter::repeat_with(|| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            state as u8
-        });
-        let mut packet: Vec<u8> = noise.take(len).collect();
-        // Whatever else it is: not one question.
-        packet[4] = 0x80;
-        all.push(packet);
-    }
-    all
-}
-
 /// Whatever probe makes of a packet, it arrives as it was.
 #[test]
 fn malformed_packets_pass_and_are_no_lookups() -> Result<()> {
@@ -568,8 +404,8 @@ fn nonsense_before_the_answer_does_not_stand_in_its_way() -> Result<()> {
     Ok(())
 }
 
-/// The programs see every packet of the host, and let every one of them pass: UDP of any size on any port, TCP, port 53
-/// over TCP included.
+/// The programs see every packet of the host, and let every one of them pass: UDP of any size on any port, TCP. (Port 53 over
+/// TCP: tests/tests/dns_tcp.rs.)
 #[test]
 fn other_traffic_passes_untouched() -> Result<()> {
     let world = World::new(&[], &[])?;
@@ -590,19 +426,7 @@ fn other_traffic_passes_untouched() -> Result<()> {
                 assert_eq!(client.recv(&mut room)?, len);
             }
         }
-        for port in [53, 8_080] {
-            let listener = world.netns.run(|| TcpListener::bind(format!("{address}:{port}")))??;
-            let mut client = world.netns.run(|| TcpStream::connect(listener.local_addr()?))??;
-            let (mut server, _from) = listener.accept()?;
-            let sent: Vec<u8> =
-                (0..1_000_000_u32).map(|at| at.wrapping_mul(0x9e37_79b1).to_be_bytes()[0]).collect();
-            let sending = sent.clone();
-            let sender = std::thread::spawn(move || client.write_all(&sending));
-            let mut got = Vec::new();
-            server.read_to_end(&mut got)?;
-            sender.join().unwrap()?;
-            assert!(got == sent, "{address}:{port}: {} of {} octets", got.len(), sent.len());
-        }
+        pass_stream(&world.netns, &format!("{address}:8080"))?;
     }
     ask(&world.connected(SERVER)?, None, &query(91, "last.test", A))?;
     world.exactly(1)?;

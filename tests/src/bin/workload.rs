@@ -5,7 +5,8 @@
 #![expect(unsafe_code, reason = "system calls are made raw, so that none is made twice or not at all")]
 
 use std::ffi::CString;
-use std::net::{SocketAddr, UdpSocket};
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs as _, UdpSocket};
 use std::os::unix::ffi::OsStrExt as _;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -13,6 +14,8 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use probe_tests::workload::Workload;
 use probe_tests::{dns_server, flooding, orders};
+use rustix::mount::{MountPropagationFlags, mount_bind, mount_change};
+use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 fn main() -> Result<()> {
     let mut arguments = std::env::args_os().skip(1);
@@ -130,10 +133,46 @@ fn obey(words: &[&str]) -> Result<String> {
             let socket = send(server, id, name)?;
             socket.recv(&mut [0; 512])?;
         }
+        // ask-tcp SERVER ID NAME: over a connection of its own.
+        ["ask-tcp", server, id, name] => {
+            let mut stream = TcpStream::connect(server)?;
+            stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+            stream.write_all(&dns_server::framed(&dns_server::query(id.parse()?, name, dns_server::A)))?;
+            stream.read_exact(&mut [0; 14])?;
+        }
+        // resolve FILE: the addresses of each of the names in a file, as the C library asks for them.
+        ["resolve", file] => {
+            for name in std::fs::read_to_string(file)?.lines() {
+                // Whether it has any is not asked here.
+                let _found = (name, 0).to_socket_addrs();
+            }
+        }
+        // unconnected SERVER FILE: the same as musl asks: both kinds at once, from a socket of their own that is not connected.
+        ["unconnected", server, file] => {
+            for (id, name) in (1..).zip(std::fs::read_to_string(file)?.lines()) {
+                let socket = UdpSocket::bind("0.0.0.0:0")?;
+                socket.set_read_timeout(Some(Duration::from_secs(60)))?;
+                for (id, qtype) in [(2 * id, dns_server::A), (2 * id + 1, dns_server::AAAA)] {
+                    socket.send_to(&dns_server::query(id, name, qtype), server)?;
+                }
+                for _answer in 0..2 {
+                    socket.recv_from(&mut [0; 512])?;
+                }
+            }
+        }
+        // serve ADDRESS: a DNS server, as long as this process lives.
+        ["serve", address] => std::mem::forget(dns_server::DnsServer::start(&[address.parse()?], &[])?),
+        // configure FILE PLACE: the one lies in the other's place, for this process only.
+        ["configure", file, place] => {
+            // SAFETY: there is no other thread; what is shared with it is not relied upon.
+            unsafe { unshare_unsafe(UnshareFlags::NEWNS) }?;
+            mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
+            mount_bind(*file, *place)?;
+        }
         // send SERVER ID NAME: the same without waiting for the answer.
         ["send", server, id, name] => drop(send(server, id, name)?),
         // connect ADDRESS: a TCP connection that is made and closed.
-        ["connect", address] => drop(std::net::TcpStream::connect(address)?),
+        ["connect", address] => drop(TcpStream::connect(address)?),
         // crowd PROCESSES: so many children at the same time, each of which makes a call.
         ["crowd", processes] => {
             let mut crowd = (0..processes.parse::<u32>()?)
