@@ -9,8 +9,9 @@ use crate::{
     toolchain,
 };
 
-/// `ip` and `nft`.
-const TEST_TOOLS: [&str; 2] = ["iproute2", "nftables"];
+/// `ip` and `nft`; real DNS servers, real resolvers, and who else looks at them.
+const TEST_TOOLS: [&str; 7] =
+    ["iproute2", "nftables", "dnsmasq-base", "unbound", "bind9-dnsutils", "tshark", "python3"];
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
