@@ -27,11 +27,11 @@ fn rewrite(netns: &Netns, hook: &str, to: [&str; 2]) -> Result<()> {
     let mut rules = String::new();
     for ((family, service), to) in ["ip", "ip6"].into_iter().zip(SERVICE).zip(to) {
         let to = at(to, PORT)?;
-        rules += &format!("table {family} nat {{ chain rewritten {{ type nat hook {hook} priority -100;\n");
+        rules += &format!("table {family} nat {{\nchain rewritten {{\ntype nat hook {hook} priority -100;\n");
         for protocol in ["udp", "tcp"] {
             rules += &format!("{family} daddr {service} {protocol} dport 53 dnat to {to}\n");
         }
-        rules += "} }\n";
+        rules += "}\n}\n";
     }
     let file = std::env::temp_dir().join(format!("probe-dns-nat-{}-{hook}.nft", std::process::id()));
     std::fs::write(&file, rules)?;
