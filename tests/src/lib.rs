@@ -5,6 +5,7 @@ pub mod attempts;
 pub mod blind;
 pub mod bpf;
 pub mod counters;
+pub mod dns_load;
 pub mod dns_server;
 pub mod dns_world;
 pub mod drop;
