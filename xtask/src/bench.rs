@@ -2,6 +2,7 @@
 
 mod agent;
 mod connections;
+mod dns;
 mod syscalls;
 mod tcp;
 mod tracer;
@@ -35,6 +36,8 @@ enum Part {
     Syscalls,
     /// TCP in bulk, to and fro, and connections made and closed: nothing, probe, and where installed tcpstates and others
     Tcp,
+    /// Lookups at 100,000 a second, their latency beside tshark, UDP that is not DNS, getaddrinfo beside gethostlatency
+    Dns,
     /// `probe run`: time to the first event, memory of the agent and of its maps
     Agent,
     /// Records a second through rings of several sizes, offered and delivered
@@ -60,6 +63,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     if wanted(Part::Tcp) {
         tcp::run(&root, &probe, args.rounds)?;
+    }
+    if wanted(Part::Dns) {
+        dns::run(&root, &probe, args.rounds)?;
     }
     if wanted(Part::Agent) {
         agent::run(&probe, args.rounds)?;
@@ -95,14 +101,17 @@ fn spread(figures: &mut [f64]) -> (f64, f64, f64) {
     (figures.first().copied().unwrap_or(f64::NAN), middle, figures.last().copied().unwrap_or(f64::NAN))
 }
 
-/// Whether a program is installed.
+/// Whether a program is installed; one of those that most parts compare with.
 fn installed(program: &str) -> bool {
+    installed_with(program, "libbpf-tools bpftrace")
+}
+
+/// Whether a program is installed, which these Debian packages bring.
+fn installed_with(program: &str, packages: &str) -> bool {
     let found = Command::new("sh").args(["-c", &format!("command -v {program}")]).output();
     let found = found.is_ok_and(|output| output.status.success());
     if !found {
-        say(format_args!(
-            "({program} is not installed: left out; Debian: apt-get install libbpf-tools bpftrace)"
-        ));
+        say(format_args!("({program} is not installed: left out; Debian: apt-get install {packages})"));
     }
     found
 }

@@ -205,7 +205,7 @@ fn table(load: &Load, index: usize, untraced: &[Vec<f64>; LOADS.len()], outcomes
 }
 
 /// Events that a tracer says it lost: `lost: 5 of tcp at ring: …` (probe), `lost 5 events on CPU #0` (libbpf-tools).
-fn lost(stderr: &str) -> u64 {
+pub(super) fn lost(stderr: &str) -> u64 {
     let of_line = |line: &str| {
         line.strip_prefix("lost")?.trim_start_matches(':').split_whitespace().next()?.parse::<u64>().ok()
     };

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -15,6 +15,8 @@ use crate::process::show;
 
 /// How long a tracer may take to attach.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// What CPU time is counted in, to user space: USER_HZ, which is the same wherever probe runs.
+const TICKS_A_SECOND: f64 = 100.0;
 
 /// A running tracer; interrupted when dropped.
 pub(super) struct Tracer {
@@ -26,10 +28,21 @@ pub(super) struct Tracer {
 impl Tracer {
     /// Starts it, and waits until it holds that many BPF programs and its start has settled.
     pub(super) fn start(command: &mut Command, programs: usize) -> Result<Self> {
+        Self::start_into(command, programs, Stdio::null())
+    }
+
+    /// The same, and what it prints comes out of a pipe.
+    pub(super) fn start_piped(command: &mut Command, programs: usize) -> Result<(Self, ChildStdout)> {
+        let mut tracer = Self::start_into(command, programs, Stdio::piped())?;
+        let stdout = tracer.child.stdout.take().context("stdout is piped")?;
+        Ok((tracer, stdout))
+    }
+
+    fn start_into(command: &mut Command, programs: usize, stdout: Stdio) -> Result<Self> {
         let stderr = File::from(memfd_create("stderr", MemfdFlags::CLOEXEC)?);
         let child = command
             .stdin(Stdio::null())
-            .stdout(Stdio::null())
+            .stdout(stdout)
             .stderr(stderr.try_clone()?)
             .spawn()
             .with_context(|| format!("cannot start `{}`", show(command)))?;
@@ -95,6 +108,13 @@ impl Tracer {
         Ok(kib / 1024.0)
     }
 
+    /// Seconds of CPU that it has used, all its threads, the kernel's part with it.
+    pub(super) fn cpu(&self) -> Result<f64> {
+        let path = format!("/proc/{}/stat", self.pid());
+        let stat = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+        cpu_of_stat(&stat).with_context(|| format!("{path} has no utime and stime"))
+    }
+
     /// MiB that the kernel charges it for its BPF objects: the `memlock` of each map and program it holds, once.
     pub(super) fn memlock(&self) -> Result<f64> {
         let pid = self.pid();
@@ -131,5 +151,26 @@ impl Tracer {
 impl Drop for Tracer {
     fn drop(&mut self) {
         let _ended = self.end();
+    }
+}
+
+/// utime and stime, fields 14 and 15 of proc_pid_stat(5), in seconds. The name, field 2, may have anything in it.
+fn cpu_of_stat(stat: &str) -> Option<f64> {
+    let (_, behind_name) = stat.rsplit_once(')')?;
+    let mut fields = behind_name.split_whitespace().skip(11);
+    let (user, system) = (fields.next()?.parse::<f64>().ok()?, fields.next()?.parse::<f64>().ok()?);
+    Some((user + system) / TICKS_A_SECOND)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cpu_time_is_read_whatever_the_name() {
+        let stat = "4711 (a b) c 9) S 1 4711 4711 0 -1 4194560 8342 0 12 0 150 75 3 4 20 0 5 0 1234 1 2";
+        assert_eq!(cpu_of_stat(stat), Some(2.25));
+        assert_eq!(cpu_of_stat("4711 (cut short) S 1 4711"), None);
+        assert_eq!(cpu_of_stat(""), None);
     }
 }
