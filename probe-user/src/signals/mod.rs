@@ -260,7 +260,9 @@ pub fn errno_name(errno: u32) -> Cow<'static, str> {
 mod tests {
     use std::path::Path;
 
-    use probe_common::dns::{HEADER, LookupRecord, MessageRecord, NAME_ROOM, Pending, SEGMENT_ROOM, SegmentRecord};
+    use probe_common::dns::{
+        HEADER, LookupRecord, MessageRecord, NAME_ROOM, Pending, SEGMENT_ROOM, SegmentRecord,
+    };
     use probe_common::syscalls::SlowRecord;
     use probe_common::tcp::{CloseRecord, ConnectRecord, ResetRecord, RetransmitRecord};
     use probe_common::wire::{RecordHeader, WIRE_VERSION};

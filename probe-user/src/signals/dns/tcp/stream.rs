@@ -338,7 +338,8 @@ impl Stream {
                     let seq = self.next.wrapping_add(gap as u32);
                     let piece = Piece { time_ns, seq, octets: &octets, missing };
                     if self.find(piece, listener) {
-                        passed = end;
+                        // Counted from elsewhere now, perhaps.
+                        passed = self.at + u64::from(missing);
                     }
                 }
             } else if passed > self.at {

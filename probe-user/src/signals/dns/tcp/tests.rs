@@ -361,6 +361,59 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+    #[test]
+    fn a_stream_with_holes_is_followed_again(
+        sizes in prop::collection::vec(prop_oneof![4 => 0_usize..80, 1 => 0_usize..9_000], 1..8),
+        isn in prop_oneof![any::<u32>(), (u32::MAX - 5_000)..=u32::MAX],
+        cuts in prop::collection::vec(prop_oneof![any::<usize>(), 0_usize..300], 0..40),
+        lost in prop::collection::vec(any::<bool>(), 60),
+        unseen in prop::collection::vec(any::<bool>(), 60),
+    ) {
+        let of = |(id, size): (u16, &usize)| message(id, QUERY, &["www.example.org"], *size);
+        let mut messages: Vec<_> = (0_u16..).zip(&sizes).map(of).collect();
+        let until = framed(&messages).len();
+        let parts = schedule(until, &cuts, &[], &[]);
+        messages.extend((100..103).map(|id| of((id, &500))));
+        let octets = framed(&messages);
+        let mut stream = Stream::new(Carries::Queries);
+        let mut heard = Heard::default();
+        stream.begin(isn);
+        for (time_ns, (which, (start, end))) in (0..).zip(parts.iter().enumerate()) {
+            if lost[which] {
+                continue;
+            }
+            // What a record tells of what is in none.
+            let missing = match parts.get(which + 1) {
+                Some((start, end)) if lost[which + 1] && unseen[which] => end - start,
+                _ => 0,
+            };
+            let seq = isn.wrapping_add(*start as u32);
+            let piece = Piece { time_ns, seq, octets: &octets[*start..*end], missing: missing as u32 };
+            stream.segment(piece, &mut heard);
+        }
+        // Then nothing is lost any more, and time passes.
+        let mut start = until;
+        for step in 0..6 {
+            let len = if step % 2 == 0 { 100 } else { 435 };
+            let seq = isn.wrapping_add(start as u32);
+            let piece = Piece { time_ns: step * 2 * SECOND, seq, octets: &octets[start..start + len], missing: 0 };
+            stream.segment(piece, &mut heard);
+            start += len;
+        }
+        prop_assert_eq!(start, octets.len());
+        prop_assert!(heard.messages.is_sorted_by_key(|(time, _)| *time));
+        // A hole may be where an id was.
+        let ids: Vec<_> = heard.messages.iter().filter_map(|(_, head)| head.get(1).copied()).collect();
+        prop_assert!(ids.is_sorted_by(|one, other| one < other), "{:?}", ids);
+        prop_assert!(ids.ends_with(&[100, 101, 102]), "{:?}", ids);
+        for (_, head) in &heard.messages {
+            prop_assert!(messages.iter().any(|message| message.starts_with(head)));
+        }
+    }
+}
+
 /// A connection under test, and what came of it.
 struct Net {
     connections: Connections,
