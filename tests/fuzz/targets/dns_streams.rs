@@ -95,23 +95,20 @@ impl Passing {
             parts.push((at, end));
             at = end;
         }
-        // Each octet of the input moves a part, or repeats something.
-        for place in 0..parts.len() {
+        // Each octet of the input holds a part back, or repeats something near it. Not for long: what waits is bounded.
+        let mut passing = Vec::new();
+        for (place, (start, end)) in parts.into_iter().enumerate() {
             match input.octet() {
-                0 => {}
-                by @ 1..=16 => {
-                    let other = (place + usize::from(by)).min(parts.len() - 1);
-                    parts.swap(place, other);
-                }
+                by @ 0..=16 => passing.push((place + usize::from(by), start, end)),
                 by => {
-                    let start = usize::from(by) * 37 % len;
-                    // At most every other part, and near where the stream is.
-                    let (_, near) = parts[place];
-                    let start = start.clamp(near.saturating_sub(2_000), near);
-                    parts.insert(place + 1, (start, len.min(start + usize::from(by))));
+                    let again = (usize::from(by) * 37 % len).clamp(end.saturating_sub(2_000), end);
+                    passing.push((place, start, end));
+                    passing.push((place, again, len.min(again + usize::from(by))));
                 }
             }
         }
+        passing.sort_by_key(|(place, ..)| *place);
+        let parts = passing.into_iter().map(|(_, start, end)| (start, end)).collect();
         Self { parts, first: vec![u64::MAX; len] }
     }
 }

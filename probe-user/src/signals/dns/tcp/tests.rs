@@ -398,8 +398,9 @@ proptest! {
         for step in 0..6 {
             let len = if step % 2 == 0 { 100 } else { 435 };
             let seq = isn.wrapping_add(start as u32);
-            let piece = Piece { time_ns: step * 2 * SECOND, seq, octets: &octets[start..start + len], missing: 0 };
+            let piece = Piece { time_ns: step * 3 * SECOND, seq, octets: &octets[start..start + len], missing: 0 };
             stream.segment(piece, &mut heard);
+            stream.expire((step + 1) * 3 * SECOND, &mut heard);
             start += len;
         }
         prop_assert_eq!(start, octets.len());
