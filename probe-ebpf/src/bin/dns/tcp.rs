@@ -14,7 +14,7 @@ use probe_common::wire::RecordHeader;
 use probe_ebpf::{Error, Result, emit};
 
 use super::address::{addressed_server, asker, set_owner};
-use super::packet::{Packet, family, len, load, netns, provably_1_to, skb};
+use super::packet::{Packet, family, full_socket, len, load, netns, provably_1_to, skb};
 use super::{cookie, now, passes};
 
 /// Pieces of one segment (which may be a whole GSO packet of 64 KiB) that go up: 16 KiB.
@@ -47,8 +47,8 @@ pub(crate) fn segment(
         return Err(Error::NotOurs);
     }
     let cookie = cookie(ctx);
-    // That of a listening socket is nobody's connection yet.
-    if cookie == 0 || (role == ROLE_SERVER && bits & SYN != 0) || !passes(ctx, settings, asker(cookie)) {
+    // A listening socket, or a request on one, has strangers' segments, and is no connection yet.
+    if cookie == 0 || role == ROLE_SERVER && !is_connection(ctx) || !passes(ctx, settings, asker(cookie)) {
         return Err(Error::NotOurs);
     }
     let mut flags = if query { u32::from(SEGMENT_QUERY) } else { 0 };
@@ -73,6 +73,16 @@ pub(crate) fn segment(
         left -= SEGMENT_ROOM as u32;
     }
     Ok(())
+}
+
+/// Whether a packet's socket is one of two ends, and not one that listens.
+#[inline(always)]
+fn is_connection(ctx: &SkBuffContext) -> bool {
+    /// include/net/tcp_states.h
+    const TCP_LISTEN: u32 = 10;
+    let sk = full_socket(ctx);
+    // SAFETY: a full socket.
+    !sk.is_null() && unsafe { (&raw const (*sk).state).read_volatile() } != TCP_LISTEN
 }
 
 /// Hands one piece up: octets of the packet from `at` on, of which `left` are there. A function of its own, so that its code is there
