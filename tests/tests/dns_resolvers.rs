@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr, UdpSocket};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -18,7 +19,7 @@ use probe_tests::netns::Netns;
 use probe_tests::probe::{DEADLINE, Line, Probe, in_guest, patient, poll};
 use probe_tests::require::own_host;
 use probe_tests::workload::Workload;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 const WORKLOAD: &str = env!("CARGO_BIN_EXE_workload");
 const TOOLS: &str = "install dnsmasq-base, unbound, bind9-dnsutils, tshark and python3";
@@ -76,21 +77,20 @@ impl Drop for Files {
     }
 }
 
-/// A program of another package; killed when dropped.
+/// A program of another package, and what it starts itself (tshark: dumpcap); killed when dropped.
 struct Running(Child);
 
 impl Running {
     fn start(netns: &Netns, program: &str, args: &[&str], output: &str) -> Result<Self> {
         let log = std::fs::File::create(output)?;
         let mut command = Command::new(program);
-        command.args(args).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        command.args(args).process_group(0).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         netns.place(&mut command);
         Ok(Self(command.spawn().with_context(|| format!("{program}: {TOOLS}"))?))
     }
 
-    fn signal(&self, signal: Signal) -> Result<()> {
-        let pid = i32::try_from(self.0.id()).ok().and_then(Pid::from_raw).context("no such pid")?;
-        Ok(kill_process(pid, signal)?)
+    fn pid(&self) -> Result<Pid> {
+        i32::try_from(self.0.id()).ok().and_then(Pid::from_raw).context("no such pid")
     }
 
     /// Waits until it ends by itself, with success.
@@ -103,8 +103,10 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // It may be gone already.
-        drop(self.0.kill());
+        // Of one that ended by itself, the number may be another's by now.
+        if let (Ok(None), Ok(pid)) = (self.0.try_wait(), self.pid()) {
+            let _gone = kill_process_group(pid, Signal::KILL);
+        }
         drop(self.0.wait());
     }
 }
@@ -194,7 +196,7 @@ fn captured(netns: &Netns, files: &Files, tshark: Running) -> Result<Lookups> {
         let label = b"sentinel";
         Ok(octets.windows(label.len()).any(|window| window == label).then_some(()))
     })?;
-    tshark.signal(Signal::INT)?;
+    kill_process(tshark.pid()?, Signal::INT)?;
     tshark.end("tshark", &files.path("tshark.log"))?;
     let output = Command::new("tshark")
         .args(["-r", &file, "-Y", "dns.flags.response == 1", "-T", "fields", "-E", "occurrence=f"])
