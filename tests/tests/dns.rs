@@ -1,7 +1,5 @@
 //! dns against a server that does as it is told: what probe says is compared with what server and client saw.
 
-#![expect(clippy::indexing_slicing, reason = "a test fails by panicking, its helpers too")]
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::Duration;

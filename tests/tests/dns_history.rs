@@ -1,8 +1,6 @@
 //! What one lookup has to do with others: the twin that got no answer, the question that is asked again, what a search list makes of
 //! a name. And what only an answer's records tell. Against servers that do as they are told.
 
-#![expect(clippy::indexing_slicing, reason = "a test fails by panicking, its helpers too")]
-
 use std::time::Duration;
 
 use anyhow::{Result, ensure};

@@ -580,7 +580,7 @@ fn a_thousand_lookups_over_fifty_connections_come_out_as_they_went_in() -> Resul
     for served in &served {
         let number: usize =
             served.name.trim_start_matches('n').split('.').next().context("a name")?.parse()?;
-        let rcode = if number % 3 == 0 { "NXDOMAIN" } else { "NOERROR" };
+        let rcode = if number.is_multiple_of(3) { "NXDOMAIN" } else { "NOERROR" };
         let server = served.server.ip().to_string();
         *want.entry((served.name.clone(), rcode.to_owned(), server)).or_insert(0) += 1;
     }
