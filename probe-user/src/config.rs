@@ -177,6 +177,10 @@ pub struct DnsOptions {
     pub timeout: Duration,
     /// Whether servers of this host are looked at too, from their end.
     pub servers: bool,
+    /// What metrics tell of names.
+    pub names: QuestionNames,
+    /// How many names metrics tell of one container, or of the host.
+    pub names_max: usize,
     /// Only events of names that match.
     pub name: Option<Glob>,
     /// Only events of these types.
@@ -193,12 +197,25 @@ impl Default for DnsOptions {
             ports: vec![53],
             timeout: Duration::from_secs(5),
             servers: false,
+            names: QuestionNames::Off,
+            names_max: 100,
             name: None,
             types: Vec::new(),
             rcodes: Vec::new(),
             slower_than: None,
         }
     }
+}
+
+/// What metrics tell of the name that was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum QuestionNames {
+    /// Nothing.
+    Off,
+    /// The part that somebody registered: example.co.uk of a.b.example.co.uk.
+    Suffix,
+    /// All of it.
+    Full,
 }
 
 /// A pattern with `*` and `?`, case-insensitive.

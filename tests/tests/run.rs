@@ -20,7 +20,7 @@ const LONG: Duration = Duration::from_secs(20);
 const INTERVAL: &[&str] = &["run", "--interval", "1s", "--otlp-endpoint"];
 
 /// What a metric is: counter, gauge or histogram (`u`: an up-down counter), and its unit.
-const METRICS: [(&str, char, &str); 22] = [
+const METRICS: [(&str, char, &str); 24] = [
     ("system.network.tcp.retransmits", 'c', "{segment}"),
     ("system.network.tcp.retransmits.spurious", 'c', "{segment}"),
     ("system.network.tcp.segments", 'c', "{segment}"),
@@ -30,6 +30,8 @@ const METRICS: [(&str, char, &str); 22] = [
     ("system.network.tcp.handshake.duration", 'h', "s"),
     ("dns.lookup.duration", 'h', "s"),
     ("dns.lookup.unanswered", 'c', "{lookup}"),
+    ("dns.lookup.lost_twin", 'c', "{lookup}"),
+    ("dns.lookup.search_misses", 'c', "{lookup}"),
     ("process.syscall.duration", 'h', "s"),
     ("process.syscall.errors", 'c', "{error}"),
     ("probe.events", 'c', "{event}"),
@@ -237,6 +239,97 @@ fn what_was_done_arrives_at_the_collector() -> Result<()> {
     ensure!(finished.lines.iter().filter(on_stdout).count() == 14, "stdout and collector get the same");
     inside.end()?;
     outside.end()
+}
+
+/// Names are attributes where they are asked for, cut to what somebody registered; those beyond the limit have one in common,
+/// each container has a limit of its own, and no lookup is lost by that.
+#[test]
+fn names_are_attributes_within_a_limit() -> Result<()> {
+    let ids = ["0a1b2c3d4e5f6789".repeat(4), "9876f5e4d3c2b1a0".repeat(4)];
+    let scripts = [("never.example.org", Script::never()), ("never.example.net", Script::never())];
+    let netns = Netns::new()?;
+    let _server = netns.run(|| DnsServer::start(&[SERVER.parse::<SocketAddr>()?], &scripts))??;
+    let outer = Cgroup::new()?;
+    let docker = outer.below("docker")?;
+    let cgroups = [docker.below(&ids[0])?, docker.below(&ids[1])?];
+    let mut workloads =
+        [netns.run(|| Workload::start(WORKLOAD))??, netns.run(|| Workload::start(WORKLOAD))??];
+    for (cgroup, workload) in cgroups.iter().zip(&workloads) {
+        cgroup.add(workload.pid())?;
+    }
+
+    let receiver = Receiver::start()?;
+    let endpoint = receiver.endpoint();
+    let flags = ["--dns-names", "suffix", "--dns-names-max", "3", "--dns-timeout", "1s"];
+    let probe = Probe::start(&[INTERVAL, &[&endpoint], &flags].concat())?;
+    let [many, few] = &mut workloads;
+    let asked = [
+        ("www.example.org", 4),
+        ("db.prod.svc.cluster.local", 3),
+        ("a.b.example.co.uk", 2),
+        ("www.example.net", 5),
+        ("www.example.com", 1),
+        ("mail.example.org", 6),
+    ];
+    for (name, times) in asked {
+        for id in 0..times {
+            many.tell(&format!("ask {SERVER} {id} {name}"))?;
+        }
+    }
+    many.tell(&format!("send {SERVER} 98 never.example.org"))?;
+    many.tell(&format!("send {SERVER} 99 never.example.net"))?;
+    few.tell(&format!("ask {SERVER} 1 www.example.com"))?;
+
+    let answered = |name| {
+        let attributes =
+            [("dns.question.type", "A"), ("dns.response_code", "NOERROR"), ("server.address", "127.0.0.2")];
+        ("dns.lookup.duration", [&attributes[..], &[("dns.question.name", name)]].concat())
+    };
+    let unanswered = |name| {
+        let attributes =
+            [("dns.question.type", "A"), ("server.address", "127.0.0.2"), ("network.transport", "udp")];
+        ("dns.lookup.unanswered", [&attributes[..], &[("dns.question.name", name)]].concat())
+    };
+    let done = [
+        (0, answered("example.org"), 10.0),
+        (0, answered("cluster.local"), 3.0),
+        (0, answered("example.co.uk"), 2.0),
+        (0, answered("_other"), 6.0),
+        (0, unanswered("example.org"), 1.0),
+        (0, unanswered("_other"), 1.0),
+        (1, answered("example.com"), 1.0),
+    ];
+    for (container, (metric, attributes), count) in &done {
+        receiver.wait_for(&format!("{metric} {attributes:?}"), LONG, |receiver| {
+            last(&receiver.points(), Some(&ids[*container]), metric, attributes)
+                .filter(|point| number(point) == *count)
+        })?;
+    }
+    let finished = probe.stop()?;
+    finished.require_complete()?;
+    let said = finished.stderr.lines().filter(|line| line.contains("--dns-names-max")).count();
+    ensure!(said == 1, "once: {}", finished.stderr);
+
+    // That is all there is of the two, and it is as much as was asked.
+    for (container, id) in ids.iter().enumerate() {
+        let series: BTreeMap<_, f64> = receiver
+            .points()
+            .iter()
+            .filter(|point| point.resource.get("container.id") == Some(id))
+            .filter(|point| matches!(&*point.name, "dns.lookup.duration" | "dns.lookup.unanswered"))
+            .map(|point| ((point.name.clone(), point.attributes.clone()), number(point)))
+            .collect();
+        let expected = done.iter().filter(|(of, ..)| *of == container);
+        ensure!(series.len() == expected.clone().count(), "{series:#?}");
+        ensure!(
+            series.values().sum::<f64>() == expected.map(|(.., count)| count).sum::<f64>(),
+            "{series:#?}"
+        );
+    }
+    for workload in workloads {
+        workload.end()?;
+    }
+    Ok(())
 }
 
 /// Lookups that went well are in the metrics; each one as a log record would be a lot of log.

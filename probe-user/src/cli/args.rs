@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::{Failure, defaults};
-use crate::config::{CgroupFilter, Config, Output, TcpOptions};
+use crate::config::{CgroupFilter, Config, DnsOptions, Output, TcpOptions};
 
 /// Shared flags.
 #[derive(Debug, Args)]
@@ -54,6 +54,47 @@ impl PeerArgs {
         options.names = !self.no_names;
     }
 }
+
+/// What `probe dns` and `run` take for a lookup: each flag once, under the name that it has there.
+macro_rules! lookup_args {
+    ($name:ident, $port:literal, $timeout:literal, $servers:literal) => {
+        /// What is taken for a lookup.
+        #[derive(Debug, Args)]
+        pub(super) struct $name {
+            /// Ports of DNS servers, at most four
+            #[arg(long = $port, value_name = "PORT", value_delimiter = ',', default_value = "53", num_args = 1..,
+                  value_parser = clap::value_parser!(u16).range(1..))]
+            ports: Vec<u16>,
+            /// After this time without an answer a lookup is unanswered
+            #[arg(long = $timeout, value_name = "TIME", value_parser = positive, default_value = "5s")]
+            timeout: Duration,
+            /// Look at the DNS servers of this host from their end too: what they answer is told apart from what is asked
+            /// (dns.role=server)
+            #[arg(long = $servers)]
+            servers: bool,
+        }
+
+        impl $name {
+            /// Puts them into options.
+            pub(super) fn apply(self, options: &mut DnsOptions) -> Result<(), Failure> {
+                let Self { ports, timeout, servers } = self;
+                let (given, most) = (ports.len(), probe_common::settings::DNS_PORTS);
+                if given > most {
+                    return Err(Failure::usage(format!(
+                        "--{}: {given} ports given, at most {most} are allowed",
+                        $port
+                    )));
+                }
+                options.ports = ports;
+                options.timeout = timeout;
+                options.servers = servers;
+                Ok(())
+            }
+        }
+    };
+}
+lookup_args!(LookupArgs, "port", "timeout", "servers");
+lookup_args!(RunLookupArgs, "dns-port", "dns-timeout", "dns-servers");
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Filters (applied in the kernel, all together)")]

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use super::args::{Shared, positive};
+use super::args::{LookupArgs, Shared, positive};
 use super::{Failure, live};
 use crate::config::Glob;
 use crate::signals;
@@ -38,31 +38,18 @@ pub(super) struct Args {
     /// Only lookups that took at least this time
     #[arg(long, value_name = "TIME", value_parser = positive)]
     slower_than: Option<Duration>,
-    /// Ports of DNS servers, at most four
-    #[arg(long, value_name = "PORT", value_delimiter = ',', default_value = "53", num_args = 1..,
-          value_parser = clap::value_parser!(u16).range(1..))]
-    port: Vec<u16>,
-    /// After this time without an answer a lookup is unanswered
-    #[arg(long, value_name = "TIME", value_parser = positive, default_value = "5s")]
-    timeout: Duration,
+    #[command(flatten)]
+    lookups: LookupArgs,
 }
 
 /// Runs it.
 pub(super) fn main(args: Args) -> Result<ExitCode, Failure> {
-    let most = probe_common::settings::DNS_PORTS;
-    if args.port.len() > most {
-        return Err(Failure::usage(format!(
-            "--port: {} ports given, at most {most} are allowed",
-            args.port.len()
-        )));
-    }
     let mut config = args.shared.resolve(Duration::from_secs(1))?;
+    args.lookups.apply(&mut config.dns)?;
     config.dns.name = args.name.as_deref().map(Glob::new);
     config.dns.types = args.types;
     config.dns.rcodes = args.rcode;
     config.dns.slower_than = args.slower_than;
-    config.dns.ports = args.port;
-    config.dns.timeout = args.timeout;
     live::show(&config, &signals::dns::Dns)
 }
 

@@ -5,10 +5,10 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::args::{PeerArgs, Shared, positive};
+use super::args::{PeerArgs, RunLookupArgs, Shared, positive};
 use super::output::{StdoutSink, Style, Tee, closing_lines, ended, on_terminal};
 use super::{Failure, block_on};
-use crate::config::{OtlpEvents, Output};
+use crate::config::{DnsOptions, OtlpEvents, Output, QuestionNames};
 use crate::entity::Entity;
 use crate::pipeline::{Flow, Pipeline, Sink};
 use crate::series::Store;
@@ -30,7 +30,34 @@ pub(super) struct Args {
     #[command(flatten)]
     peers: PeerArgs,
     #[command(flatten)]
+    dns: DnsArgs,
+    #[command(flatten)]
     otlp: OtlpArgs,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "DNS")]
+struct DnsArgs {
+    #[command(flatten)]
+    lookups: RunLookupArgs,
+    /// What metrics tell of the names that are asked for (dns.question.name): nothing; the part that somebody registered, by the
+    /// public suffix list (example.co.uk of a.b.example.co.uk); or all
+    #[arg(long, value_name = "HOW", default_value = "off")]
+    dns_names: QuestionNames,
+    /// How many of them metrics tell of one container, and of the host; further ones are _other [default: 100]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=signals::dns::MOST_NAMES as i64))]
+    dns_names_max: Option<u16>,
+}
+
+impl DnsArgs {
+    /// Puts them into options.
+    fn apply(self, options: &mut DnsOptions) -> Result<(), Failure> {
+        let Self { lookups, dns_names, dns_names_max } = self;
+        lookups.apply(options)?;
+        options.names = dns_names;
+        options.names_max = dns_names_max.map_or(options.names_max, usize::from);
+        Ok(())
+    }
 }
 
 #[derive(Debug, clap::Args)]
@@ -58,6 +85,7 @@ pub(super) fn main(args: Args) -> Result<ExitCode, Failure> {
     let lookup = |key: &str| std::env::var(key).ok();
     let mut config = args.shared.resolve(default_interval(&lookup)?)?;
     args.peers.apply(&mut config.tcp);
+    args.dns.apply(&mut config.dns)?;
     let flags = OtlpFlags {
         endpoint: args.otlp.otlp_endpoint,
         protocol: args.otlp.otlp_protocol,

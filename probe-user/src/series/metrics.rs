@@ -143,11 +143,11 @@ registry! {
         "Time from the first SYN to the established connection.",
         [key::TCP_HANDSHAKE_ROLE];
     DNS_LOOKUP_DURATION: Timer = "dns.lookup.duration", "s",
-        "Time from the packet that completes a DNS query to the packet that completes its response.",
-        [key::DNS_QUESTION_TYPE, key::DNS_RESPONSE_CODE, key::ERROR_TYPE, key::SERVER_ADDRESS, key::DNS_ROLE];
+        "Time from the packet that completes a DNS query to the packet that completes its response. With `dns.question.name` only where `probe run --dns-names` asks for it: whole, or the part that somebody registered; `_other` are the names beyond `--dns-names-max`.",
+        [key::DNS_QUESTION_NAME, key::DNS_QUESTION_TYPE, key::DNS_RESPONSE_CODE, key::ERROR_TYPE, key::SERVER_ADDRESS, key::DNS_ROLE];
     DNS_LOOKUP_UNANSWERED: Counter = "dns.lookup.unanswered", "{lookup}",
-        "DNS lookups that got no response within the timeout.",
-        [key::DNS_QUESTION_TYPE, key::SERVER_ADDRESS, key::NETWORK_TRANSPORT, key::DNS_ROLE];
+        "DNS lookups that got no response within the timeout. `dns.question.name` as in `dns.lookup.duration`.",
+        [key::DNS_QUESTION_NAME, key::DNS_QUESTION_TYPE, key::SERVER_ADDRESS, key::NETWORK_TRANSPORT, key::DNS_ROLE];
     DNS_LOOKUP_LOST_TWIN: Counter = "dns.lookup.lost_twin", "{lookup}",
         "DNS lookups for A or AAAA that got no response, while the other, asked beside it, got one.",
         [key::SERVER_ADDRESS];

@@ -13,6 +13,7 @@ use probe_common::wire::Address;
 
 use super::event::{Lookup, Outcome, Role, Transport};
 use super::history::{Asker, Folded, SearchLists, Tries, Twins};
+use super::label::Labels;
 use super::late::GivenUp;
 use super::message::{self, Answer};
 use super::tcp::{Connections, Ended, Exchange};
@@ -38,6 +39,7 @@ pub struct Lookups {
     tries: Tries,
     twins: Twins,
     search_lists: SearchLists,
+    labels: Labels,
     summary: Summary,
 }
 
@@ -67,7 +69,7 @@ impl Lookups {
     /// None yet.
     #[must_use]
     pub fn new(options: DnsOptions) -> Self {
-        let twins = Twins::new(options.timeout);
+        let (twins, labels) = (Twins::new(options.timeout), Labels::new(&options));
         Self {
             options,
             given_up: GivenUp::default(),
@@ -75,6 +77,7 @@ impl Lookups {
             tries: Tries::default(),
             twins,
             search_lists: SearchLists::default(),
+            labels,
             summary: Summary::default(),
         }
     }
@@ -290,7 +293,7 @@ impl Lookups {
     }
 
     /// Into the series.
-    fn count(&self, lookup: &Lookup, context: &mut Context<'_>) {
+    fn count(&mut self, lookup: &Lookup, context: &mut Context<'_>) {
         let entity = &lookup.who.entity;
         let store = &mut *context.store;
         let qtype = attr(key::DNS_QUESTION_TYPE, lookup.qtype.clone());
@@ -299,18 +302,27 @@ impl Lookups {
             Role::Client => lookup.peer.map(|peer| attr(key::SERVER_ADDRESS, peer.ip().to_string())),
             Role::Server => Some(attr(key::DNS_ROLE, "server")),
         };
+        // What a server is asked for, all its clients ask for: its container would have their names.
+        let mut name = || match lookup.role {
+            Role::Client => {
+                self.labels.of(entity, &lookup.name).map(|name| attr(key::DNS_QUESTION_NAME, name))
+            }
+            Role::Server => None,
+        };
         match lookup.outcome {
             Outcome::Answered => {
                 let rcode = attr(key::DNS_RESPONSE_CODE, lookup.rcode.clone().unwrap_or_default());
                 let failed = lookup.rcode.clone().filter(|rcode| rcode != "NOERROR");
                 let mut attrs = vec![qtype, rcode];
                 attrs.extend(end.clone());
+                attrs.extend(name());
                 attrs.extend(failed.map(|rcode| attr(key::ERROR_TYPE, rcode)));
                 store.record(entity, metrics::DNS_LOOKUP_DURATION, &attrs, lookup.duration);
             }
             Outcome::Unanswered => {
                 let mut attrs = vec![qtype, attr(key::NETWORK_TRANSPORT, lookup.transport.as_str())];
                 attrs.extend(end.clone());
+                attrs.extend(name());
                 store.add(entity, metrics::DNS_LOOKUP_UNANSWERED, &attrs, 1);
             }
             // The metrics have it as unanswered already.

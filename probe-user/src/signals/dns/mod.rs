@@ -3,6 +3,7 @@
 
 mod event;
 mod history;
+mod label;
 mod late;
 mod lookups;
 mod message;
@@ -19,6 +20,7 @@ use probe_common::loss::Counter;
 use probe_common::settings::Settings;
 
 pub use self::event::{Lookup, Outcome, Role, Transport};
+pub(crate) use self::label::MOST_NAMES;
 pub use self::lookups::{Lookups, Summary};
 pub use self::message::{Answer, answer};
 pub use self::tcp::{Connections, Ended, Exchange, Held};
