@@ -212,7 +212,7 @@ impl Default for DnsOptions {
 pub enum QuestionNames {
     /// Nothing.
     Off,
-    /// The part that somebody registered: example.co.uk of a.b.example.co.uk.
+    /// The part that somebody registered, by the public suffix list: example.co.uk of a.b.example.co.uk.
     Suffix,
     /// All of it.
     Full,

@@ -40,11 +40,10 @@ pub(super) struct Args {
 struct DnsArgs {
     #[command(flatten)]
     lookups: RunLookupArgs,
-    /// What metrics tell of the names that are asked for (dns.question.name): nothing; the part that somebody registered, by the
-    /// public suffix list (example.co.uk of a.b.example.co.uk); or all
+    /// What metrics tell of the names that are asked for (dns.question.name)
     #[arg(long, value_name = "HOW", default_value = "off")]
     dns_names: QuestionNames,
-    /// How many of them metrics tell of one container, and of the host; further ones are _other [default: 100]
+    /// How many such names metrics tell of one container, and of the host; further ones are _other [default: 100]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=signals::dns::MOST_NAMES as i64))]
     dns_names_max: Option<u16>,
 }
