@@ -74,14 +74,29 @@ pub(super) struct Tries(LruCache<(Asker, u32), Rounds>);
 
 #[derive(Debug, Default)]
 struct Rounds {
-    /// When each began, in no order.
-    begun_ns: Vec<u64>,
+    /// In no order.
+    rounds: Vec<Round>,
     /// Those that had no room there any more.
     further: u16,
     /// When an answer came that was of use; 0: none so far.
     settled_ns: u64,
     /// When an answer came that was cut; 0: none did.
     cut_ns: u64,
+}
+
+/// Questions to one server or to several at once.
+#[derive(Clone, Copy, Debug)]
+struct Round {
+    begun_ns: u64,
+    /// When an answer came that was of no use; `u64::MAX`: none so far.
+    failed_ns: u64,
+}
+
+impl Round {
+    /// Whether it was before what was sent then. Who was refused asks elsewhere at once.
+    fn is_before(&self, sent_ns: u64) -> bool {
+        sent_ns >= self.begun_ns + TOGETHER_NS || sent_ns >= self.failed_ns
+    }
 }
 
 impl Default for Tries {
@@ -91,38 +106,54 @@ impl Default for Tries {
 }
 
 impl Tries {
-    /// A question waits, or came to nothing.
+    /// A question waits, or nobody answered it.
     pub(super) fn tried(&mut self, asker: Asker, question: u32, sent_ns: u64) {
-        let rounds = self.0.get_or_insert_mut((asker, question), Rounds::default);
-        let latest = rounds.begun_ns.iter().copied().max().unwrap_or(0);
-        let is_another = (rounds.settled_ns != 0 && sent_ns > rounds.settled_ns)
-            || (!rounds.begun_ns.is_empty() && sent_ns > latest + RELATED_NS);
+        self.note(asker, question, Round { begun_ns: sent_ns, failed_ns: u64::MAX });
+    }
+
+    /// A question had an answer that is of no use.
+    pub(super) fn failed(&mut self, asker: Asker, question: u32, sent_ns: u64, now_ns: u64) {
+        self.note(asker, question, Round { begun_ns: sent_ns, failed_ns: now_ns });
+    }
+
+    fn note(&mut self, asker: Asker, question: u32, round: Round) {
+        let known = self.0.get_or_insert_mut((asker, question), Rounds::default);
+        let sent_ns = round.begun_ns;
+        let latest = known.rounds.iter().map(|round| round.begun_ns).max();
+        let is_another = (known.settled_ns != 0 && sent_ns > known.settled_ns)
+            || latest.is_some_and(|latest| sent_ns > latest + RELATED_NS);
         if is_another {
-            *rounds = Rounds::default();
+            *known = Rounds::default();
         }
-        if rounds.begun_ns.iter().any(|begun| begun.abs_diff(sent_ns) < TOGETHER_NS) {
+        let same = |known: &&mut Round| {
+            known.begun_ns.abs_diff(sent_ns) < TOGETHER_NS
+                && !known.is_before(sent_ns)
+                && !round.is_before(known.begun_ns)
+        };
+        if let Some(same) = known.rounds.iter_mut().find(same) {
+            same.failed_ns = same.failed_ns.min(round.failed_ns);
             return;
         }
-        if rounds.begun_ns.len() == TRIES {
-            rounds.begun_ns.remove(0);
-            rounds.further = rounds.further.saturating_add(1);
+        if known.rounds.len() == TRIES {
+            known.rounds.remove(0);
+            known.further = known.further.saturating_add(1);
         }
-        rounds.begun_ns.push(sent_ns);
+        known.rounds.push(round);
     }
 
     /// Which try it was that was sent then.
     pub(super) fn number(&self, asker: Asker, question: u32, sent_ns: u64) -> u16 {
-        let Some(rounds) = self.0.peek(&(asker, question)) else { return 1 };
-        if rounds.settled_ns != 0 && sent_ns > rounds.settled_ns {
+        let Some(known) = self.0.peek(&(asker, question)) else { return 1 };
+        if known.settled_ns != 0 && sent_ns > known.settled_ns {
             return 1;
         }
-        let before = rounds.begun_ns.iter().filter(|begun| sent_ns >= **begun + TOGETHER_NS);
+        let before = known.rounds.iter().filter(|round| round.is_before(sent_ns));
         let (count, latest) =
-            before.fold((0u16, 0), |(count, latest), begun| (count + 1, latest.max(*begun)));
-        if count == 0 || sent_ns - latest > RELATED_NS {
+            before.fold((0u16, 0), |(count, latest), round| (count + 1, latest.max(round.begun_ns)));
+        if count == 0 || sent_ns.saturating_sub(latest) > RELATED_NS {
             return 1;
         }
-        count.saturating_add(rounds.further).saturating_add(1)
+        count.saturating_add(known.further).saturating_add(1)
     }
 
     /// An answer came that is of use: who asks again, begins anew.
@@ -332,6 +363,21 @@ mod tests {
             tries.tried(WHO, 3, sent * 1_000 * MS);
         }
         assert_eq!(tries.number(WHO, 3, 200_000 * MS), 201);
+    }
+
+    #[test]
+    fn who_is_refused_asks_elsewhere_at_once() {
+        let mut tries = Tries::default();
+        // Two servers at once; one refuses, and the same is asked again, while the other still waits.
+        tries.tried(WHO, 1, 100 * MS);
+        tries.failed(WHO, 1, 100 * MS + 5, 101 * MS);
+        tries.tried(WHO, 1, 101 * MS + 5);
+        tries.tried(WHO, 1, 100 * MS);
+        for (sent, number) in
+            [(100 * MS, 1), (100 * MS + 5, 1), (101 * MS + 5, 2), (103 * MS, 2), (121 * MS + 5, 3)]
+        {
+            assert_eq!(tries.number(WHO, 1, sent), number, "{sent} ns");
+        }
     }
 
     #[test]

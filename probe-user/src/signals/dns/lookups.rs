@@ -255,7 +255,7 @@ impl Lookups {
             match (outcome, answer) {
                 (Outcome::Answered | Outcome::Late, Some(answer)) => {
                     if OF_NO_USE.contains(&answer.rcode) {
-                        self.tries.tried(asker, hash, asked.sent_ns);
+                        self.tries.failed(asker, hash, asked.sent_ns, time_ns);
                     } else {
                         self.tries.settled(asker, hash, time_ns);
                         self.twins.answered(asker, &name, asked.qtype, asked.sent_ns, time_ns);
