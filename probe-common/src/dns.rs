@@ -22,6 +22,8 @@ pub const HEADER: usize = 12;
 /// Octets of a message that are looked at: what every resolver takes over UDP (RFC 1035, 4.2.1). A power of two keeps the verifier's
 /// bounds simple.
 pub const MESSAGE_ROOM: usize = 512;
+/// Octets of a message that go into the shorter of the two records; a power of two.
+pub const SHORT_ROOM: usize = 128;
 /// Octets of a TCP segment in one record; a power of two.
 pub const SEGMENT_ROOM: usize = 1024;
 
@@ -99,11 +101,11 @@ pub struct Pending {
 }
 const _: () = assert!(size_of::<Pending>() == 320);
 
-/// A lookup over UDP that came to its end.
+/// A lookup over UDP that came to its end, without its message.
 #[repr(C)]
 #[cfg_attr(feature = "bytemuck", derive(bytemuck::Pod, bytemuck::Zeroable))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LookupRecord {
+pub struct LookupHead {
     /// Kind [`KIND_ANSWERED`], [`KIND_RESENT`] or [`KIND_ORPHAN`]; time: when the answer came, or the query
     /// that replaced this one.
     pub header: RecordHeader,
@@ -117,11 +119,33 @@ pub struct LookupRecord {
     pub len: u16,
     /// Zero.
     pub _pad: u16,
-    /// The answer, or its beginning; for [`KIND_RESENT`] the query. Its question is the one that was asked, but for the case of
-    /// letters.
+}
+const _: () = assert!(size_of::<LookupHead>() == 120);
+
+/// A lookup over UDP that came to its end, with the answer or its beginning; for [`KIND_RESENT`] with the query. The message's question
+/// is the one that was asked, but for the case of letters.
+#[repr(C)]
+#[cfg_attr(feature = "bytemuck", derive(bytemuck::Pod, bytemuck::Zeroable))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LookupRecord {
+    /// What it was.
+    pub lookup: LookupHead,
+    /// The message.
     pub octets: [u8; MESSAGE_ROOM],
 }
 const _: () = assert!(size_of::<LookupRecord>() == 632);
+
+/// The same for messages that have room in less, as nearly all have: a ring holds twice as many.
+#[repr(C)]
+#[cfg_attr(feature = "bytemuck", derive(bytemuck::Pod, bytemuck::Zeroable))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ShortLookupRecord {
+    /// What it was.
+    pub lookup: LookupHead,
+    /// The message.
+    pub octets: [u8; SHORT_ROOM],
+}
+const _: () = assert!(size_of::<ShortLookupRecord>() == 248);
 
 /// A part of what a TCP connection to or from a server carries, as it passed its socket: what is sent again is here again, and what
 /// comes has not been looked at by TCP.

@@ -262,6 +262,7 @@ mod tests {
 
     use probe_common::dns::{
         HEADER, LookupRecord, MessageRecord, NAME_ROOM, Pending, SEGMENT_ROOM, SegmentRecord,
+        ShortLookupRecord,
     };
     use probe_common::syscalls::SlowRecord;
     use probe_common::tcp::{CloseRecord, ConnectRecord, ResetRecord, RetransmitRecord};
@@ -285,6 +286,7 @@ mod tests {
             size_of::<CloseRecord>(),
             size_of::<SlowRecord>(),
             size_of::<LookupRecord>(),
+            size_of::<ShortLookupRecord>(),
             size_of::<MessageRecord>(),
             size_of::<SegmentRecord>(),
         ];
@@ -322,9 +324,9 @@ mod tests {
                     3 => names::record(bytes, context),
                     _ => {
                         if let Ok(record) = crate::collect::record::<LookupRecord>(bytes) {
-                            let mut pending = Pending { asked: record.asked, name: [0; NAME_ROOM] };
+                            let mut pending = Pending { asked: record.lookup.asked, name: [0; NAME_ROOM] };
                             pending.name.copy_from_slice(&record.octets[HEADER..HEADER + NAME_ROOM]);
-                            lookups.give_up(record.header.time_ns, record.key, pending, context);
+                            lookups.give_up(record.lookup.header.time_ns, record.lookup.key, pending, context);
                         }
                         Ok(())
                     }

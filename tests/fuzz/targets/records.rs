@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
 use probe_common::dns::{
-    Asked, HEADER, KIND_ORPHAN, LookupRecord, NAME_ROOM, Pending, ROLE_SERVER, SEGMENT_ROOM, SegmentRecord,
+    Asked, HEADER, KIND_ORPHAN, LookupHead, LookupRecord, NAME_ROOM, Pending, ROLE_SERVER, SEGMENT_ROOM,
+    SegmentRecord,
 };
 use probe_common::syscalls::SlowRecord;
 use probe_common::tcp::{
@@ -63,9 +64,9 @@ fuzz_target!(|input: &[u8]| {
             4 => names::record(&bytes, &mut context),
             _ => {
                 if let Ok(record) = collect::record::<LookupRecord>(&bytes) {
-                    let mut pending = Pending { asked: record.asked, name: [0; NAME_ROOM] };
+                    let mut pending = Pending { asked: record.lookup.asked, name: [0; NAME_ROOM] };
                     pending.name.copy_from_slice(&record.octets[HEADER..HEADER + NAME_ROOM]);
-                    lookups.give_up(record.header.time_ns, record.key, pending, &mut context);
+                    lookups.give_up(record.lookup.header.time_ns, record.lookup.key, pending, &mut context);
                 }
                 Ok(())
             }
@@ -233,17 +234,18 @@ fn check_meaning(event: &Event, value: &Value, bytes: &[u8]) {
                 // Which other records it took, the target dns_streams knows.
                 return;
             }
-            let record: LookupRecord = read(bytes);
+            let (head, octets) = bytes.split_at(size_of::<LookupHead>());
+            let LookupHead { header, key, asked, .. } = read(head);
             // A late answer is told with what was remembered of the question.
-            if record.header.kind == KIND_ORPHAN && lookup.outcome == dns::Outcome::Late {
+            if header.kind == KIND_ORPHAN && lookup.outcome == dns::Outcome::Late {
                 return;
             }
-            let Asked { name_len, qtype, sent_ns, role, .. } = record.asked;
-            let name = &record.octets[HEADER..HEADER + usize::from(name_len)];
+            let Asked { name_len, qtype, sent_ns, role, .. } = asked;
+            let name = &octets[HEADER..HEADER + usize::from(name_len)];
             assert_eq!(Some(&lookup.name), dns::name_text(name).as_ref());
             assert_eq!(lookup.qtype, dns::type_text(qtype));
-            assert_eq!(lookup.duration, Duration::from_nanos(record.header.time_ns.saturating_sub(sent_ns)));
-            assert_eq!(lookup.peer.map(|peer| peer.port()).unwrap_or_default(), record.key.port);
+            assert_eq!(lookup.duration, Duration::from_nanos(header.time_ns.saturating_sub(sent_ns)));
+            assert_eq!(lookup.peer.map(|peer| peer.port()).unwrap_or_default(), key.port);
             assert_eq!(lookup.role == dns::Role::Server, role == ROLE_SERVER);
         }
         Event::SyscallSlow(slow) => {

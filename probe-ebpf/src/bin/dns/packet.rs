@@ -110,6 +110,12 @@ impl Packet {
         self.transport + UDP_HEADER
     }
 
+    /// Octets of the message in a UDP packet.
+    #[inline(always)]
+    pub(crate) fn message_len(&self, ctx: &SkBuffContext) -> u32 {
+        len(ctx).saturating_sub(self.message())
+    }
+
     /// The header of the message in a UDP packet.
     #[inline(always)]
     pub(crate) fn dns_header(&self, ctx: &SkBuffContext) -> Result<DnsHeader> {
@@ -149,7 +155,7 @@ impl Packet {
         ctx: &SkBuffContext,
         octets: &mut [u8; ROOM],
     ) -> (u32, u16) {
-        let whole = len(ctx).saturating_sub(self.message());
+        let whole = self.message_len(ctx);
         let len = provably_1_to::<ROOM>(whole.min(ROOM as u32));
         // SAFETY: the context of this hook, and a message's room.
         let failed =

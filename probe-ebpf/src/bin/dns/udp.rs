@@ -6,8 +6,8 @@ use aya_ebpf::maps::{Array, HashMap};
 use aya_ebpf::programs::SkBuffContext;
 use aya_log_ebpf::debug;
 use probe_common::dns::{
-    Asked, Asker, KIND_ANSWERED, KIND_ORPHAN, KIND_RESENT, LookupRecord, Pending, PendingKey, ROLE_CLIENT,
-    ROLE_SERVER,
+    Asked, Asker, KIND_ANSWERED, KIND_ORPHAN, KIND_RESENT, LookupHead, LookupRecord, Pending, PendingKey,
+    ROLE_CLIENT, ROLE_SERVER, SHORT_ROOM, ShortLookupRecord,
 };
 use probe_common::loss::Counter;
 use probe_common::settings::Settings;
@@ -55,12 +55,10 @@ pub(crate) fn asked(
         // SAFETY: a value of the map; the process that would send this question again is here.
         let before = unsafe { &mut *before };
         // The same question under the same id again: the try before stays unanswered.
-        if let Some(record) = emit::reserve::<LookupRecord>() {
-            record.header = RecordHeader::of::<LookupRecord>(KIND_RESENT, now_ns);
-            kread::copy(&key, &mut record.key);
-            kread::copy(&before.asked, &mut record.asked);
-            (record.message_len, record.len) = packet.copy_message(ctx, &mut record.octets);
-            emit::submit(record);
+        if packet.message_len(ctx) <= SHORT_ROOM as u32 {
+            resent::<ShortLookupRecord>(ctx, packet, &key, &before.asked, now_ns);
+        } else {
+            resent::<LookupRecord>(ctx, packet, &key, &before.asked, now_ns);
         }
         before.asked.attempt = before.asked.attempt.saturating_add(1);
         before.asked.sent_ns = now_ns;
@@ -121,36 +119,102 @@ pub(crate) fn answered(
         let _gone = PENDING.remove(key);
         return Ok(());
     }
-    let Some(record) = emit::reserve::<LookupRecord>() else {
-        // Answered all the same: it must not be reported as unanswered later.
-        let _gone = PENDING.remove(key);
-        return Ok(());
-    };
-    record.header = RecordHeader::of::<LookupRecord>(KIND_ORPHAN, now_ns);
-    kread::copy(&key, &mut record.key);
-    if role == ROLE_CLIENT {
-        source(ctx, &mut record.key.peer);
-        record.key.port = packet.source_port;
-    }
-    (record.message_len, record.len) = packet.copy_message(ctx, &mut record.octets);
-    if let Some(pending) = pending {
-        // Before it is removed.
-        // SAFETY: a value of the map, copied at once.
-        kread::copy(unsafe { &raw const (*pending).asked }, &mut record.asked);
-        // Who removes it, reports it: user space may have given it up this very moment.
-        if PENDING.remove(key).is_ok() {
-            record.header.kind = KIND_ANSWERED;
-        }
+    let answer = Answer { packet, question: &question, key: &key, pending, asker, role, now_ns };
+    if packet.message_len(ctx) <= SHORT_ROOM as u32 {
+        answer.report::<ShortLookupRecord>(ctx);
     } else {
-        // User space knows whether it gave the question up lately.
-        describe(ctx, &question, asker, &mut record.asked);
-        record.asked.role = role;
+        answer.report::<LookupRecord>(ctx);
     }
-    if role == ROLE_SERVER {
-        set_owner(&mut record.asked.owner, asker);
-    }
-    emit::submit(record);
     Ok(())
+}
+
+/// A record of either length.
+trait Record: Sized + 'static {
+    fn head(&mut self) -> &mut LookupHead;
+    /// Copies the message, or as much of it as there is room for.
+    fn copy_message(&mut self, ctx: &SkBuffContext, packet: &Packet);
+}
+
+impl Record for ShortLookupRecord {
+    #[inline(always)]
+    fn head(&mut self) -> &mut LookupHead {
+        &mut self.lookup
+    }
+    #[inline(always)]
+    fn copy_message(&mut self, ctx: &SkBuffContext, packet: &Packet) {
+        (self.lookup.message_len, self.lookup.len) = packet.copy_message(ctx, &mut self.octets);
+    }
+}
+
+impl Record for LookupRecord {
+    #[inline(always)]
+    fn head(&mut self) -> &mut LookupHead {
+        &mut self.lookup
+    }
+    #[inline(always)]
+    fn copy_message(&mut self, ctx: &SkBuffContext, packet: &Packet) {
+        (self.lookup.message_len, self.lookup.len) = packet.copy_message(ctx, &mut self.octets);
+    }
+}
+
+/// The try before stays unanswered.
+#[inline(always)]
+fn resent<R: Record>(ctx: &SkBuffContext, packet: &Packet, key: &PendingKey, before: &Asked, now_ns: u64) {
+    let Some(record) = emit::reserve::<R>() else { return };
+    let head = record.head();
+    head.header = RecordHeader::of::<R>(KIND_RESENT, now_ns);
+    kread::copy(key, &mut head.key);
+    kread::copy(before, &mut head.asked);
+    record.copy_message(ctx, packet);
+    emit::submit(record);
+}
+
+/// What there is to report of an answer.
+struct Answer<'a> {
+    packet: &'a Packet,
+    question: &'a Question,
+    key: &'a PendingKey,
+    pending: Option<*const Pending>,
+    asker: Option<*const Asker>,
+    role: u8,
+    now_ns: u64,
+}
+
+impl Answer<'_> {
+    #[inline(always)]
+    fn report<R: Record>(&self, ctx: &SkBuffContext) {
+        let Self { packet, question, key, pending, asker, role, now_ns } = *self;
+        let Some(record) = emit::reserve::<R>() else {
+            // Answered all the same: it must not be reported as unanswered later.
+            let _gone = PENDING.remove(key);
+            return;
+        };
+        record.copy_message(ctx, packet);
+        let head = record.head();
+        head.header = RecordHeader::of::<R>(KIND_ORPHAN, now_ns);
+        kread::copy(key, &mut head.key);
+        if role == ROLE_CLIENT {
+            source(ctx, &mut head.key.peer);
+            head.key.port = packet.source_port;
+        }
+        if let Some(pending) = pending {
+            // Before it is removed.
+            // SAFETY: a value of the map, copied at once.
+            kread::copy(unsafe { &raw const (*pending).asked }, &mut head.asked);
+            // Who removes it, reports it: user space may have given it up this very moment.
+            if PENDING.remove(key).is_ok() {
+                head.header.kind = KIND_ANSWERED;
+            }
+        } else {
+            // User space knows whether it gave the question up lately.
+            describe(ctx, question, asker, &mut head.asked);
+            head.asked.role = role;
+        }
+        if role == ROLE_SERVER {
+            set_owner(&mut head.asked.owner, asker);
+        }
+        emit::submit(record);
+    }
 }
 
 #[inline(always)]

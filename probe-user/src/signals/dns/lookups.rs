@@ -6,8 +6,9 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use probe_common::dns::{
-    Asked, HEADER, KIND_ANSWERED, KIND_ORPHAN, KIND_RESENT, KIND_SEGMENT, LookupRecord, Pending, PendingKey,
-    ROLE_CLIENT, ROLE_SERVER, SegmentRecord,
+    Asked, HEADER, KIND_ANSWERED, KIND_ORPHAN, KIND_RESENT, KIND_SEGMENT, LookupHead, LookupRecord,
+    MESSAGE_ROOM, Pending, PendingKey, ROLE_CLIENT, ROLE_SERVER, SHORT_ROOM, SegmentRecord,
+    ShortLookupRecord,
 };
 use probe_common::wire::Address;
 
@@ -90,7 +91,7 @@ impl Lookups {
     pub fn record(&mut self, bytes: &[u8], context: &mut Context<'_>) -> Result<(), DecodeError> {
         let header = collect::header(bytes)?;
         match header.kind {
-            KIND_ANSWERED | KIND_RESENT | KIND_ORPHAN => self.lookup(&collect::record(bytes)?, context),
+            KIND_ANSWERED | KIND_RESENT | KIND_ORPHAN => self.lookup(&lookup_record(bytes)?, context),
             KIND_SEGMENT => self.segment(&collect::record(bytes)?, context),
             kind => Err(DecodeError::Kind(kind)),
         }
@@ -98,7 +99,8 @@ impl Lookups {
 
     /// One over UDP.
     fn lookup(&mut self, record: &LookupRecord, context: &mut Context<'_>) -> Result<(), DecodeError> {
-        let LookupRecord { header, key, asked, message_len: _, len, _pad, octets } = record;
+        let LookupRecord { lookup, octets } = record;
+        let LookupHead { header, key, asked, message_len: _, len, _pad } = lookup;
         let octets = octets.get(..usize::from(*len)).ok_or(DecodeError::Value("length"))?;
         let name = HEADER..HEADER + usize::from(asked.name_len);
         let name = octets.get(name).ok_or(DecodeError::Value("name"))?;
@@ -338,6 +340,19 @@ impl Lookups {
     }
 }
 
+/// A record of a lookup over UDP, of either length.
+fn lookup_record(bytes: &[u8]) -> Result<LookupRecord, DecodeError> {
+    let Ok(ShortLookupRecord { lookup, octets }) = collect::record(bytes) else {
+        return collect::record(bytes);
+    };
+    let mut record = LookupRecord { lookup, octets: [0; MESSAGE_ROOM] };
+    record.octets.get_mut(..SHORT_ROOM).ok_or(DecodeError::Value("length"))?.copy_from_slice(&octets);
+    if usize::from(lookup.len) > SHORT_ROOM {
+        return Err(DecodeError::Value("length"));
+    }
+    Ok(record)
+}
+
 impl DnsOptions {
     /// Whether an event passes the filters that only user space can apply.
     fn wants(&self, lookup: &Lookup) -> bool {
@@ -529,9 +544,9 @@ mod tests {
 
         fn record(&self, kind: u16, at_ms: u64, flags: u16) -> LookupRecord {
             let mut record: LookupRecord = bytemuck::Zeroable::zeroed();
-            record.header = RecordHeader::of::<LookupRecord>(kind, at_ms * MS);
-            record.key = self.key();
-            record.asked = self.asked();
+            record.lookup.header = RecordHeader::of::<LookupRecord>(kind, at_ms * MS);
+            record.lookup.key = self.key();
+            record.lookup.asked = self.asked();
             let answers = u16::from(flags == 0);
             let mut message: Vec<u8> =
                 [self.id, 0x8180 | flags, 1, answers, 0, 0].into_iter().flat_map(u16::to_be_bytes).collect();
@@ -540,8 +555,8 @@ mod tests {
             message.extend(
                 [0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 0].into_iter().take(usize::from(answers) * 12),
             );
-            record.message_len = message.len() as u32;
-            record.len = message.len() as u16;
+            record.lookup.message_len = message.len() as u32;
+            record.lookup.len = message.len() as u16;
             record.octets[..message.len()].copy_from_slice(&message);
             record
         }
