@@ -497,8 +497,8 @@ impl Pairing<'_> {
     fn answer(&mut self, header: Header, Message { time_ns, head }: Message<'_>) {
         let Some(answer) = message::answer(head) else { return };
         let hash = match header.questions {
-            // An error, perhaps: the only question that it can be about.
-            0 => {
+            // An error that names no question: the only one that it can be about.
+            0 if answer.rcode != 0 => {
                 let mut hashes = self.waiting.hashes(header.id);
                 hashes.next().filter(|_| hashes.next().is_none())
             }

@@ -798,7 +798,7 @@ proptest! {
                     want.extend(found.map(|((sent, attempt), how)| (id, name, sent, then, attempt, how)));
                 }
                 Step::ReplyBare(id) => {
-                    net.pass(0, &framed(&[message(id, ANSWER, &[], 0)]));
+                    net.pass(0, &framed(&[message(id, ANSWER | 1, &[], 0)]));
                     let keys: Vec<_> = waiting.keys().filter(|key| key.0 == id).copied().collect();
                     if let [key] = keys[..] {
                         let (sent, attempt) = waiting.remove(&key).unwrap();
