@@ -27,6 +27,8 @@ const ANSWERED: usize = 65_536;
 const TOGETHER_NS: u64 = 20_000_000;
 /// Questions for A and AAAA this close to each other are of one mind.
 const TWINS_NS: u64 = 200_000_000;
+/// A name that was missed longer ago than this is missed anew: its other type comes at once, who asks again later begins again.
+const SAME_SEARCH_NS: u64 = 3_000_000_000;
 /// What lies further back than this has nothing to do with what happens now. (glibc: 5 s a try, by default.)
 const RELATED_NS: u64 = 30_000_000_000;
 
@@ -184,7 +186,7 @@ impl Tries {
 #[derive(Debug)]
 pub(super) struct Twins {
     hasher: RandomState,
-    /// Hash of asker, type and name to when it was asked.
+    /// Hash of asker, type, name and about when it was asked (who asks again does not hide the time before) to when exactly.
     young: HashMap<u64, u64, RandomState>,
     old: HashMap<u64, u64, RandomState>,
     /// How long a half is filled.
@@ -215,27 +217,35 @@ impl Twins {
             self.young.clear();
             self.begun_ns = now_ns;
         }
-        let key = self.key(asker, name, qtype);
+        let key = self.key(asker, name, qtype, sent_ns / TWINS_NS);
         if self.young.len() < ANSWERED {
             self.young.insert(key, sent_ns);
         }
     }
 
-    /// Whether of a question that nobody answered the other, asked beside it, was answered.
+    /// Whether of a question that nobody answered the other, asked beside it, was answered. Not where another server did answer it.
     pub(super) fn is_lost(&self, asker: Asker, name: &Folded, qtype: u16, sent_ns: u64) -> bool {
         let other = match qtype {
             A => AAAA,
             AAAA => A,
             _ => return false,
         };
-        let key = self.key(asker, name, other);
-        [&self.young, &self.old]
-            .iter()
-            .any(|half| half.get(&key).is_some_and(|sent| sent.abs_diff(sent_ns) <= TWINS_NS))
+        self.was_answered(asker, name, other, sent_ns) && !self.was_answered(asker, name, qtype, sent_ns)
     }
 
-    fn key(&self, asker: Asker, name: &Folded, qtype: u16) -> u64 {
-        self.hasher.hash_one((asker, qtype, name.name()))
+    /// Whether one was answered that was asked about then.
+    fn was_answered(&self, asker: Asker, name: &Folded, qtype: u16, sent_ns: u64) -> bool {
+        let span = sent_ns / TWINS_NS;
+        (span.saturating_sub(1)..=span + 1).any(|span| {
+            let key = self.key(asker, name, qtype, span);
+            [&self.young, &self.old]
+                .iter()
+                .any(|half| half.get(&key).is_some_and(|sent| sent.abs_diff(sent_ns) <= TWINS_NS))
+        })
+    }
+
+    fn key(&self, asker: Asker, name: &Folded, qtype: u16, span: u64) -> u64 {
+        self.hasher.hash_one((asker, qtype, span, name.name()))
     }
 }
 
@@ -261,8 +271,9 @@ impl SearchLists {
     pub(super) fn miss(&mut self, asker: Asker, name: &Folded, now_ns: u64) {
         let misses = self.0.get_or_insert_mut(asker, VecDeque::new);
         if let Some(known) = misses.iter_mut().find(|miss| *miss.name == *name.name()) {
+            let is_same = now_ns.saturating_sub(known.last_ns) <= SAME_SEARCH_NS;
+            known.count = if is_same { known.count.saturating_add(1) } else { 1 };
             known.last_ns = now_ns;
-            known.count += 1;
             return;
         }
         if misses.len() == MISSES {
@@ -415,6 +426,29 @@ mod tests {
         assert_eq!(twins.young.len(), ANSWERED);
     }
 
+    /// glibc asks again for what was answered, after five seconds, before it asks again for what was not.
+    #[test]
+    fn a_twin_stays_lost_when_the_other_is_asked_for_again() {
+        let mut twins = Twins::new(Duration::from_secs(5));
+        let db = name("db.test");
+        for sent in [100_000, 105_000] {
+            twins.answered(WHO, &db, A, sent * MS, (sent + 1) * MS);
+        }
+        assert!(twins.is_lost(WHO, &db, AAAA, 100_000 * MS));
+    }
+
+    /// musl asks all servers at once: one of them may be down.
+    #[test]
+    fn no_twin_is_lost_that_another_server_answered() {
+        let mut twins = Twins::new(Duration::from_secs(5));
+        let db = name("db.test");
+        for qtype in [A, AAAA] {
+            twins.answered(WHO, &db, qtype, 1_000 * MS, 1_010 * MS);
+        }
+        assert!(!twins.is_lost(WHO, &db, A, 1_000 * MS));
+        assert!(!twins.is_lost(WHO, &db, AAAA, 1_001 * MS));
+    }
+
     #[test]
     fn search_lists() {
         for (what, tried, found, want) in [
@@ -441,6 +475,13 @@ mod tests {
         assert_eq!(lists.found(Asker::Process(8), &name("api.example.com"), 7 * MS), 0);
         assert_eq!(lists.found(WHO, &name("api.example.com"), 7 * MS), 6);
         assert_eq!(lists.found(WHO, &name("api.example.com"), 7 * MS), 0, "they count once");
+        // Asked for every five seconds while it was not there: one search of them was for the name that is found.
+        for search in 0..100 {
+            for _type in [A, AAAA] {
+                lists.miss(Asker::Process(9), &name("db.default.svc.test"), search * 5_000 * MS);
+            }
+        }
+        assert_eq!(lists.found(Asker::Process(9), &name("db.svc.test"), 99 * 5_000 * MS + MS), 2);
         lists.miss(WHO, &name("late.test.svc.test"), 8 * MS);
         assert_eq!(lists.found(WHO, &name("late.test"), 9 * MS + RELATED_NS), 0);
         assert!(lists.0.is_empty());
