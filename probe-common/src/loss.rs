@@ -51,8 +51,8 @@ counters! {
     SegmentsFull = "tcp.segments", Some("raise --max-cgroups");
     /// dns: queries that could not wait for their answer.
     PendingFull = "dns.pending", Some("raise --dns-pending");
-    /// dns: TCP connections whose messages could no longer be told apart, for what was missing or was too much.
-    DnsStreams = "dns.streams", Some("raise --ring-kib; a connection with more than is put together here is left alone until it ends");
+    /// dns: TCP connections whose messages could not be told apart for a while, each once; and questions beyond those that may wait on one.
+    DnsStreams = "dns.streams", Some("raise --ring-kib if the ring lost records as well; else more passed on a connection than is put together, or what is no DNS: some of its lookups are missing");
     /// dns: packets to or from the DNS port that hold no single well-formed question.
     DnsMalformed = "dns.malformed", None;
     /// dns: answers without a question waiting for them (answered before, given up, or forged).

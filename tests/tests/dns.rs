@@ -223,9 +223,19 @@ fn an_answer_from_elsewhere_answers_nothing() -> Result<()> {
     forged[2] |= 0x80;
     stranger.send_to(&forged, socket.local_addr()?)?;
     receive(&socket).context("the forged answer arrives all the same")?;
-    let lines = world.exactly(1)?;
-    assert_eq!(lines[0].text("dns.outcome"), Some("unanswered"));
-    assert_eq!(lines[0].text("server.address"), Some("127.0.0.2"));
+    // From a server that was asked, but to another id, another type, another name.
+    let server = world.socket("127.0.0.5:53")?;
+    send(&socket, Some("127.0.0.5:53"), &query(31, "quiet.test", A))?;
+    for mut other in [query(32, "quiet.test", A), query(31, "quiet.test", AAAA), query(31, "quite.test", A)] {
+        other[2] |= 0x80;
+        server.send_to(&other, socket.local_addr()?)?;
+        receive(&socket).context("so does that")?;
+    }
+    let lines = world.exactly(2)?;
+    for (line, server) in lines.iter().zip(["127.0.0.2", "127.0.0.5"]) {
+        assert_eq!(line.text("dns.outcome"), Some("unanswered"), "{}", line.0);
+        assert_eq!(line.text("server.address"), Some(server), "{}", line.0);
+    }
     Ok(())
 }
 

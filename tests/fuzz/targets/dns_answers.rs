@@ -1,4 +1,5 @@
-//! What an answer gives out, against simple-dns: the addresses of the name asked for, by way of CNAMEs or directly.
+//! What an answer gives out, against simple-dns: the addresses of the name asked for, by way of CNAMEs or directly; and how long it
+//! holds.
 
 #![no_main]
 
@@ -6,6 +7,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use libfuzzer_sys::fuzz_target;
+use probe_user::signals::dns::answer;
 use probe_user::signals::names::addresses_of_answer;
 use simple_dns::rdata::RData;
 use simple_dns::{CLASS, Name, Packet, ResourceRecord};
@@ -20,6 +22,7 @@ fuzz_target!(|message: &[u8]| {
         assert!(name.bytes().all(|octet| (0x20..0x7f).contains(&octet)), "{name}");
         assert!(!name.bytes().any(|octet| octet.is_ascii_uppercase()), "{name}");
     }
+    check_header(message);
     let Ok(mut packet) = Packet::parse(message) else { return };
     let Some(theirs) = by_the_other(&packet) else { return };
     let addresses =
@@ -36,13 +39,36 @@ fuzz_target!(|message: &[u8]| {
     let Ok(anew) = packet.build_bytes_vec() else { return };
     let ours: BTreeSet<IpAddr> = addresses(addresses_of_answer(&anew));
     assert_eq!(ours, theirs);
+    let ttl = packet.answers.iter().filter(is_internet).map(ttl).min();
+    assert_eq!(answer(&anew).expect("it has a header").ttl, ttl);
 });
+
+/// Code, count and flag are where RFC 1035, 4.1.1, has them, whatever comes after; the code's upper bits come from elsewhere.
+fn check_header(message: &[u8]) {
+    let Some(answer) = answer(message) else {
+        assert!(message.len() < 12);
+        return;
+    };
+    assert_eq!(answer.rcode & 0xf, u16::from(message[3] & 0xf));
+    assert!(answer.rcode < 1 << 12 && (answer.rcode < 1 << 4 || message[10..12] != [0, 0]));
+    assert_eq!(answer.truncated, message[2] & 2 != 0);
+    assert_eq!(answer.answers.to_be_bytes(), message[6..8]);
+    assert!(answer.ttl.is_none() || answer.answers != 0);
+}
+
+/// The highest bit of a class is another thing to mDNS (RFC 6762, 10.2), which the other parser reads too.
+fn is_internet(record: &&ResourceRecord) -> bool {
+    record.class == CLASS::IN && !record.cache_flush
+}
+
+/// Beyond 31 bits it is zero (RFC 2181, 8).
+fn ttl(record: &ResourceRecord) -> u32 {
+    if record.ttl >> 31 == 0 { record.ttl } else { 0 }
+}
 
 /// `None`: nothing to compare with.
 fn by_the_other(packet: &Packet) -> Option<BTreeSet<IpAddr>> {
     let mut name: Vec<u8> = folded(&packet.questions.first()?.qname);
-    // The highest bit of a class is another thing to mDNS (RFC 6762, 10.2), which the other parser reads too.
-    let is_internet = |record: &&ResourceRecord| record.class == CLASS::IN && !record.cache_flush;
     for step in 0.. {
         if step == MOST_ALIASES {
             return Some(BTreeSet::new());

@@ -72,8 +72,8 @@ fuzz_target!(|input: &[u8]| {
             }
         };
         match result {
-            // Many questions can come to their end with one segment.
-            Ok(()) if is_segment(&bytes) => assert!(events.len() <= SEGMENT_ROOM / HEADER),
+            // Many questions can come to their end with one segment: those that wait, and those that it asks and sends again.
+            Ok(()) if is_segment(&bytes) => assert!(events.len() <= 256 + SEGMENT_ROOM / HEADER),
             Ok(()) => assert!(events.len() <= 1),
             Err(error) => {
                 assert!(events.is_empty(), "refused, and reported all the same");

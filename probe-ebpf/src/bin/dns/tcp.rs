@@ -6,19 +6,21 @@ use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::generated::{bpf_skb_cgroup_id, bpf_skb_load_bytes};
 use aya_ebpf::programs::SkBuffContext;
 use probe_common::dns::{
-    KIND_SEGMENT, ROLE_SERVER, SEGMENT_FIN, SEGMENT_QUERY, SEGMENT_ROOM, SEGMENT_RST, SEGMENT_SERVER,
-    SEGMENT_SYN, SegmentRecord,
+    KIND_SEGMENT, ROLE_CLIENT, ROLE_SERVER, SEGMENT_FIN, SEGMENT_QUERY, SEGMENT_ROOM, SEGMENT_RST,
+    SEGMENT_SERVER, SEGMENT_SYN, SegmentRecord,
 };
 use probe_common::settings::Settings;
 use probe_common::wire::RecordHeader;
 use probe_ebpf::{Error, Result, emit};
 
-use super::address::{addressed_server, asker, set_owner};
+use super::address::{addressed_server, asker, own_port, set_owner};
 use super::packet::{Packet, family, full_socket, len, load, netns, provably_1_to, skb};
 use super::{cookie, now, passes};
 
 /// Pieces of one segment (which may be a whole GSO packet of 64 KiB) that go up: 16 KiB.
 const PIECES: u32 = 16;
+/// Ports of sockets that have asked for none begin here, if nobody has set net.ipv4.ip_local_port_range otherwise.
+const EPHEMERAL: u16 = 32_768;
 /// Flags of TCP (RFC 9293, 3.1).
 const FIN: u8 = 1 << 0;
 const SYN: u8 = 1 << 1;
@@ -47,8 +49,13 @@ pub(crate) fn segment(
         return Err(Error::NotOurs);
     }
     let cookie = cookie(ctx);
+    let asker = asker(cookie);
     // A listening socket, or a request on one, has strangers' segments, and is no connection yet.
-    if cookie == 0 || role == ROLE_SERVER && !is_connection(ctx) || !passes(ctx, settings, asker(cookie)) {
+    if cookie == 0 || !is_connection(ctx) || !passes(ctx, settings, asker) {
+        return Err(Error::NotOurs);
+    }
+    // A stranger's port may be a server's, too: who asks has connected, or did so before we came, from a port of no service.
+    if role == ROLE_CLIENT && asker.is_none() && own_port(ctx) < EPHEMERAL {
         return Err(Error::NotOurs);
     }
     let mut flags = if query { u32::from(SEGMENT_QUERY) } else { 0 };

@@ -14,7 +14,7 @@ use probe_common::settings::Settings;
 use probe_common::wire::RecordHeader;
 use probe_ebpf::{Error, Result, emit, kread};
 
-use super::address::{addressed_server, asker, set_owner};
+use super::address::{addressed_server, asker, connected_port, set_owner, watched};
 use super::packet::{DnsHeader, Packet, Question, blank, destination, family, netns, skb, source};
 use super::{BPF_ANY, cookie, now, passes};
 
@@ -47,12 +47,13 @@ pub(crate) fn asked(
         key.port = packet.source_port;
         source(ctx, &mut key.peer);
     }
-    // Who answers may become known only as it does.
-    if !(passes(ctx, settings, asker) || role == ROLE_SERVER && asker.is_none()) {
+    // Who answers is known once it has answered for the first time.
+    if !passes(ctx, settings, asker) {
         return Ok(());
     }
     if let Some(before) = PENDING.get_ptr_mut(key) {
-        // SAFETY: a value of the map; the process that would send this question again is here.
+        // SAFETY: a value of the map; the process that would send this question again is here. User space may give it up at this very
+        // moment: then what is written is lost, or, where another question has its place already, that one's time.
         let before = unsafe { &mut *before };
         // The same question under the same id again: the try before stays unanswered.
         if packet.message_len(ctx) <= SHORT_ROOM as u32 {
@@ -112,12 +113,14 @@ pub(crate) fn answered(
         pending = PENDING.get_ptr(key);
     }
     if pending.is_none() {
+        if !passes(ctx, settings, asker) {
+            return Ok(());
+        }
         emit::count(Counter::DnsOrphans, 1);
-    }
-    // Those that wait have passed already, unless it was not known who would answer.
-    if (pending.is_none() || role == ROLE_SERVER) && !passes(ctx, settings, asker) {
-        let _gone = PENDING.remove(key);
-        return Ok(());
+        // Of a socket that has asked nobody it cannot be late: anybody may send from such a port.
+        if role == ROLE_CLIENT && asker.is_none() && !watched(settings, connected_port(ctx)) {
+            return Ok(());
+        }
     }
     let answer = Answer { packet, question: &question, key: &key, pending, asker, role, now_ns };
     if packet.message_len(ctx) <= SHORT_ROOM as u32 {

@@ -17,6 +17,8 @@ use probe_common::dns::{Asked, NAME_ROOM};
 const QUESTIONS: NonZeroUsize = NonZeroUsize::new(4_096).expect("not zero");
 /// Tries of one question that are kept.
 const TRIES: usize = 64;
+/// Places for questions that had an answer: 1 MiB.
+const SETTLED: usize = 65_536;
 /// Processes whose names that do not exist are kept, and how many of each.
 const ASKERS: NonZeroUsize = NonZeroUsize::new(512).expect("not zero");
 const MISSES: usize = 16;
@@ -72,16 +74,20 @@ impl Folded {
 
 /// Tries of questions that are not answered yet.
 #[derive(Debug)]
-pub(super) struct Tries(LruCache<(Asker, u32), Rounds>);
+pub(super) struct Tries {
+    by_question: LruCache<(Asker, u32), Rounds>,
+    hasher: RandomState,
+    /// Questions that had an answer of use lately, each in the place that its hash names: hash, and when that was. A question asked of
+    /// two servers is settled though one of them never answers.
+    settled: Box<[(u64, u64)]>,
+}
 
 #[derive(Debug, Default)]
 struct Rounds {
-    /// In no order.
+    /// In the order in which they were noted.
     rounds: Vec<Round>,
     /// Those that had no room there any more.
     further: u16,
-    /// When an answer came that was of use; 0: none so far.
-    settled_ns: u64,
     /// When an answer came that was cut; 0: none did.
     cut_ns: u64,
 }
@@ -103,7 +109,11 @@ impl Round {
 
 impl Default for Tries {
     fn default() -> Self {
-        Self(LruCache::new(QUESTIONS))
+        Self {
+            by_question: LruCache::new(QUESTIONS),
+            hasher: RandomState::default(),
+            settled: vec![(0, 0); SETTLED].into(),
+        }
     }
 }
 
@@ -119,13 +129,16 @@ impl Tries {
     }
 
     fn note(&mut self, asker: Asker, question: u32, round: Round) {
-        let known = self.0.get_or_insert_mut((asker, question), Rounds::default);
         let sent_ns = round.begun_ns;
+        let settled_ns = self.settled_ns(asker, question);
+        if sent_ns <= settled_ns {
+            return;
+        }
+        let known = self.by_question.get_or_insert_mut((asker, question), Rounds::default);
+        known.rounds.retain(|known| known.begun_ns > settled_ns);
         let latest = known.rounds.iter().map(|round| round.begun_ns).max();
-        let is_another = (known.settled_ns != 0 && sent_ns > known.settled_ns)
-            || latest.is_some_and(|latest| sent_ns > latest + RELATED_NS);
-        if is_another {
-            *known = Rounds::default();
+        if latest.is_none_or(|latest| sent_ns > latest + RELATED_NS) {
+            *known = Rounds { cut_ns: known.cut_ns, ..Rounds::default() };
         }
         let same = |known: &&mut Round| {
             known.begun_ns.abs_diff(sent_ns) < TOGETHER_NS
@@ -145,11 +158,12 @@ impl Tries {
 
     /// Which try it was that was sent then.
     pub(super) fn number(&self, asker: Asker, question: u32, sent_ns: u64) -> u16 {
-        let Some(known) = self.0.peek(&(asker, question)) else { return 1 };
-        if known.settled_ns != 0 && sent_ns > known.settled_ns {
-            return 1;
-        }
-        let before = known.rounds.iter().filter(|round| round.is_before(sent_ns));
+        let Some(known) = self.by_question.peek(&(asker, question)) else { return 1 };
+        let settled_ns = self.settled_ns(asker, question);
+        let counts = |round: &&Round| {
+            round.is_before(sent_ns) && (sent_ns <= settled_ns || round.begun_ns > settled_ns)
+        };
+        let before = known.rounds.iter().filter(counts);
         let (count, latest) =
             before.fold((0u16, 0), |(count, latest), round| (count + 1, latest.max(round.begun_ns)));
         if count == 0 || sent_ns.saturating_sub(latest) > RELATED_NS {
@@ -158,21 +172,32 @@ impl Tries {
         count.saturating_add(known.further).saturating_add(1)
     }
 
-    /// An answer came that is of use: who asks again, begins anew.
-    pub(super) fn settled(&mut self, asker: Asker, question: u32, now_ns: u64) {
-        if let Some(rounds) = self.0.peek_mut(&(asker, question)) {
-            rounds.settled_ns = now_ns;
+    /// An answer came that is of use to what was sent then: no try before another, and who asks again, begins anew.
+    pub(super) fn settled(&mut self, asker: Asker, question: u32, sent_ns: u64, now_ns: u64) {
+        let hash = self.hasher.hash_one((asker, question));
+        if let Some(place) = self.settled.get_mut(hash as usize % SETTLED) {
+            *place = (hash, now_ns);
         }
+        if let Some(known) = self.by_question.peek_mut(&(asker, question)) {
+            known.rounds.retain(|round| round.begun_ns.abs_diff(sent_ns) >= TOGETHER_NS);
+        }
+    }
+
+    /// When a question had an answer of use last; 0: not lately.
+    fn settled_ns(&self, asker: Asker, question: u32) -> u64 {
+        let hash = self.hasher.hash_one((asker, question));
+        let place = self.settled.get(hash as usize % SETTLED);
+        place.filter(|(settled, _)| *settled == hash).map_or(0, |(_, at)| *at)
     }
 
     /// An answer came that was cut.
     pub(super) fn cut(&mut self, asker: Asker, question: u32, now_ns: u64) {
-        self.0.get_or_insert_mut((asker, question), Rounds::default).cut_ns = now_ns;
+        self.by_question.get_or_insert_mut((asker, question), Rounds::default).cut_ns = now_ns;
     }
 
     /// Whether a question was sent because the answer had been cut. True once for each such answer.
     pub(super) fn take_cut(&mut self, asker: Asker, question: u32, sent_ns: u64) -> bool {
-        let Some(rounds) = self.0.peek_mut(&(asker, question)) else { return false };
+        let Some(rounds) = self.by_question.peek_mut(&(asker, question)) else { return false };
         let cut_ns = rounds.cut_ns;
         let follows = cut_ns != 0 && sent_ns >= cut_ns && sent_ns - cut_ns <= RELATED_NS;
         if follows {
@@ -362,7 +387,7 @@ mod tests {
         }
         assert_eq!(tries.number(Asker::Process(8), 1, 5_100 * MS), 1, "another process");
         assert_eq!(tries.number(WHO, 2, 5_100 * MS), 1, "another question");
-        tries.settled(WHO, 1, 5_200 * MS);
+        tries.settled(WHO, 1, 5_100 * MS, 5_200 * MS);
         assert_eq!(tries.number(WHO, 1, 5_100 * MS), 3, "the other server's answer to that try");
         assert_eq!(tries.number(WHO, 1, 5_300 * MS), 1, "asked anew");
         tries.tried(WHO, 1, 5_300 * MS);
@@ -370,10 +395,26 @@ mod tests {
         // Nobody waits that long.
         tries.tried(WHO, 1, 5_300 * MS + 2 * RELATED_NS);
         assert_eq!(tries.number(WHO, 1, 5_300 * MS + 2 * RELATED_NS), 1);
-        for sent in 0..200 {
+        for sent in 1..=200 {
             tries.tried(WHO, 3, sent * 1_000 * MS);
         }
-        assert_eq!(tries.number(WHO, 3, 200_000 * MS), 201);
+        assert_eq!(tries.number(WHO, 3, 201_000 * MS), 201);
+    }
+
+    #[test]
+    fn what_was_answered_is_no_try_before() {
+        let mut tries = Tries::default();
+        // Two servers at once, of which one never answers: seen waiting only after the other's answer.
+        tries.settled(WHO, 1, 100 * MS, 110 * MS);
+        tries.tried(WHO, 1, 100 * MS);
+        assert_eq!(tries.number(WHO, 1, 1_100 * MS), 1, "asked anew");
+        // Two threads ask the same, one a little later, and both have their answer.
+        for sent in [2_000, 2_150] {
+            tries.tried(WHO, 1, sent * MS);
+        }
+        assert_eq!(tries.number(WHO, 1, 2_000 * MS), 1);
+        tries.settled(WHO, 1, 2_000 * MS, 2_300 * MS);
+        assert_eq!(tries.number(WHO, 1, 2_150 * MS), 1);
     }
 
     #[test]

@@ -167,6 +167,12 @@ impl Lookups {
     /// Reports questions over TCP that have waited too long.
     pub fn tick(&mut self, now_ns: u64, context: &mut Context<'_>) {
         let mut ended = Vec::new();
+        let tries = &mut self.tries;
+        self.connections.waiting(&mut |cookie, question, asked| {
+            if asked.role == ROLE_CLIENT {
+                tries.tried(Asker::of(asked, cookie), question, asked.sent_ns);
+            }
+        });
         let timeout_ns = u64::try_from(self.options.timeout.as_nanos()).unwrap_or(u64::MAX);
         self.connections.expire(now_ns, timeout_ns, &mut |exchange| ended.push(exchange));
         self.exchanges(ended, context);
@@ -259,7 +265,7 @@ impl Lookups {
                     if OF_NO_USE.contains(&answer.rcode) {
                         self.tries.failed(asker, hash, asked.sent_ns, time_ns);
                     } else {
-                        self.tries.settled(asker, hash, time_ns);
+                        self.tries.settled(asker, hash, asked.sent_ns, time_ns);
                         self.twins.answered(asker, &name, asked.qtype, asked.sent_ns, time_ns);
                     }
                     if answer.truncated && transport == Transport::Udp {
@@ -315,7 +321,8 @@ impl Lookups {
             Outcome::Answered => {
                 let rcode = attr(key::DNS_RESPONSE_CODE, lookup.rcode.clone().unwrap_or_default());
                 let failed = lookup.rcode.clone().filter(|rcode| rcode != "NOERROR");
-                let mut attrs = vec![qtype, rcode];
+                let mut attrs = Vec::with_capacity(5);
+                attrs.extend([qtype, rcode]);
                 attrs.extend(end.clone());
                 attrs.extend(name());
                 attrs.extend(failed.map(|rcode| attr(key::ERROR_TYPE, rcode)));

@@ -18,7 +18,9 @@ pub fn name_text(wire: &[u8]) -> Option<String> {
         return Some(".".to_owned());
     }
     // Capitals fold; an escaped octet is digits, which do not.
-    Some(name.to_string().to_ascii_lowercase())
+    let mut text = name.to_string();
+    text.make_ascii_lowercase();
+    Some(text)
 }
 
 /// The mnemonic of a type; RFC 3597's `TYPE65` where there is none.

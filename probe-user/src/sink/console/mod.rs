@@ -170,7 +170,7 @@ fn dns_summary(out: &mut dyn Write, summary: &signals::dns::Summary) -> io::Resu
     write!(out, ", {late} answered late")?;
     for (count, text) in [
         (*retries, format!("{retries} asked again")),
-        (truncated | fallbacks, format!("{truncated} answers cut, {fallbacks} asked over TCP for that")),
+        (truncated + fallbacks, format!("{truncated} answers cut, {fallbacks} asked over TCP for that")),
         (*search_misses, format!("{search_misses} of names that do not exist before {searched} found")),
         (*malformed, format!("{malformed} malformed packets")),
         (*unsolicited, format!("{unsolicited} answers nobody waited for")),

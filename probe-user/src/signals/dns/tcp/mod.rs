@@ -105,8 +105,8 @@ struct Connection {
     last_ns: u64,
     /// FIN or RST passed.
     ended: bool,
-    /// More questions than [`WAITING`], since it was last asked whether it is lost.
-    too_many: bool,
+    /// Questions beyond [`WAITING`] that were let go, since this was last asked.
+    too_many: u64,
     /// Counted as lost.
     lost: bool,
     /// Octets on the heap as accounted for.
@@ -179,7 +179,7 @@ impl Connections {
         }
         let Some(connection) = self.by_cookie.get_mut(&record.cookie) else { return Ok(()) };
         connection.segment(record, octets, &mut self.given_up, ended);
-        self.lost += u64::from(connection.take_lost());
+        self.lost += connection.take_lost();
         self.held = connection.account(self.held);
         while self.held > HELD {
             let Some((_, evicted)) = self.by_cookie.pop_lru() else { break };
@@ -188,12 +188,21 @@ impl Connections {
         Ok(())
     }
 
+    /// Says what waits: cookie of its socket, hash, question.
+    pub fn waiting(&self, each: &mut dyn FnMut(u64, u32, &Asked)) {
+        for (cookie, connection) in &self.by_cookie {
+            for ((_, hash), question) in &connection.waiting.questions {
+                each(*cookie, *hash, &question.asked);
+            }
+        }
+    }
+
     /// Gives up what has waited longer than `timeout_ns`.
     pub fn expire(&mut self, now_ns: u64, timeout_ns: u64, ended: &mut dyn FnMut(Exchange)) {
         let mut over = Vec::new();
         for (cookie, connection) in &mut self.by_cookie {
             connection.expire(now_ns, timeout_ns, &mut self.given_up, ended);
-            self.lost += u64::from(connection.take_lost());
+            self.lost += connection.take_lost();
             self.held = connection.account(self.held);
             // Until then, what is sent again is known as such.
             let is_idle = now_ns.saturating_sub(connection.last_ns) > timeout_ns;
@@ -240,7 +249,7 @@ impl Connection {
             waiting: Waiting::default(),
             last_ns: 0,
             ended: false,
-            too_many: false,
+            too_many: 0,
             lost: false,
             held: 0,
         }
@@ -337,13 +346,12 @@ impl Connection {
         work(stream, &mut Pairing { carries, socket, waiting, given_up, too_many, ended });
     }
 
-    /// Whether it is lost now, and has not been before.
-    fn take_lost(&mut self) -> bool {
-        let is_lost =
-            self.queries.take_lost() | self.answers.take_lost() | std::mem::take(&mut self.too_many);
+    /// Questions that were let go; and one, if the streams are out of step for the first time.
+    fn take_lost(&mut self) -> u64 {
+        let is_lost = self.queries.take_lost() | self.answers.take_lost();
         let is_new = is_lost && !self.lost;
         self.lost |= is_lost;
-        is_new
+        u64::from(is_new) + std::mem::take(&mut self.too_many)
     }
 
     /// Octets on the heap, about.
@@ -446,7 +454,7 @@ struct Pairing<'a> {
     socket: &'a Socket,
     waiting: &'a mut Waiting,
     given_up: &'a mut GivenUp,
-    too_many: &'a mut bool,
+    too_many: &'a mut u64,
     ended: &'a mut dyn FnMut(Exchange),
 }
 
@@ -491,7 +499,7 @@ impl Pairing<'_> {
             _pad: [0; 5],
         };
         let question = Question { asked, peer, port, name: name.into() };
-        *self.too_many |= !self.waiting.insert(key, question);
+        *self.too_many += u64::from(!self.waiting.insert(key, question));
     }
 
     fn answer(&mut self, header: Header, Message { time_ns, head }: Message<'_>) {
