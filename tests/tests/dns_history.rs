@@ -158,6 +158,7 @@ fn all_servers_at_once_are_one_try() -> Result<()> {
             if line.text("server.address") == Some("127.0.0.2") { "unanswered" } else { "answered" };
         assert_eq!(line.text("dns.outcome"), Some(outcome), "{}", line.0);
         assert_eq!(line.int("dns.attempt"), Some(1), "{}", line.0);
+        assert_eq!(line.get("dns.lost_twin"), None, "it was answered elsewhere: {}", line.0);
     }
     Ok(())
 }
