@@ -30,7 +30,7 @@ pub(super) fn run(root: &Path, probe: &Path, rounds: u32) -> Result<()> {
     say("");
     latency::run(&mut load, probe, rounds)?;
     say("");
-    packets::run(&mut load, probe, rounds)?;
+    packets::run(&mut load, root, probe, rounds)?;
     say("");
     getaddrinfo::run(&mut load, probe, rounds)?;
     load.end()

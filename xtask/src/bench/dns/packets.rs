@@ -1,9 +1,12 @@
 //! What UDP pays for being looked at that is not DNS: to and fro on loopback, on a port that nobody watches.
 
+use std::fs::{self, File};
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
+use aya::programs::{CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, CgroupSockAddr};
+use aya::{Ebpf, EbpfLoader};
 
 use super::{OF_DNS, OF_RUN, OF_TCP};
 use crate::bench::tracer::Tracer;
@@ -22,6 +25,8 @@ enum Variant {
     Nothing,
     /// The same once more: what differs is noise.
     NothingAgain,
+    /// What the kernel takes for calling programs at all, whatever they do.
+    Empty,
     Dns,
     Tcp,
     Run,
@@ -29,14 +34,29 @@ enum Variant {
     DnsWatches,
 }
 
-const VARIANTS: [Variant; 6] =
-    [Variant::Nothing, Variant::NothingAgain, Variant::Dns, Variant::Tcp, Variant::Run, Variant::DnsWatches];
+const VARIANTS: [Variant; 7] = [
+    Variant::Nothing,
+    Variant::NothingAgain,
+    Variant::Empty,
+    Variant::Dns,
+    Variant::Tcp,
+    Variant::Run,
+    Variant::DnsWatches,
+];
+
+/// Whatever is attached; dropped, it is gone.
+enum Attached {
+    Nothing,
+    Programs { _ebpf: Box<Ebpf> },
+    Process(Tracer),
+}
 
 impl Variant {
     const fn name(self) -> &'static str {
         match self {
             Self::Nothing => "nothing",
             Self::NothingAgain => "nothing, once more",
+            Self::Empty => "empty egress, ingress, sendmsg",
             Self::Dns => "probe dns",
             Self::Tcp => "probe tcp",
             Self::Run => "probe run",
@@ -44,17 +64,54 @@ impl Variant {
         }
     }
 
-    fn start(self, probe: &Path) -> Result<Option<Tracer>> {
-        let start =
-            |args: &[&str], programs| Tracer::start(Command::new(probe).args(args), programs).map(Some);
+    fn start(self, root: &Path, probe: &Path) -> Result<Attached> {
+        let start = |args: &[&str], programs| {
+            Tracer::start(Command::new(probe).args(args), programs).map(Attached::Process)
+        };
         match self {
-            Self::Nothing | Self::NothingAgain => Ok(None),
+            Self::Nothing | Self::NothingAgain => Ok(Attached::Nothing),
+            Self::Empty => empty(root),
             Self::Dns => start(&["dns", "-o", "json"], OF_DNS),
             Self::Tcp => start(&["tcp", "-o", "json"], OF_TCP),
             Self::Run => start(&["run", "--interval", "1s"], OF_RUN),
             Self::DnsWatches => start(&["dns", "-o", "json", "--port", PORT], OF_DNS),
         }
     }
+}
+
+/// Attaches programs that do nothing where `probe dns` has its own, as far as packets of IPv4 pass them.
+fn empty(root: &Path) -> Result<Attached> {
+    let object = root.join("probe-ebpf/prebuilt/testempty.bpf.o");
+    let mut ebpf =
+        EbpfLoader::new().load_file(&object).with_context(|| format!("cannot load {}", object.display()))?;
+    let cgroup = cgroup_root()?;
+    for (name, hook) in
+        [("empty_egress", CgroupSkbAttachType::Egress), ("empty_ingress", CgroupSkbAttachType::Ingress)]
+    {
+        let program: &mut CgroupSkb =
+            ebpf.program_mut(name).with_context(|| format!("no program {name}"))?.try_into()?;
+        program.load()?;
+        program.attach(&cgroup, hook, CgroupAttachMode::Single)?;
+    }
+    for name in ["empty_connect4", "empty_sendmsg4"] {
+        let program: &mut CgroupSockAddr =
+            ebpf.program_mut(name).with_context(|| format!("no program {name}"))?.try_into()?;
+        program.load()?;
+        program.attach(&cgroup, CgroupAttachMode::Single)?;
+    }
+    Ok(Attached::Programs { _ebpf: Box::new(ebpf) })
+}
+
+/// The root of cgroup v2, wherever it is mounted.
+fn cgroup_root() -> Result<File> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+    let root = mounts.lines().find_map(|line| {
+        let (before, after) = line.split_once(" - ")?;
+        let mut fields = before.split(' ').skip(3);
+        (after.starts_with("cgroup2 ") && fields.next()? == "/").then(|| fields.next())?
+    });
+    let root = root.context("cgroup v2 is not mounted")?;
+    File::open(root).with_context(|| format!("cannot open {root}"))
 }
 
 /// What came of a variant: nanoseconds a packet by form and round.
@@ -65,15 +122,15 @@ struct Outcome {
     lost: u64,
 }
 
-pub(super) fn run(load: &mut Workload, probe: &Path, rounds: u32) -> Result<()> {
+pub(super) fn run(load: &mut Workload, root: &Path, probe: &Path, rounds: u32) -> Result<()> {
     let mut outcomes = VARIANTS.map(|variant| Outcome { variant, figures: Default::default(), lost: 0 });
     for _ in 0..rounds {
         for Outcome { variant, figures, lost } in &mut outcomes {
-            let tracer = variant.start(probe)?;
+            let attached = variant.start(root, probe)?;
             for (form, figures) in FORMS.iter().zip(figures) {
                 figures.push(load.tell(&format!("{form} {PORT} {MEASURED_MS}"))?.parse()?);
             }
-            if let Some(tracer) = tracer {
+            if let Attached::Process(tracer) = attached {
                 *lost += tcp::lost(&tracer.stop()?);
             }
         }
