@@ -10,7 +10,7 @@ use probe_common::settings::Settings;
 use probe_common::wire::{Address, FAMILY_IPV4, Owner};
 use probe_ebpf::{Error, Result, emit, kread, socket, task};
 
-use super::packet::{family, full_socket};
+use super::packet::{family, socket_ends};
 use super::{BPF_ANY, cookie};
 
 /// Who asks, by socket cookie; and who answers. It forgets the longest unused: then an owner is absent.
@@ -18,8 +18,9 @@ use super::{BPF_ANY, cookie};
 static ASKERS: LruHashMap<u64, Asker> = LruHashMap::with_max_entries(8_192, 0);
 
 const NOTED_SLOTS: u32 = 4_096;
-/// Cookies of the sockets that addressed a server just now without being connected, each in the slot that its last bits name: what
-/// follows from there goes to a server, wherever NAT sends it. Much cheaper to ask than [`ASKERS`], of every packet.
+/// The sockets that addressed a server just now without being connected, as [`mark`] has them, each in the slot that the last bits of
+/// its port name: what follows from there goes to a server, wherever NAT sends it. Asked of every packet, and nearly always the port
+/// alone says no, without a call of a helper.
 #[map]
 static NOTED: Array<u64> = Array::with_max_entries(NOTED_SLOTS, 0);
 
@@ -42,22 +43,22 @@ fn try_note(addr: *mut bpf_sock_addr, family: u8, call: Call) -> Result<()> {
     let port = addressed_port(addr);
     if !watched(settings, port) {
         if call == Call::Send {
-            // SAFETY: the context is a socket address, from which the helper finds the socket.
-            let cookie = unsafe { bpf_get_socket_cookie(addr.cast()) };
-            forget(cookie);
-            if settings.dns_servers != 0 && watched(settings, local_port(addr)) {
-                return note_server(cookie);
+            let local_port = local_port(addr);
+            forget(addr, local_port);
+            if settings.dns_servers != 0 && watched(settings, local_port) {
+                return note_server(addressing_cookie(addr));
             }
         }
         return Err(Error::NotOurs);
     }
     let mut asker = Asker { owner: task::owner_of_socket()?, server: [0; 16], port, family, _pad: [0; 5] };
     let cookie = addressed(addr, family, &mut asker.server);
-    if call == Call::Send
-        && let Some(slot) = NOTED.get_ptr_mut(cookie as u32 % NOTED_SLOTS)
-    {
-        // SAFETY: a word of a map value; a slot that another CPU takes at this moment costs one lookup behind NAT.
-        unsafe { slot.write_volatile(cookie) };
+    if call == Call::Send {
+        let local_port = local_port(addr);
+        if let Some(slot) = noted_slot(local_port) {
+            // SAFETY: a word of a map value; a slot that another CPU takes at this moment costs one lookup behind NAT.
+            unsafe { slot.write_volatile(mark(local_port, cookie)) };
+        }
     }
     // An LRU map makes room for itself.
     let _full = ASKERS.insert(cookie, asker, BPF_ANY);
@@ -80,15 +81,26 @@ fn note_server(cookie: u64) -> Result<()> {
     Ok(())
 }
 
-/// A socket addresses something else now.
+/// A socket's port and the last 48 bits of its cookie, of which a host does not see the others.
 #[inline(always)]
-fn forget(cookie: u64) {
-    if let Some(slot) = NOTED.get_ptr_mut(cookie as u32 % NOTED_SLOTS) {
-        // SAFETY: a word of a map value.
-        unsafe {
-            if slot.read_volatile() == cookie {
-                slot.write_volatile(0);
-            }
+fn mark(port: u16, cookie: u64) -> u64 {
+    u64::from(port) << 48 | (cookie & ((1 << 48) - 1))
+}
+
+#[inline(always)]
+fn noted_slot(port: u16) -> Option<*mut u64> {
+    NOTED.get_ptr_mut(u32::from(port) % NOTED_SLOTS)
+}
+
+/// A socket addresses something else now. It has a port already: a send binds before it comes to the hook.
+#[inline(always)]
+fn forget(addr: *mut bpf_sock_addr, local_port: u16) {
+    let Some(slot) = noted_slot(local_port) else { return };
+    // SAFETY: a word of a map value.
+    unsafe {
+        let noted = slot.read_volatile();
+        if noted >> 48 == u64::from(local_port) && noted == mark(local_port, addressing_cookie(addr)) {
+            slot.write_volatile(0);
         }
     }
 }
@@ -96,10 +108,11 @@ fn forget(cookie: u64) {
 /// Whether what a socket sends now goes to a server.
 #[inline(always)]
 pub(crate) fn noted(ctx: &SkBuffContext) -> bool {
-    let cookie = cookie(ctx);
-    let Some(slot) = NOTED.get_ptr(cookie as u32 % NOTED_SLOTS) else { return false };
+    let port = own_port(ctx);
+    let Some(slot) = noted_slot(port) else { return false };
     // SAFETY: a word of a map value.
-    cookie != 0 && unsafe { slot.read_volatile() } == cookie
+    let noted = unsafe { slot.read_volatile() };
+    port != 0 && noted >> 48 == u64::from(port) && noted == mark(port, cookie(ctx))
 }
 
 /// Who has the socket of a packet, and whom it addressed.
@@ -160,6 +173,12 @@ pub(crate) fn addressed(addr: *mut bpf_sock_addr, family: u8, server: &mut Addre
         };
         set_ipv6(server, ip);
     }
+    addressing_cookie(addr)
+}
+
+/// Cookie of the socket that addresses somebody.
+#[inline(always)]
+fn addressing_cookie(addr: *mut bpf_sock_addr) -> u64 {
     // SAFETY: the context is a socket address, from which the helper finds the socket.
     unsafe { bpf_get_socket_cookie(addr.cast()) }
 }
@@ -174,15 +193,15 @@ pub(crate) fn watched(settings: &Settings, port: u16) -> bool {
 /// The port that the socket of a packet is connected to; 0: none.
 #[inline(always)]
 pub(crate) fn connected_port(ctx: &SkBuffContext) -> u16 {
-    let sk = full_socket(ctx);
+    let sk = socket_ends(ctx);
     if sk.is_null() { 0 } else { destination_port(sk) }
 }
 
 /// The port of a packet's socket; 0: none.
 #[inline(always)]
 pub(crate) fn own_port(ctx: &SkBuffContext) -> u16 {
-    let sk = full_socket(ctx);
-    // SAFETY: a full socket; host byte order (include/uapi/linux/bpf.h).
+    let sk = socket_ends(ctx);
+    // SAFETY: the ends of a socket; host byte order (include/uapi/linux/bpf.h).
     if sk.is_null() { 0 } else { unsafe { (&raw const (*sk).src_port).read_volatile() as u16 } }
 }
 
@@ -194,16 +213,16 @@ pub(crate) fn addressed_server(
     asker: Option<*const Asker>,
     server: &mut Address,
 ) -> u16 {
-    let sk = full_socket(ctx);
+    let sk = socket_ends(ctx);
     if !sk.is_null() {
         let port = destination_port(sk);
         if port != 0 {
             if family(ctx) == FAMILY_IPV4 {
-                // SAFETY: a full socket.
+                // SAFETY: the ends of a socket.
                 let ip = unsafe { (*sk).dst_ip4 };
                 socket::set_ipv4(server, ip.to_ne_bytes());
             } else {
-                // SAFETY: a full socket; word by word, because the verifier allows no other access.
+                // SAFETY: the ends of a socket; word by word, because the verifier allows no other access.
                 let ip = unsafe {
                     [
                         (&raw const (*sk).dst_ip6[0]).read_volatile(),
@@ -231,7 +250,7 @@ pub(crate) fn addressed_server(
 /// `bpf_sock.dst_port` is two bytes in network byte order (include/uapi/linux/bpf.h), wherever they lie in its word.
 #[inline(always)]
 fn destination_port(sk: *const bpf_sock) -> u16 {
-    // SAFETY: a full socket; the verifier allows a two-byte load there.
+    // SAFETY: the ends of a socket; the verifier allows a two-byte load there.
     u16::from_be(unsafe { (&raw const (*sk).dst_port).cast::<u16>().read_volatile() })
 }
 

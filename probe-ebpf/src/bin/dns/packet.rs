@@ -287,14 +287,19 @@ pub(crate) fn blank(address: &mut Address) {
     kread::blank(unsafe { &mut *(&raw mut *address).cast::<MaybeUninit<Address>>() });
 }
 
+/// The socket of a packet, of which family, addresses and ports may be read without a helper's leave; null where there is none.
+#[inline(always)]
+pub(crate) fn socket_ends(ctx: &SkBuffContext) -> *mut bpf_sock {
+    // SAFETY: `sk` of this hook's context.
+    unsafe { (*skb(ctx)).__bindgen_anon_2.sk }
+}
+
 /// The full socket of a packet; null where there is none.
 #[inline(always)]
 pub(crate) fn full_socket(ctx: &SkBuffContext) -> *mut bpf_sock {
+    let sk = socket_ends(ctx);
     // SAFETY: `sk` of this hook's context, made a full socket by the helper, which may return null.
-    unsafe {
-        let sk = (*skb(ctx)).__bindgen_anon_2.sk;
-        if sk.is_null() { core::ptr::null_mut() } else { bpf_sk_fullsock(sk) }
-    }
+    if sk.is_null() { core::ptr::null_mut() } else { unsafe { bpf_sk_fullsock(sk) } }
 }
 
 /// Network namespace of the packet's socket, 0 where this kernel does not let us look.
