@@ -435,7 +435,8 @@ fn hostile_names_are_harmless_on_a_terminal() -> Result<()> {
             ensure!(!text.contains('\u{1b}'), "{text:?}");
         } else {
             ensure!(text.chars().find(bad).is_none(), "{arguments:?}: {text:?}");
-            ensure!(text.contains(r"\u{1b}[2J\u{7}\u{7f}\u{9b}\u{202e}x\u{a}"), "{arguments:?}: {text}");
+            // As much of it as there is room for.
+            ensure!(text.contains(r"\u{1b}[2J\u{7}"), "{arguments:?}: {text}");
         }
     }
     workload.end()
