@@ -7,6 +7,7 @@ mod label;
 mod late;
 mod lookups;
 mod message;
+mod summary;
 mod tcp;
 mod text;
 
@@ -21,8 +22,9 @@ use probe_common::settings::Settings;
 
 pub use self::event::{Lookup, Outcome, Role, Transport};
 pub(crate) use self::label::MOST_NAMES;
-pub use self::lookups::{Lookups, Summary};
+pub use self::lookups::Lookups;
 pub use self::message::{Answer, answer};
+pub use self::summary::Summary;
 pub use self::tcp::{Connections, Ended, Exchange, Held};
 pub use self::text::{name_text, rcode_text, rcodes, type_named, type_text};
 use super::{Context, Signal, SignalKind};
@@ -146,6 +148,8 @@ impl Signal for Running {
             }
         })?;
         self.waiting = waiting;
+        // Those of one look are told in the order in which they were asked.
+        silent.sort_unstable_by_key(|(_, pending)| pending.asked.sent_ns);
         for (key, pending) in silent {
             // Who removes it, reports it: the answer may have come this very moment.
             if self.pending.remove(&Plain(key)).is_ok() {
