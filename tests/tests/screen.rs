@@ -38,6 +38,7 @@ live! {
     so_many_events_and_no_more
     a_closed_pipe_is_a_quiet_end
     lookups_and_what_they_come_to
+    what_still_waits_is_said
 }
 
 /// `probe tcp` or `probe dns` without `-o json`.
@@ -400,6 +401,23 @@ fn asked<K: Ord>(server: &DnsServer, by: impl Fn(&Served) -> K) -> BTreeMap<K, i
         *counts.entry(by(&question)).or_default() += 1;
     }
     counts
+}
+
+/// Who ends probe while nobody answers is not told that nothing happened.
+fn what_still_waits_is_said() -> Result<()> {
+    let server = "127.0.0.2:53";
+    let netns = Netns::new()?;
+    let dns =
+        netns.run(|| DnsServer::start(&[server.parse()?], &[("never.screen.test", Script::never())]))??;
+    // Of others nothing is to be said.
+    let pid = std::process::id().to_string();
+    let screen = Screen::of("dns", &["--pid", &pid, "--timeout", "10m"])?;
+    let socket = netns.run(|| UdpSocket::bind("0.0.0.0:0"))??;
+    socket.send_to(&query(1, "never.screen.test", A), server)?;
+    poll("the question", DEADLINE, || Ok((dns.served().len() == 1).then_some(())))?;
+    let text = screen.stop()?;
+    ensure!(text.contains("── 1 still waiting at the end in "), "{text}");
+    Ok(())
 }
 
 fn lookups_and_what_they_come_to() -> Result<()> {

@@ -65,13 +65,12 @@ impl Account {
 
     /// An interval has ended.
     fn interval(&mut self, summaries: &[Summary]) {
-        let sent = |summary: &Summary| match summary {
-            Summary::Tcp(tcp) => tcp.segments_sent,
-            Summary::Dns(_) | Summary::Syscalls(_) => 0,
-        };
-        match self {
-            Self::Tcp(account) => account.interval(summaries.iter().map(sent).sum()),
-            Self::Dns(_) => {}
+        for summary in summaries {
+            match (&mut *self, summary) {
+                (Self::Tcp(account), Summary::Tcp(tcp)) => account.interval(tcp.segments_sent),
+                (Self::Dns(account), Summary::Dns(dns)) => account.interval(dns.waiting),
+                (Self::Tcp(_) | Self::Dns(_), Summary::Tcp(_) | Summary::Dns(_) | Summary::Syscalls(_)) => {}
+            }
         }
     }
 

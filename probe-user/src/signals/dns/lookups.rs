@@ -57,6 +57,13 @@ struct Question<'a> {
     transport: Transport,
 }
 
+impl<'a> Question<'a> {
+    fn over_udp(key: &'a PendingKey, asked: &'a Asked, name: &'a [u8]) -> Self {
+        let PendingKey { cookie, peer, port, id: _, question } = key;
+        Self { asked, cookie: *cookie, peer, port: *port, hash: *question, name, transport: Transport::Udp }
+    }
+}
+
 /// How.
 #[derive(Clone, Copy)]
 enum End {
@@ -104,15 +111,7 @@ impl Lookups {
         let name = HEADER..HEADER + usize::from(asked.name_len);
         let name = octets.get(name).ok_or(DecodeError::Value("name"))?;
         let answer = message::answer(octets).ok_or(DecodeError::Value("message"))?;
-        let question = Question {
-            asked,
-            cookie: key.cookie,
-            peer: &key.peer,
-            port: key.port,
-            hash: key.question,
-            name,
-            transport: Transport::Udp,
-        };
+        let question = Question::over_udp(key, asked, name);
         match header.kind {
             KIND_ANSWERED => self.end(&question, header.time_ns, End::Answered(answer), context),
             KIND_RESENT => self.end(&question, header.time_ns, End::Unanswered, context),
@@ -146,15 +145,8 @@ impl Lookups {
     /// Reports a question over UDP that has waited too long, and remembers it in case its answer comes late.
     pub fn give_up(&mut self, now_ns: u64, key: PendingKey, mut pending: Pending, context: &mut Context<'_>) {
         let Pending { asked, name } = &pending;
-        let question = Question {
-            asked,
-            cookie: key.cookie,
-            peer: &key.peer,
-            port: key.port,
-            hash: key.question,
-            name: name.get(..usize::from(asked.name_len)).unwrap_or_default(),
-            transport: Transport::Udp,
-        };
+        let name = name.get(..usize::from(asked.name_len)).unwrap_or_default();
+        let question = Question::over_udp(&key, asked, name);
         let attempt = self.attempt(&question);
         if let Err(error) = self.end(&question, now_ns, End::Unanswered, context) {
             tracing::debug!(%error, "a waiting question does not decode");
@@ -197,6 +189,15 @@ impl Lookups {
                 tracing::debug!(%error, "a message over TCP does not decode");
             }
         }
+    }
+
+    /// Questions that wait, with those over UDP; none where only some names or types are wanted, for nobody has looked at theirs.
+    #[must_use]
+    pub fn still_waiting(&self, over_udp: u64) -> u64 {
+        if self.options.name.is_some() || !self.options.types.is_empty() {
+            return 0;
+        }
+        over_udp + u64::try_from(self.connections.held().waiting).unwrap_or(0)
     }
 
     /// TCP connections whose messages could no longer be told apart, since the last time.

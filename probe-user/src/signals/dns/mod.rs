@@ -154,6 +154,7 @@ impl Signal for Running {
             // Who removes it, reports it: the answer may have come this very moment.
             if self.pending.remove(&Plain(key)).is_ok() {
                 self.lookups.give_up(now_ns, key, pending, context);
+                self.waiting -= 1;
             }
         }
         self.lookups.tick(now_ns, context);
@@ -175,6 +176,7 @@ impl Signal for Running {
     fn interval(&mut self, _next: u32, _context: &mut Context<'_>) -> io::Result<Option<super::Summary>> {
         // The programs cannot tell an answer that is late from one that nobody waited for. Records may come after their count.
         let mut summary = self.lookups.take_summary();
+        summary.waiting = self.lookups.still_waiting(self.waiting);
         summary.malformed = std::mem::take(&mut self.malformed);
         self.late += summary.late + summary.served_late;
         let unsolicited = self.orphans.saturating_sub(self.late);

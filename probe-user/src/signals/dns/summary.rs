@@ -35,6 +35,8 @@ pub struct Summary {
     pub not_served: u64,
     /// See there.
     pub served_late: u64,
+    /// Questions that waited for their answer as the interval ended, and not for so long that they were given up.
+    pub waiting: u64,
     /// Packets to or from the DNS port that hold no single well-formed question.
     pub malformed: u64,
     /// Answers to questions that nobody is known to have asked.

@@ -155,6 +155,7 @@ fn dns_summary(out: &mut dyn Write, summary: &signals::dns::Summary) -> io::Resu
         served,
         not_served,
         served_late,
+        waiting: _,
         malformed,
         unsolicited,
     } = summary;

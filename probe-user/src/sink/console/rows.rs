@@ -58,6 +58,14 @@ pub(super) fn more(out: &mut dyn Write, rows: usize) -> io::Result<()> {
     }
 }
 
+/// How the numbers read, below the tables.
+pub(super) fn sentences(out: &mut dyn Write, readings: &[String]) -> io::Result<()> {
+    if !readings.is_empty() {
+        writeln!(out)?;
+    }
+    readings.iter().try_for_each(|reading| writeln!(out, "→ {reading}."))
+}
+
 /// What has no row, and is only known in sum.
 pub(super) fn beyond(out: &mut dyn Write, row: &str, rows: usize, count: u64, what: &str) -> io::Result<()> {
     if count == 0 {

@@ -231,6 +231,8 @@ pub struct Account {
     /// The same at servers of this host.
     pub(super) served: Tally,
     pub(super) answerers: Bounded<OwnerKey, Owner>,
+    /// Questions that wait.
+    pub(super) waiting: u64,
 }
 
 impl Account {
@@ -247,6 +249,7 @@ impl Account {
             names: Names::new(NAMES),
             served: Tally::default(),
             answerers: Bounded::new(OWNERS),
+            waiting: 0,
         }
     }
 
@@ -258,7 +261,12 @@ impl Account {
 
     /// Whether there is nothing in it.
     pub(super) fn is_empty(&self) -> bool {
-        self.asked.is_empty() && self.served.is_empty()
+        self.asked.is_empty() && self.served.is_empty() && self.waiting == 0
+    }
+
+    /// An interval has ended, with so many questions waiting for their answer.
+    pub fn interval(&mut self, waiting: u64) {
+        self.waiting = waiting;
     }
 
     /// Takes an event in; those of other signals are none of its business.

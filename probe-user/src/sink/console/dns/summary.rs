@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::super::owners::OwnerKey;
-use super::super::rows::{Bounded, TOP, beyond, more, table};
+use super::super::rows::{Bounded, TOP, beyond, more, sentences, table};
 use super::super::text::{age, counted, cut, escape, seconds, share};
 use super::account::{Account, Name, Owner, Server, Tally};
 use super::reading::readings;
@@ -49,14 +49,7 @@ pub fn write(out: &mut dyn Write, account: &Account, lasted: Duration, lost: u64
     if !account.served.is_empty() {
         by_owner(out, "SERVED BY", &account.answerers)?;
     }
-    let readings = readings(account, lost);
-    if !readings.is_empty() {
-        writeln!(out)?;
-    }
-    for reading in readings {
-        writeln!(out, "→ {reading}.")?;
-    }
-    Ok(())
+    sentences(out, &readings(account, lost))
 }
 
 fn total(account: &Account) -> String {
@@ -74,6 +67,7 @@ fn total(account: &Account) -> String {
     parts.extend(happened([
         (served.lookups(), format!("{} served here", served.lookups())),
         (served.late.count(), format!("{} served late", served.late.count())),
+        (account.waiting, format!("{} still waiting at the end", account.waiting)),
     ]));
     parts.join(", ")
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use probe_common::tcp::Cause;
 
-use super::super::rows::{Bounded, TOP, beyond, more, table};
+use super::super::rows::{Bounded, TOP, beyond, more, sentences, table};
 use super::super::text::{age, counted, octets, share, share_of_sent};
 use super::CAUSES_IN_WORDS;
 use super::account::{Account, Carried, Counts, Door, Failure, Tally};
@@ -38,14 +38,7 @@ pub fn write(out: &mut dyn Write, account: &Account, lasted: Duration, lost: u64
     }
     failed(out, account)?;
     resets(out, account)?;
-    let readings = readings(account, lost);
-    if !readings.is_empty() {
-        writeln!(out)?;
-    }
-    for reading in readings {
-        writeln!(out, "→ {reading}.")?;
-    }
-    Ok(())
+    sentences(out, &readings(account, lost))
 }
 
 fn total(account: &Account) -> String {
