@@ -283,7 +283,7 @@ impl SyscallSort {
         // Work first wherever time is what counts: waiting always wins, and says nothing.
         match self {
             Self::Time => rows.sort_by_key(|row| (row.waits, std::cmp::Reverse(row.durations.sum_ns()))),
-            Self::Count => rows.sort_by_key(|row| std::cmp::Reverse(row.durations.count())),
+            Self::Count => rows.sort_by_key(|row| std::cmp::Reverse(row.calls)),
             Self::Errors => rows.sort_by_key(|row| std::cmp::Reverse(row.errors_total())),
             Self::P99 => rows.sort_by_key(|row| (row.waits, std::cmp::Reverse(row.durations.quantile(0.99)))),
         }

@@ -203,6 +203,14 @@ pub mod key {
     pub const DURATION_P99: &str = "duration.p99";
     /// Longest, seconds.
     pub const DURATION_MAX: &str = "duration.max";
+    /// Shortest, seconds.
+    pub const DURATION_MIN: &str = "duration.min";
+    /// Seconds of all that in which the thread did not have the CPU.
+    pub const DURATION_OFF_CPU: &str = "duration.off_cpu";
+    /// The kernel's function that a call waits in.
+    pub const SYSCALL_WCHAN: &str = "syscall.wchan";
+    /// The file that a call is about: a path, `pipe:[INODE]`, `socket:[INODE]`.
+    pub const FILE_PATH: &str = "file.path";
     /// Call stack, folded.
     pub const STACK: &str = "stack";
 

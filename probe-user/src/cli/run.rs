@@ -209,6 +209,7 @@ impl Sink for OtlpSink {
             | Event::Connect(_)
             | Event::Close(_)
             | Event::SyscallSlow(_)
+            | Event::SyscallInFlight(_)
             | Event::Loss(_) => true,
         };
         if wanted {

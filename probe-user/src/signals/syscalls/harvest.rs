@@ -231,7 +231,17 @@ impl Tally {
             errors.push((OTHER.into(), self.other));
         }
         let syscall = names::name(id);
-        Row { time_unix_ns, who, syscall, waits: names::waits(syscall), durations: self.durations, errors }
+        Row {
+            time_unix_ns,
+            who,
+            syscall,
+            waits: names::waits(syscall),
+            calls: self.durations.count(),
+            durations: self.durations,
+            min: None,
+            off_cpu: None,
+            errors,
+        }
     }
 }
 

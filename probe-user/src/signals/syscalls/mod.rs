@@ -1,9 +1,9 @@
 //! syscalls: exact figures out of the blocks; slow calls out of the records.
 
+mod event;
 mod harvest;
 pub mod names;
 
-use std::borrow::Cow;
 use std::io;
 use std::time::Duration;
 
@@ -16,14 +16,13 @@ use probe_common::syscalls::{
 };
 use probe_common::wire::Owner;
 
+pub use self::event::{InFlight, Row, Slow, Subject, Summary};
 use self::harvest::Harvest;
-use super::{Context, Event, Signal, SignalKind, Who, errno_name};
+use super::{Context, Event, Signal, SignalKind, errno_name};
 use crate::collect::{self, DecodeError};
 use crate::config::{Config, Sizes, SyscallOptions};
-use crate::event::{AttrValue, Attributes, key, name};
 use crate::kernel::fields::Resolved;
 use crate::load::{LoadError, Loaded, ObjectSpec, Plain, ProgramSpec, count_entries};
-use crate::series::Histogram;
 
 /// Blocks for calls counted without their process: all system calls a host makes, on some CPUs.
 const FOLDED_BLOCKS: u32 = 1024;
@@ -179,7 +178,8 @@ pub fn record(bytes: &[u8], context: &mut Context<'_>) -> Result<(), DecodeError
             tid: record.tid,
             syscall: names::name(id),
             duration: Duration::from_nanos(record.duration_ns),
-            args: (record.has_args != 0).then_some(record.args),
+            off_cpu: None,
+            subject: Subject { args: (record.has_args != 0).then_some(record.args), ..Subject::default() },
             error: errno.and_then(|errno| u32::try_from(errno).ok()).map(errno_name),
         }));
     }
@@ -209,7 +209,7 @@ impl Signal for Running {
                 events(Event::SyscallSummary(row.clone()));
             }
         }
-        Ok(Some(super::Summary::Syscalls(Summary { rows })))
+        Ok(Some(super::Summary::Syscalls(Summary { rows, ..Summary::default() })))
     }
 
     fn fill(&mut self) -> io::Result<Vec<(&'static str, u64, u64)>> {
@@ -220,111 +220,5 @@ impl Signal for Running {
             (Counter::ProcessesFull, processes, max_processes(&self.sizes)),
         ];
         Ok(fill.map(|(full, entries, limit)| (full.place(), entries, u64::from(limit))).to_vec())
-    }
-}
-
-/// What processes asked the kernel for in an interval.
-#[derive(Clone, Debug, Default)]
-pub struct Summary {
-    /// In the order asked for.
-    pub rows: Vec<Row>,
-}
-
-/// What one process did with one system call in an interval.
-#[derive(Clone, Debug)]
-pub struct Row {
-    /// End of the interval.
-    pub time_unix_ns: u64,
-    /// Who. Without a pid: processes that could not be told apart for want of blocks.
-    pub who: Who,
-    /// Name, `syscall_N` style where it has none.
-    pub syscall: &'static str,
-    /// Whether the call waits by design.
-    pub waits: bool,
-    /// Durations; their count is the number of calls that returned.
-    pub durations: Histogram,
-    /// Calls that failed, by errno's name.
-    pub errors: Vec<(Cow<'static, str>, u64)>,
-}
-
-impl Row {
-    /// Calls that failed.
-    #[must_use]
-    pub fn errors_total(&self) -> u64 {
-        self.errors.iter().map(|(_, count)| count).sum()
-    }
-}
-
-impl Attributes for Row {
-    fn event_name(&self) -> &'static str {
-        name::SYSCALL_SUMMARY
-    }
-    fn time_unix_ns(&self) -> u64 {
-        self.time_unix_ns
-    }
-    fn visit(&self, visitor: &mut dyn FnMut(&'static str, AttrValue<'_>)) {
-        visitor(key::SYSCALL_NAME, AttrValue::Str(self.syscall));
-        visitor(key::SYSCALL_CLASS, AttrValue::Str(names::class(self.waits)));
-        visitor(key::COUNT, AttrValue::Int(integer(self.durations.count())));
-        let errors: Vec<(&str, i64)> =
-            self.errors.iter().map(|(errno, count)| (errno.as_ref(), integer(*count))).collect();
-        visitor(key::ERRORS, AttrValue::Map(&errors));
-        visitor(key::DURATION_SUM, AttrValue::Float(self.durations.sum_seconds()));
-        for (key, value) in [
-            (key::DURATION_P50, self.durations.quantile(0.5)),
-            (key::DURATION_P99, self.durations.quantile(0.99)),
-            (key::DURATION_MAX, self.durations.max()),
-        ] {
-            if let Some(value) = value {
-                visitor(key, AttrValue::Float(value.as_secs_f64()));
-            }
-        }
-        self.who.visit(visitor);
-    }
-}
-
-fn integer(count: u64) -> i64 {
-    i64::try_from(count).unwrap_or(i64::MAX)
-}
-
-/// A call took longer than its threshold.
-#[derive(Clone, Debug)]
-pub struct Slow {
-    /// When it returned.
-    pub time_unix_ns: u64,
-    /// Who.
-    pub who: Who,
-    /// Thread.
-    pub tid: u32,
-    /// Name.
-    pub syscall: &'static str,
-    /// How long.
-    pub duration: Duration,
-    /// Argument registers, where this kernel's can be read.
-    pub args: Option<[u64; 6]>,
-    /// Errno's name, where it failed.
-    pub error: Option<Cow<'static, str>>,
-}
-
-impl Attributes for Slow {
-    fn event_name(&self) -> &'static str {
-        name::SYSCALL_SLOW
-    }
-    fn time_unix_ns(&self) -> u64 {
-        self.time_unix_ns
-    }
-    fn visit(&self, visitor: &mut dyn FnMut(&'static str, AttrValue<'_>)) {
-        visitor(key::SYSCALL_NAME, AttrValue::Str(self.syscall));
-        visitor(key::DURATION, AttrValue::Float(self.duration.as_secs_f64()));
-        if let Some(error) = &self.error {
-            visitor(key::ERROR_TYPE, AttrValue::Str(error));
-        }
-        if let Some(args) = self.args {
-            let args = args.map(|arg| format!("{arg:#x}"));
-            let args: Vec<&str> = args.iter().map(String::as_str).collect();
-            visitor(key::SYSCALL_ARGS, AttrValue::List(&args));
-        }
-        visitor(key::THREAD_ID, AttrValue::Int(i64::from(self.tid)));
-        self.who.visit(visitor);
     }
 }

@@ -67,6 +67,16 @@ pub fn line(out: &mut dyn Write, event: &Event, colours: Colours) -> io::Result<
             slow.tid,
             owner(&slow.who, OWNER)
         ),
+        Event::SyscallInFlight(call) => writeln!(
+            out,
+            "{:<12} hang {:<16} {:>8} {:<12} tid {:<8} {}",
+            time_of_day(call.time_unix_ns),
+            call.syscall,
+            seconds(call.duration),
+            call.wchan.as_deref().unwrap_or(""),
+            call.tid,
+            owner(&call.who, OWNER)
+        ),
         Event::Loss(event) => loss(out, event),
         Event::SyscallSummary(_) => Ok(()),
     }
@@ -198,7 +208,7 @@ fn quantiles(durations: &Histogram) -> String {
 
 fn syscall_table(out: &mut dyn Write, summary: &syscalls::Summary, top: usize) -> io::Result<()> {
     let rows = &summary.rows;
-    let calls: u64 = rows.iter().map(|row| row.durations.count()).sum();
+    let calls: u64 = rows.iter().map(|row| row.calls).sum();
     let failed: u64 = rows.iter().map(syscalls::Row::errors_total).sum();
     writeln!(out, "syscalls  {calls} calls, {failed} failed, {} (process, call) pairs", rows.len())?;
     if rows.is_empty() {
@@ -220,7 +230,7 @@ fn syscall_table(out: &mut dyn Write, summary: &syscalls::Summary, top: usize) -
             if row.waits { "wait".to_owned() } else { String::new() },
             owner(&row.who, OWNER),
             row.syscall.to_owned(),
-            row.durations.count().to_string(),
+            row.calls.to_string(),
             seconds(Duration::from_secs_f64(row.durations.sum_seconds())),
             text(row.durations.quantile(0.5)),
             text(row.durations.quantile(0.99)),
