@@ -246,6 +246,8 @@ pub struct SyscallOptions {
     pub slower_than: Duration,
     /// Only rows with errors.
     pub errors_only: bool,
+    /// Whose calls a row adds up.
+    pub by: SyscallBy,
     /// Order of the rows.
     pub sort: SyscallSort,
     /// How many rows a table shows; `None`: a table its own choice, JSON all.
@@ -258,10 +260,22 @@ impl Default for SyscallOptions {
             names: Vec::new(),
             slower_than: Duration::from_millis(100),
             errors_only: false,
+            by: SyscallBy::Process,
             sort: SyscallSort::Time,
             top: None,
         }
     }
+}
+
+/// Whose calls a row adds up, call by call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum SyscallBy {
+    /// A process's.
+    Process,
+    /// All of a container; all of the host outside of containers.
+    Container,
+    /// Everybody's.
+    Syscall,
 }
 
 /// Order of rows, largest first.

@@ -1,6 +1,7 @@
 //! syscalls: exact figures out of the blocks; slow calls out of the records.
 
 mod event;
+mod group;
 mod harvest;
 pub mod names;
 
@@ -200,7 +201,7 @@ impl Signal for Running {
         self.harvest.read(self.interval, context)?;
         self.harvest.recycle()?;
         self.interval = next;
-        let mut rows = self.harvest.take_rows(context)?;
+        let mut rows = group::by(self.options.by, self.harvest.take_rows(context)?);
         rows.retain(|row| !self.options.errors_only || row.errors_total() != 0);
         self.options.sort.order(&mut rows);
         if let Some(events) = &mut context.events {
