@@ -1,5 +1,6 @@
 //! What the user asked for, validated: nothing behind this sees flags or environment variables.
 
+use std::cmp::Reverse;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -294,12 +295,16 @@ pub enum SyscallSort {
 impl SyscallSort {
     /// Puts rows in order.
     pub fn order(self, rows: &mut [Row]) {
-        // Work first wherever time is what counts: waiting always wins, and says nothing.
+        // Work first wherever time is what counts: waiting always wins, and says nothing. Rows come in no order, and equal ones
+        // should not change places from interval to interval.
+        let equal = |row: &Row| (Reverse(row.calls), row.syscall, row.who.pid);
         match self {
-            Self::Time => rows.sort_by_key(|row| (row.waits, std::cmp::Reverse(row.durations.sum_ns()))),
-            Self::Count => rows.sort_by_key(|row| std::cmp::Reverse(row.calls)),
-            Self::Errors => rows.sort_by_key(|row| std::cmp::Reverse(row.errors_total())),
-            Self::P99 => rows.sort_by_key(|row| (row.waits, std::cmp::Reverse(row.durations.quantile(0.99)))),
+            Self::Time => rows.sort_by_key(|row| (row.waits, Reverse(row.durations.sum_ns()), equal(row))),
+            Self::Count => rows.sort_by_key(equal),
+            Self::Errors => rows.sort_by_key(|row| (Reverse(row.errors_total()), equal(row))),
+            Self::P99 => {
+                rows.sort_by_cached_key(|row| (row.waits, Reverse(row.durations.quantile(0.99)), equal(row)))
+            }
         }
     }
 }
