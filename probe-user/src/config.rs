@@ -4,7 +4,6 @@ use std::cmp::Reverse;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use probe_common::syscalls::SyscallId;
 use wildmatch::WildMatch;
 
 use crate::signals::syscalls::Row;
@@ -242,9 +241,11 @@ impl Glob {
 #[derive(Clone, Debug)]
 pub struct SyscallOptions {
     /// Only these; empty: all.
-    pub names: Vec<SyscallId>,
-    /// From how long on a working call is an event of its own.
-    pub slower_than: Duration,
+    pub names: Vec<&'static str>,
+    /// From how long on a call is an event of its own.
+    pub slower_than: Thresholds,
+    /// One call in so many is measured; 1: every one, 0: none.
+    pub latency_every: u32,
     /// Only rows with errors.
     pub errors_only: bool,
     /// Whose calls a row adds up.
@@ -259,7 +260,8 @@ impl Default for SyscallOptions {
     fn default() -> Self {
         Self {
             names: Vec::new(),
-            slower_than: Duration::from_millis(100),
+            slower_than: Thresholds::default(),
+            latency_every: 1,
             errors_only: false,
             by: SyscallBy::Process,
             sort: SyscallSort::Time,
@@ -277,6 +279,29 @@ pub enum SyscallBy {
     Container,
     /// Everybody's.
     Syscall,
+}
+
+/// From how long on a call is slow.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Thresholds {
+    /// Calls that work.
+    pub usual: Duration,
+    /// Calls, by name, that have one of their own; it holds for them even where they wait.
+    pub own: Vec<(&'static str, Duration)>,
+}
+
+impl Default for Thresholds {
+    fn default() -> Self {
+        Self { usual: Duration::from_millis(100), own: Vec::new() }
+    }
+}
+
+impl Thresholds {
+    /// The call's own.
+    #[must_use]
+    pub fn own(&self, name: &str) -> Option<Duration> {
+        self.own.iter().find(|(own, _)| *own == name).map(|(_, threshold)| *threshold)
+    }
 }
 
 /// Order of rows, largest first.

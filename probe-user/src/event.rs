@@ -193,6 +193,8 @@ pub mod key {
     pub const SYSCALL_ARGS: &str = "syscall.args";
     /// Calls in the interval.
     pub const COUNT: &str = "count";
+    /// Calls that had not returned at the end of the interval.
+    pub const IN_FLIGHT: &str = "in_flight";
     /// Failed calls by errno name.
     pub const ERRORS: &str = "errors";
     /// Seconds spent in all calls together.

@@ -140,7 +140,9 @@ impl StdoutSink {
         let interval = console::syscalls::Interval::of(summary, now_unix_ns);
         match &mut self.screen {
             Some(screen) => screen.interval(&mut self.out, interval),
-            None => interval.page(&self.shape).iter().try_for_each(|line| writeln!(self.out, "{line}")),
+            None => {
+                interval.lines(&self.shape, None).iter().try_for_each(|line| writeln!(self.out, "{line}"))
+            }
         }
     }
 

@@ -3,9 +3,7 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use probe_common::syscalls::SyscallId;
-
-use super::args::{Shared, positive};
+use super::args::{CallArgs, Shared};
 use super::{Failure, live};
 use crate::config::{SyscallBy, SyscallSort};
 use crate::signals;
@@ -19,10 +17,9 @@ pub(super) struct Args {
     shared: Shared,
     /// Only these calls, e.g. read,write
     #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = syscall)]
-    syscall: Vec<SyscallId>,
-    /// A working call that takes at least this time is an event of its own
-    #[arg(long, value_name = "TIME", value_parser = positive, default_value = "100ms")]
-    slower_than: Duration,
+    syscall: Vec<&'static str>,
+    #[command(flatten)]
+    calls: CallArgs,
     /// Only pairs with errors
     #[arg(long)]
     errors: bool,
@@ -41,7 +38,7 @@ pub(super) struct Args {
 pub(super) fn main(args: Args) -> Result<ExitCode, Failure> {
     let mut config = args.shared.resolve(Duration::from_secs(1))?;
     config.syscalls.names = args.syscall;
-    config.syscalls.slower_than = args.slower_than;
+    args.calls.apply(&mut config.syscalls)?;
     config.syscalls.errors_only = args.errors;
     config.syscalls.by = args.by;
     config.syscalls.sort = args.sort;
@@ -49,15 +46,21 @@ pub(super) fn main(args: Args) -> Result<ExitCode, Failure> {
     live::show(&config, &signals::syscalls::Syscalls)
 }
 
-fn syscall(text: &str) -> Result<SyscallId, String> {
-    names::by_name(text).ok_or_else(|| {
-        let alike: Vec<&str> =
-            names::all().filter(|name| name.contains(text) || text.contains(name)).take(5).collect();
-        let hint = if alike.is_empty() {
-            "see `man 2 syscalls`".to_owned()
-        } else {
-            format!("like it: {}", alike.join(", "))
-        };
-        format!("this machine has no such system call; {hint}")
-    })
+fn syscall(text: &str) -> Result<&'static str, String> {
+    names::known(text).ok_or_else(|| unknown(text))
+}
+
+/// What to say of a name that no table has.
+pub(super) fn unknown(text: &str) -> String {
+    let mut alike: Vec<&str> =
+        names::all().filter(|name| name.contains(text) || text.contains(name)).collect();
+    alike.sort_unstable();
+    alike.dedup();
+    alike.truncate(5);
+    let hint = if alike.is_empty() {
+        "see `man 2 syscalls`".to_owned()
+    } else {
+        format!("like it: {}", alike.join(", "))
+    };
+    format!("this machine has no such system call; {hint}")
 }

@@ -51,6 +51,8 @@ pub enum Hook {
     OpenFiles,
     /// The entries of a map, walked over whenever asked.
     MapEntries,
+    /// All threads, likewise.
+    Tasks,
 }
 
 impl std::fmt::Display for Hook {
@@ -63,6 +65,7 @@ impl std::fmt::Display for Hook {
             Self::CgroupSockAddr => f.write_str("socket addresses of the root cgroup"),
             Self::OpenFiles => f.write_str("the open files of all processes"),
             Self::MapEntries => f.write_str("the entries of a map"),
+            Self::Tasks => f.write_str("all threads"),
         }
     }
 }
@@ -170,7 +173,11 @@ impl ObjectSpec {
     #[must_use]
     pub fn needs_cgroup(&self) -> bool {
         self.programs.iter().any(|program| match program.hook {
-            Hook::RawTracepoint(_) | Hook::PerfTracepoint(..) | Hook::OpenFiles | Hook::MapEntries => false,
+            Hook::RawTracepoint(_)
+            | Hook::PerfTracepoint(..)
+            | Hook::OpenFiles
+            | Hook::MapEntries
+            | Hook::Tasks => false,
             Hook::CgroupEgress | Hook::CgroupIngress | Hook::CgroupSockAddr => true,
         })
     }

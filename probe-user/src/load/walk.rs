@@ -15,7 +15,7 @@ use bytemuck::Pod;
 
 use super::batch::MapFd as _;
 use super::{Hook, LoadError, Loaded, Plain};
-use crate::kernel::fields::{MAP_ENTRIES, OPEN_FILES, Resolved};
+use crate::kernel::fields::{MAP_ENTRIES, OPEN_FILES, Resolved, TASKS};
 
 /// `BPF_LINK_CREATE` of `enum bpf_cmd`.
 const BPF_LINK_CREATE: libc::c_int = 28;
@@ -72,6 +72,17 @@ impl Loaded {
         let program = self.spec.walk.ok_or_else(|| self.spec.broken("walk"))?;
         let (_loaded, link) =
             self.walker(program, Hook::MapEntries, MAP_ENTRIES, fields.map_entries, Some(map.map_fd()))?;
+        Ok(Walk { link, buffer: Vec::new() })
+    }
+
+    /// A walk over all threads, by the object's program for that.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::walk`].
+    pub fn walk_tasks(&mut self, fields: &Resolved) -> Result<Walk, LoadError> {
+        let program = self.spec.walk.ok_or_else(|| self.spec.broken("walk"))?;
+        let (_loaded, link) = self.walker(program, Hook::Tasks, TASKS, fields.tasks, None)?;
         Ok(Walk { link, buffer: Vec::new() })
     }
 

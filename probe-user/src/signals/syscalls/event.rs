@@ -42,6 +42,8 @@ pub struct Row {
     pub off_cpu: Option<Duration>,
     /// Calls that failed, by errno's name.
     pub errors: Vec<(Cow<'static, str>, u64)>,
+    /// Calls that had begun and not returned at the end of the interval. Those that never lost the CPU inside are not among them.
+    pub in_flight: u64,
 }
 
 impl Row {
@@ -66,6 +68,9 @@ impl Attributes for Row {
         let errors: Vec<(&str, i64)> =
             self.errors.iter().map(|(errno, count)| (errno.as_ref(), integer(*count))).collect();
         visitor(key::ERRORS, AttrValue::Map(&errors));
+        if self.in_flight != 0 {
+            visitor(key::IN_FLIGHT, AttrValue::Int(integer(self.in_flight)));
+        }
         if self.durations.count() != 0 {
             visitor(key::DURATION_SUM, AttrValue::Float(self.durations.sum_seconds()));
         }

@@ -60,7 +60,8 @@ pub(super) fn by(by: SyscallBy, rows: Vec<Row>) -> Vec<Row> {
 
 /// Adds a row to another of the same call.
 fn add(group: &mut Row, row: Row) {
-    let Row { time_unix_ns, who, syscall: _, waits: _, calls, durations, min, off_cpu, errors } = row;
+    let Row { time_unix_ns, who, syscall: _, waits: _, calls, durations, min, off_cpu, errors, in_flight } =
+        row;
     group.time_unix_ns = group.time_unix_ns.max(time_unix_ns);
     group.who.cgroup = match (group.who.cgroup.take(), who.cgroup) {
         (Some(one), Some(other)) => Some(in_common(one, &other)),
@@ -77,6 +78,7 @@ fn add(group: &mut Row, row: Row) {
         }
     }
     group.durations.merge(&durations);
+    group.in_flight = group.in_flight.saturating_add(in_flight);
     for (errno, count) in errors {
         match group.errors.iter_mut().find(|(known, _)| *known == errno) {
             Some((_, sum)) => *sum = sum.saturating_add(count),
@@ -127,6 +129,7 @@ mod tests {
             calls,
             min: durations.max().map(|_| Duration::from_micros(pid.into())),
             off_cpu: Some(Duration::from_micros(1)),
+            in_flight: u64::from(pid / 2),
             errors: vec![("ENOENT".into(), 1), (if pid < 3 { "EAGAIN" } else { "EINTR" }.into(), 2)],
             durations,
         }
@@ -202,7 +205,7 @@ mod tests {
         let read = &groups[&("?".to_owned(), "read", false)];
         assert!(read.who.entity.container().is_none());
         assert_eq!(read.off_cpu, Some(Duration::from_micros(5)));
-        assert_eq!(read.errors_total(), 15);
+        assert_eq!((read.errors_total(), read.in_flight), (15, 4));
     }
 
     #[test]

@@ -3,27 +3,29 @@
 mod event;
 mod group;
 mod harvest;
+mod in_flight;
 pub mod names;
+mod rules;
+mod subject;
 
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use aya::maps::{HashMap, MapData};
 use probe_common::fields;
 use probe_common::loss::Counter;
-use probe_common::settings::{FILTER_SYSCALL, SYSCALL_SET_BITS, Settings};
-use probe_common::syscalls::{
-    Block, CpuState, KIND_SLOW, NUMBER_MASK, Sleeper, SlowRecord, SyscallId, THRESHOLD_COUNT, THRESHOLD_NEVER,
-};
-use probe_common::wire::Owner;
+use probe_common::settings::{FILTER_SYSCALL, Settings};
+use probe_common::syscalls::{Block, CpuState, KIND_SLOW, SlowRecord, SyscallId};
 
 pub use self::event::{InFlight, Row, Slow, Subject, Summary};
-use self::harvest::Harvest;
+use self::harvest::{Harvest, Latency};
+use self::in_flight::Watch;
+pub use self::rules::waits;
 use super::{Context, Event, Signal, SignalKind, errno_name};
 use crate::collect::{self, DecodeError};
 use crate::config::{Config, Sizes, SyscallOptions};
+use crate::kernel::clock;
 use crate::kernel::fields::Resolved;
-use crate::load::{LoadError, Loaded, ObjectSpec, Plain, ProgramSpec, count_entries};
+use crate::load::{LoadError, Loaded, ObjectSpec, Plain, ProgramSpec};
 
 /// Blocks for calls counted without their process: all system calls a host makes, on some CPUs.
 const FOLDED_BLOCKS: u32 = 1024;
@@ -53,7 +55,7 @@ static OBJECT: ObjectSpec = ObjectSpec {
         ProgramSpec::raw("sys_enter").perf("sys_enter_perf", "raw_syscalls").backup("sys_enter_backup"),
     ],
     older: None,
-    walk: None,
+    walk: Some("calls_in_flight"),
 };
 
 impl SignalKind for Syscalls {
@@ -82,15 +84,14 @@ impl SignalKind for Syscalls {
 
     fn settings(&self, config: &Config, settings: &mut Settings) {
         let options = &config.syscalls;
-        settings.slow_ns = nanoseconds(options.slower_than);
+        settings.slow_ns = rules::least_ns(&options.slower_than);
+        settings.latency_every = options.latency_every;
+        settings.tick_ns = clock::tick_ns();
         if !options.names.is_empty() {
             settings.filters |= FILTER_SYSCALL;
-            for id in &options.names {
-                let number = usize::from(id & NUMBER_MASK);
-                if number < SYSCALL_SET_BITS
-                    && let Some(word) = settings.syscall_set.get_mut(number / 64)
-                {
-                    *word |= 1 << (number % 64);
+            for position in rules::positions(&options.names) {
+                if let Some(word) = settings.syscall_set.get_mut(position / 64) {
+                    *word |= 1 << (position % 64);
                 }
             }
         }
@@ -99,16 +100,14 @@ impl SignalKind for Syscalls {
     fn start(
         &self,
         config: &Config,
-        _kernel: &Resolved,
+        kernel: &Resolved,
         loaded: &mut Loaded,
     ) -> Result<Box<dyn Signal>, LoadError> {
         let error = |map, source| LoadError::Map { signal: OBJECT.name, map, source: Box::new(source) };
-        let mut thresholds = loaded.take_array::<u64>("THRESHOLDS")?;
-        let slow_ns = nanoseconds(config.syscalls.slower_than);
-        for number in 0..THRESHOLD_COUNT {
-            let waits = names::waits(names::native(number));
-            let threshold = if waits { THRESHOLD_NEVER } else { slow_ns };
-            thresholds.set(number, Plain(threshold), 0).map_err(|source| error("THRESHOLDS", source))?;
+        let options = &config.syscalls;
+        let mut rules = loaded.take_array("RULES")?;
+        for (number, rule) in (0..).zip(rules::all(&options.slower_than)) {
+            rules.set(number, Plain(rule), 0).map_err(|source| error("RULES", source))?;
         }
         let mut free = loaded.take_queue("FREE")?;
         for index in 0..config.sizes.syscall_blocks {
@@ -118,17 +117,25 @@ impl SignalKind for Syscalls {
         for index in config.sizes.syscall_blocks..config.sizes.syscall_blocks + FOLDED_BLOCKS {
             folded.push(index, 0).map_err(|source| error("FREE_FOLDED", source))?;
         }
+        let walk = loaded.walk_tasks(kernel);
+        if let Err(error) = &walk {
+            tracing::info!("calls in flight have no arguments and no stack: {error}");
+        }
         Ok(Box::new(Running {
             harvest: Harvest::new(
                 loaded.take_blocks("BLOCKS")?,
                 loaded.take_hash("INDEX")?,
                 loaded.take_hash("PROCESSES")?,
                 free,
+                Latency::of(options.latency_every),
             ),
-            sleepers: loaded.take_hash("SLEEPERS")?,
+            watch: Watch::new(loaded.take_hash("SLEEPERS")?, walk.ok(), &options.slower_than),
             sizes: config.sizes.clone(),
-            options: config.syscalls.clone(),
+            options: options.clone(),
             interval: 1,
+            since: Instant::now(),
+            read: Instant::now(),
+            ending: false,
         }))
     }
 }
@@ -138,24 +145,28 @@ fn max_processes(sizes: &Sizes) -> u32 {
     (sizes.syscall_threads / 2).max(64)
 }
 
-fn nanoseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
-}
-
 /// Bytes of maps that depend on the number of blocks and CPUs: what docs/memory.md states.
 #[must_use]
 pub fn map_bytes(blocks: u32, cpu_ids: u32) -> usize {
     (blocks + FOLDED_BLOCKS) as usize * size_of::<Block>() + cpu_ids as usize * size_of::<CpuState>()
 }
 
+/// How often blocks are read at least: in less than this no count of theirs goes round its 32 bits.
+const READ_PERIOD: Duration = Duration::from_secs(60);
+
 struct Running {
     harvest: Harvest,
-    /// Read only to tell how full it is.
-    sleepers: HashMap<MapData, Plain<u32>, Plain<Sleeper>>,
+    watch: Watch,
     sizes: Sizes,
     options: SyscallOptions,
     /// Number of the current interval, as the programs know it.
     interval: u32,
+    /// When it began.
+    since: Instant,
+    /// When all blocks were read last.
+    read: Instant,
+    /// The next interval to end is the last.
+    ending: bool,
 }
 
 /// Takes a record in, as [`Signal::record`]: needs no kernel.
@@ -171,16 +182,15 @@ pub fn record(bytes: &[u8], context: &mut Context<'_>) -> Result<(), DecodeError
     let record: SlowRecord = collect::record(bytes)?;
     let id = SyscallId::try_from(record.id).map_err(|_too_large| DecodeError::Value("system call"))?;
     if let Some(events) = &mut context.events {
-        let owner = Owner { start_ns: record.start_ns, tgid: record.tgid, _pad: 0, comm: record.comm };
         let errno = (-4095..0).contains(&record.ret).then(|| record.ret.unsigned_abs());
         events(Event::SyscallSlow(Slow {
             time_unix_ns: context.clock.wall(record.header.time_ns),
-            who: context.owners.who(&owner, record.cgroup_id, 0),
+            who: context.owners.who(&record.owner, record.cgroup_id, 0),
             tid: record.tid,
             syscall: names::name(id),
             duration: Duration::from_nanos(record.duration_ns),
-            off_cpu: None,
-            subject: Subject { args: (record.has_args != 0).then_some(record.args), ..Subject::default() },
+            off_cpu: Some(Duration::from_nanos(record.off_cpu_ns)),
+            subject: subject::of(&record.subject, record.owner.tgid),
             error: errno.and_then(|errno| u32::try_from(errno).ok()).map(errno_name),
         }));
     }
@@ -193,15 +203,27 @@ impl Signal for Running {
     }
 
     fn tick(&mut self, context: &mut Context<'_>) -> io::Result<()> {
-        self.harvest.read(self.interval, context)?;
-        self.harvest.recycle()
+        if self.read.elapsed() >= READ_PERIOD {
+            self.read = Instant::now();
+            self.harvest.read(self.interval, context)?;
+        }
+        self.harvest.recycle(self.interval, context)
+    }
+
+    fn detaching(&mut self, _context: &mut Context<'_>) -> io::Result<()> {
+        self.ending = true;
+        Ok(())
     }
 
     fn interval(&mut self, next: u32, context: &mut Context<'_>) -> io::Result<Option<super::Summary>> {
+        self.read = Instant::now();
         self.harvest.read(self.interval, context)?;
-        self.harvest.recycle()?;
+        self.harvest.recycle(self.interval, context)?;
         self.interval = next;
-        let mut rows = group::by(self.options.by, self.harvest.take_rows(context)?);
+        let covers = std::mem::replace(&mut self.since, self.read).elapsed();
+        let look = self.watch.look(context)?;
+        let rows = self.harvest.take_rows(&look.unreturned, self.ending, context)?;
+        let mut rows = group::by(self.options.by, rows);
         rows.retain(|row| !self.options.errors_only || row.errors_total() != 0);
         self.options.sort.order(&mut rows);
         if let Some(events) = &mut context.events {
@@ -210,14 +232,14 @@ impl Signal for Running {
                 events(Event::SyscallSummary(row.clone()));
             }
         }
-        Ok(Some(super::Summary::Syscalls(Summary { rows, ..Summary::default() })))
+        Ok(Some(super::Summary::Syscalls(Summary { covers, rows, in_flight: look.late })))
     }
 
     fn fill(&mut self) -> io::Result<Vec<(&'static str, u64, u64)>> {
         let (blocks, processes) = self.harvest.fill();
         let fill = [
             (Counter::CallsLost, blocks, self.sizes.syscall_blocks),
-            (Counter::SleepersFull, count_entries(&self.sleepers)?, self.sizes.syscall_threads),
+            (Counter::SleepersFull, self.watch.sleepers(), self.sizes.syscall_threads),
             (Counter::ProcessesFull, processes, max_processes(&self.sizes)),
         ];
         Ok(fill.map(|(full, entries, limit)| (full.place(), entries, u64::from(limit))).to_vec())

@@ -19,7 +19,7 @@ use probe_common::tcp::{
 };
 use probe_common::wire::{Address, FAMILY_IPV4, FAMILY_IPV6};
 
-mod events;
+pub(in crate::signals) mod events;
 mod segments;
 
 pub(super) use self::events::address;

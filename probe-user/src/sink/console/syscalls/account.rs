@@ -83,12 +83,15 @@ pub(super) fn nanoseconds(ns: u128) -> Duration {
 pub(super) struct Spread {
     pub(super) tally: Tally,
     pub(super) durations: Histogram,
+    /// Not returned at the end of the last interval.
+    pub(super) in_flight: u64,
 }
 
 impl Spread {
     fn add(&mut self, row: &Row) {
         self.tally.add(row);
         self.durations.merge(&row.durations);
+        self.in_flight += row.in_flight;
     }
 }
 
@@ -216,6 +219,9 @@ impl Account {
     /// Takes in what an interval brought.
     pub fn interval(&mut self, summary: &Summary) {
         self.in_flight = summary.in_flight;
+        for spread in self.calls.rows.values_mut() {
+            spread.in_flight = 0;
+        }
         for row in &summary.rows {
             let all = if row.waits { &mut self.waits } else { &mut self.work };
             all.add(row);

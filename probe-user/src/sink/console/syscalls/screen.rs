@@ -100,7 +100,7 @@ impl Screen {
         let shape = Shape { columns, ..*shape };
         let mut frame = interval
             .as_ref()
-            .map(|interval| interval.lines(&shape, most - kept.min(most)))
+            .map(|interval| interval.lines(&shape, Some(most - kept.min(most))))
             .unwrap_or_default();
         let room = most.saturating_sub(frame.len() + 1);
         let first = events.len().saturating_sub(room);

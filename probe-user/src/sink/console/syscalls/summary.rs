@@ -30,7 +30,7 @@ pub fn write(out: &mut dyn Write, account: &Account, lasted: Duration, lost: u64
     if account.is_empty() {
         return Ok(());
     }
-    writeln!(out, "\n── {} in {}", total(account, lasted), age(lasted))?;
+    writeln!(out, "\n── {}", total(account, lasted))?;
     if account.is_selective {
         writeln!(out, "of those that had errors in their interval (--errors): shares are of these alone")?;
     }
@@ -50,14 +50,15 @@ pub fn write(out: &mut dyn Write, account: &Account, lasted: Duration, lost: u64
 fn total(account: &Account, lasted: Duration) -> String {
     let Account { work, waits, slow, hangs, in_flight, .. } = account;
     let (calls, failed) = (work.calls + waits.calls, work.failed + waits.failed);
-    let mut parts = vec![format!("{} ({}/s)", counted(calls, "call"), rate(calls, lasted))];
+    let mut parts =
+        vec![format!("{} in {} ({}/s)", counted(calls, "call"), age(lasted), rate(calls, lasted))];
     for (count, text) in [
         (u128::from(failed), format!("{failed} failed ({})", share(failed, calls))),
         (work.time_ns, format!("{} at work", age(work.time()))),
         (waits.time_ns, format!("{} waiting", age(waits.time()))),
         (u128::from(*slow), format!("{slow} slow")),
         (u128::from(*hangs), format!("{hangs} hung")),
-        (u128::from(*in_flight), format!("{in_flight} in flight at the end")),
+        (u128::from(*in_flight), format!("{in_flight} hang at the end")),
     ] {
         parts.extend((count != 0).then_some(text));
     }
@@ -107,7 +108,7 @@ fn by_call(out: &mut dyn Write, account: &Account, lasted: Duration) -> io::Resu
         (*waits, Reverse(call.tally.time_ns), Reverse(call.tally.calls), *name)
     });
     let top = shown(calls.iter().copied(), TOP, KEPT, |((_, waits), _)| *waits);
-    let headings: [Heading; 9] = [
+    let headings: [Heading; 10] = [
         ("SYSCALL", false),
         ("CALLS", true),
         ("CALLS/S", true),
@@ -117,10 +118,11 @@ fn by_call(out: &mut dyn Write, account: &Account, lasted: Duration) -> io::Resu
         ("P99", true),
         ("MAX", true),
         ("OFF-CPU", true),
+        ("IN-FLIGHT", true),
     ];
-    let cells: Vec<[Cell; 9]> = top
+    let cells: Vec<[Cell; 10]> = top
         .iter()
-        .map(|((name, waits), Spread { tally, durations })| {
+        .map(|((name, waits), Spread { tally, durations, in_flight })| {
             let [p50, p99, max] = times(durations);
             [
                 cut(name, CALL_MOST).into_owned().into(),
@@ -132,6 +134,7 @@ fn by_call(out: &mut dyn Write, account: &Account, lasted: Duration) -> io::Resu
                 p99,
                 max,
                 tally.off_cpu().map(|share| format!("{share}%")).unwrap_or_default().into(),
+                if *in_flight == 0 { Cell::default() } else { in_flight.to_string().into() },
             ]
         })
         .collect();
@@ -168,7 +171,7 @@ fn by_owner(out: &mut dyn Write, account: &Account, lasted: Duration) -> io::Res
         .iter()
         .take(TOP)
         .map(|(name, owner)| {
-            let Spread { tally, durations } = &owner.work;
+            let Spread { tally, durations, in_flight: _ } = &owner.work;
             let [p50, p99, max] = times(durations);
             [
                 name.as_str().into(),

@@ -99,52 +99,48 @@ impl Interval {
             ]
         };
         if *in_flight != 0 {
-            parts.push(format!("{in_flight} in flight"));
+            parts.push(format!("{in_flight} hang"));
         }
         parts.push(pairs(*all, by));
         parts.join(", ")
     }
 
-    /// The table in at most so many lines, its heading included.
+    /// The table, its heading included; `most`: in so many lines.
     #[must_use]
-    pub fn lines(&self, shape: &Shape, most: usize) -> Vec<String> {
+    pub fn lines(&self, shape: &Shape, most: Option<usize>) -> Vec<String> {
         let mut lines = vec![self.heading(shape.by)];
         // The names of the columns, and how many rows there are besides.
-        lines.extend(self.table(shape, most.saturating_sub(3)));
+        lines.extend(self.table(shape, most.map(|most| most.saturating_sub(3))));
         lines
-    }
-
-    /// For a pipe: as many rows as asked for.
-    #[must_use]
-    pub fn page(&self, shape: &Shape) -> Vec<String> {
-        self.lines(shape, usize::MAX)
     }
 
     /// Beside other signals: without the time, which they have in common.
     #[must_use]
     pub fn among_others(&self, shape: &Shape) -> Vec<String> {
         let (Self { calls, failed, in_flight, all, .. }, by) = (self, shape.by);
-        let in_flight = if *in_flight == 0 { String::new() } else { format!(", {in_flight} in flight") };
+        let in_flight = if *in_flight == 0 { String::new() } else { format!(", {in_flight} hang") };
         let mut lines =
             vec![format!("syscalls  {calls} calls, {failed} failed{in_flight}, {}", pairs(*all, by))];
-        lines.extend(self.table(shape, usize::MAX).iter().map(|line| format!("    {line}")));
+        lines.extend(self.table(shape, None).iter().map(|line| format!("    {line}")));
         lines
     }
 
-    fn table(&self, shape: &Shape, most: usize) -> Vec<String> {
+    fn table(&self, shape: &Shape, fits: Option<usize>) -> Vec<String> {
         if self.rows.is_empty() {
             return Vec::new();
         }
-        let fits = if most == usize::MAX { TOP } else { most };
-        let (most, kept) = match shape.top {
+        let (most, kept) = match (shape.top, fits) {
             // As many as were asked for, in the order asked for.
-            Some(top) => (top.min(most), 0),
-            None => (fits, fits / 4),
+            (Some(top), fits) => (top.min(fits.unwrap_or(top)), 0),
+            (None, fits) => {
+                let fits = fits.unwrap_or(TOP);
+                (fits, fits / 4)
+            }
         };
         let rows = shown(self.rows.iter(), most, kept, |row| row.waits);
         let owner_room = shape.columns.saturating_sub(OTHERS).clamp(OWNER_LEAST, owners::OWNER);
-        let cells: Vec<[Cell; 8]> = rows.iter().map(|row| self.cells(row, shape.by, owner_room)).collect();
-        let headings: [Heading; 8] = [
+        let cells: Vec<[Cell; 9]> = rows.iter().map(|row| self.cells(row, shape.by, owner_room)).collect();
+        let headings: [Heading; 9] = [
             (if shape.by == SyscallBy::Container { "CONTAINER" } else { "OWNER" }, false),
             ("SYSCALL", false),
             (if self.covers.is_zero() { "CALLS" } else { "CALLS/S" }, true),
@@ -153,6 +149,7 @@ impl Interval {
             ("P99", true),
             ("MAX", true),
             ("OFF-CPU", true),
+            ("IN-FLIGHT", true),
         ];
         let of_last = |row: usize, room: usize| match rows.get(row) {
             Some(row) => Cell {
@@ -169,8 +166,19 @@ impl Interval {
         lines
     }
 
-    fn cells(&self, row: &Row, by: SyscallBy, owner_room: usize) -> [Cell; 8] {
-        let Row { time_unix_ns: _, who, syscall, waits, calls, durations, min: _, off_cpu, errors: _ } = row;
+    fn cells(&self, row: &Row, by: SyscallBy, owner_room: usize) -> [Cell; 9] {
+        let Row {
+            time_unix_ns: _,
+            who,
+            syscall,
+            waits,
+            calls,
+            durations,
+            min: _,
+            off_cpu,
+            errors: _,
+            in_flight,
+        } = row;
         let of = |duration: Option<Duration>| Cell {
             text: duration.map(seconds).unwrap_or_default(),
             tone: duration.filter(|_| !waits).map(tone_of),
@@ -182,11 +190,19 @@ impl Interval {
             whose(who, by, owner_room).into(),
             cut(syscall, CALL_MOST).into_owned().into(),
             if self.covers.is_zero() { calls.to_string() } else { rate(*calls, self.covers) }.into(),
-            if *waits { "wait".to_owned() } else { share(ns(time_ns), ns(self.work_ns)) }.into(),
+            if *waits {
+                "wait".to_owned()
+            } else if *calls == 0 {
+                String::new()
+            } else {
+                share(ns(time_ns), ns(self.work_ns))
+            }
+            .into(),
             of(durations.quantile(0.5)),
             of(durations.quantile(0.99)),
             of(durations.max()),
             off_cpu.map(|share| format!("{share}%")).unwrap_or_default().into(),
+            if *in_flight == 0 { String::new() } else { in_flight.to_string() }.into(),
         ]
     }
 }
