@@ -152,3 +152,237 @@ fn shown<T>(rows: impl Iterator<Item = T>, most: usize, kept: usize, waits: impl
     working.append(&mut waiting);
     working
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::super::owners::tests::{CONTAINER, who};
+    use super::*;
+    use crate::series::Histogram;
+    use crate::signals::Event;
+    use crate::signals::syscalls::{Row, Summary};
+
+    pub(super) const NOON: u64 = 1_767_355_200_000_000_000;
+
+    /// So many calls of so many microseconds each.
+    pub(super) fn row(who: Who, syscall: &'static str, calls: u64, us: u64) -> Row {
+        let mut durations = Histogram::new();
+        (0..calls).for_each(|_| durations.record(Duration::from_micros(us)));
+        Row {
+            time_unix_ns: NOON,
+            who,
+            syscall,
+            waits: false,
+            calls,
+            min: durations.max(),
+            durations,
+            off_cpu: None,
+            errors: Vec::new(),
+            in_flight: 0,
+        }
+    }
+
+    pub(super) fn waiting(row: Row) -> Row {
+        Row { waits: true, ..row }
+    }
+
+    pub(super) fn failing(errors: &[(&'static str, u64)], row: Row) -> Row {
+        Row { errors: errors.iter().map(|(errno, count)| ((*errno).into(), *count)).collect(), ..row }
+    }
+
+    /// So many hundredths of the time without the CPU.
+    pub(super) fn off_cpu(percent: u64, row: Row) -> Row {
+        let ns = row.durations.sum_ns() * u128::from(percent) / 100;
+        Row { off_cpu: Some(Duration::from_nanos(u64::try_from(ns).unwrap())), ..row }
+    }
+
+    pub(super) fn brought(rows: Vec<Row>) -> Summary {
+        Summary { covers: Duration::from_secs(1), rows, in_flight: 0 }
+    }
+
+    pub(super) fn file(path: &str) -> Subject {
+        Subject { file: Some(path.into()), ..Subject::default() }
+    }
+
+    pub(super) fn was_slow(syscall: &'static str, ms: u64) -> Slow {
+        Slow {
+            time_unix_ns: NOON,
+            who: who("postgres", 4_711, "/"),
+            tid: 4_711,
+            syscall,
+            duration: Duration::from_millis(ms),
+            off_cpu: None,
+            subject: Subject::default(),
+            error: None,
+        }
+    }
+
+    pub(super) fn in_flight(syscall: &'static str, ms: u64, wchan: Option<&str>) -> InFlight {
+        InFlight {
+            time_unix_ns: NOON,
+            who: who("postgres", 4_711, "/"),
+            tid: 4_711,
+            syscall,
+            duration: Duration::from_millis(ms),
+            subject: Subject::default(),
+            wchan: wchan.map(Into::into),
+            stack: None,
+        }
+    }
+
+    /// In a pipe.
+    fn line(event: Event) -> String {
+        let mut out = Vec::new();
+        super::super::event(&mut out, &event).unwrap();
+        String::from_utf8(out).unwrap().trim_end_matches('\n').to_owned()
+    }
+
+    #[test]
+    fn lines_say_what_matters() {
+        let ends = |local: Option<&str>, peer: Option<&str>| Subject {
+            local: local.map(|end| end.parse().unwrap()),
+            peer: peer.map(|end| end.parse().unwrap()),
+            ..file("socket:[47]")
+        };
+        let slow = was_slow("fsync", 123);
+        let hang = in_flight("openat", 12_300, Some("wait_for_partner"));
+        for (event, want) in [
+            (Event::SyscallSlow(slow.clone()), "slow fsync              123ms postgres[4711]"),
+            (
+                Event::SyscallSlow(Slow { tid: 4_712, error: Some("EIO".into()), ..slow.clone() }),
+                "slow fsync              123ms postgres[4711]         tid 4712, EIO",
+            ),
+            (
+                Event::SyscallSlow(Slow {
+                    off_cpu: Some(Duration::from_millis(120)),
+                    subject: file("/var/lib/pg/wal"),
+                    ..slow.clone()
+                }),
+                "slow fsync              123ms postgres[4711]         97% off-cpu, /var/lib/pg/wal",
+            ),
+            (
+                Event::SyscallInFlight(InFlight { subject: file("/run/fifo"), ..hang.clone() }),
+                "hang openat             12.3s postgres[4711]         in wait_for_partner, /run/fifo",
+            ),
+            (
+                Event::SyscallInFlight(InFlight {
+                    wchan: None,
+                    subject: ends(Some("10.0.0.1:40000"), Some("10.0.0.2:5432")),
+                    ..hang.clone()
+                }),
+                "hang openat             12.3s postgres[4711]         10.0.0.1:40000 → 10.0.0.2:5432",
+            ),
+            (
+                Event::SyscallInFlight(InFlight { subject: ends(None, Some("[::1]:53")), ..hang.clone() }),
+                "hang openat             12.3s postgres[4711]         in wait_for_partner, → [::1]:53",
+            ),
+            (
+                Event::SyscallInFlight(InFlight { subject: ends(Some("[::1]:53"), None), ..hang.clone() }),
+                "hang openat             12.3s postgres[4711]         in wait_for_partner, [::1]:53",
+            ),
+            (
+                Event::SyscallInFlight(InFlight {
+                    duration: Duration::from_secs(100_000),
+                    wchan: None,
+                    ..hang
+                }),
+                "hang openat            27h46m postgres[4711]",
+            ),
+        ] {
+            assert_eq!(line(event), format!("12:00:00.000 {want}"));
+        }
+    }
+
+    #[test]
+    fn lines_fit_and_both_ends_of_a_path_stay() {
+        let path =
+            "/var/lib/kubelet/pods/0f9d1a5e/volumes/kubernetes.io~nfs/shared/reports/2026/november.parquet";
+        let call = Slow {
+            who: who("nginx-ingress-c", 4_194_304, CONTAINER),
+            tid: 4_194_303,
+            off_cpu: Some(Duration::from_millis(100)),
+            error: Some("ERESTARTSYS".into()),
+            subject: file(path),
+            ..was_slow("copy_file_range", 100)
+        };
+        let line = line(Event::SyscallSlow(call));
+        assert!(width(&line) <= COLUMNS, "{} columns: {line}", width(&line));
+        for part in [" 3f37e9702f39  ", "tid 4194303, ERESTARTSYS, 100% off-cpu, /var/", ".parquet"] {
+            assert!(line.contains(part), "no {part:?}: {line}");
+        }
+    }
+
+    #[test]
+    fn strangers_steer_no_terminal() {
+        let hostile = "a\u{1b}[2J\n\u{202e}b";
+        let who = who(hostile, 7, CONTAINER);
+        let hang = InFlight {
+            who: who.clone(),
+            subject: file(hostile),
+            wchan: Some(hostile.into()),
+            ..in_flight("openat", 1, None)
+        };
+        for line in [
+            slow(&Slow { who, subject: file(hostile), ..was_slow("read", 1) }, COLUMNS, Colours::Off),
+            hangs(&hang, COLUMNS, Colours::Off),
+        ] {
+            assert!(!line.contains(['\u{1b}', '\u{202e}', '\n']), "{line:?}");
+            assert!(line.ends_with("a\\u{1b}[2J\\u{a}\\u{202e}b"), "{line}");
+        }
+    }
+
+    #[test]
+    fn colours_are_few_and_change_nothing_else() {
+        let (red, yellow) = ("\u{1b}[31m", "\u{1b}[33m");
+        for (ms, tone) in [(99, ""), (100, yellow), (999, yellow), (1_000, red)] {
+            let call = was_slow("fsync", ms);
+            let (on, off) = (slow(&call, COLUMNS, Colours::On), slow(&call, COLUMNS, Colours::Off));
+            assert_eq!(on.contains(&format!("{tone}slow")), true, "{on:?}");
+            assert_eq!(on.matches('\u{1b}').count(), if tone.is_empty() { 0 } else { 4 }, "{on:?}");
+            let plain = [red, yellow, "\u{1b}[0m"].iter().fold(on, |text, code| text.replace(code, ""));
+            assert_eq!(plain, off);
+        }
+        let on = hangs(&in_flight("openat", 1, None), COLUMNS, Colours::On);
+        assert!(on.contains(&format!("{red}hang\u{1b}[0m openat")), "{on:?}");
+    }
+
+    #[test]
+    fn errors_in_little_room() {
+        let of = |counts: &[(&'static str, u64)], room| {
+            let counts: Vec<(Cow<'static, str>, u64)> =
+                counts.iter().map(|(errno, count)| ((*errno).into(), *count)).collect();
+            errors(counts.iter().map(|(errno, count)| (errno, *count)), room)
+        };
+        let several = [("EAGAIN", 4), ("ENOENT", 320), ("EACCES", 4), ("_OTHER", 1)];
+        for (room, want) in [
+            (40, "ENOENT 320 EACCES 4 EAGAIN 4 _OTHER 1"),
+            (36, "ENOENT 320 EACCES 4 EAGAIN 4 +1 more"),
+            (35, "ENOENT 320 EACCES 4 +2 more"),
+            (20, "ENOENT 320 +3 more"),
+            (12, "329 failed"),
+            (6, "329 f…"),
+        ] {
+            let text = of(&several, room);
+            assert_eq!(text, want, "in {room}");
+            assert!(width(&text) <= room);
+        }
+        assert_eq!(of(&[], 40), "");
+        assert_eq!(of(&[("ENOENT", 320)], 10), "ENOENT 320");
+    }
+
+    #[test]
+    fn some_rows_are_kept_for_what_waits() {
+        let rows = [1, -1, 2, -2, 3, -3, 4];
+        for (most, kept, want) in [
+            (7, 2, &[1, 2, 3, 4, -1, -2, -3][..]),
+            (6, 2, &[1, 2, 3, 4, -1, -2]),
+            (4, 2, &[1, 2, -1, -2]),
+            (4, 0, &[1, 2, 3, 4]),
+            (5, 0, &[1, 2, 3, 4, -1]),
+            (0, 2, &[]),
+        ] {
+            let got = shown(rows.into_iter(), most, kept, |row| *row < 0);
+            assert_eq!(got, want, "{most} {kept}");
+        }
+        assert_eq!(shown([1, 2, 3].into_iter(), 2, 2, |row| *row < 0), [1, 2], "nothing waits");
+    }
+}

@@ -93,8 +93,8 @@ const PLACES: &[(&[&str], &str)] = &[
     ),
     (
         &[
-            "folio_wait_bit",
-            "wait_on_page_bit",
+            "folio_wait_bit_",
+            "wait_on_page_bit_",
             "bit_wait_io",
             "submit_bio_wait",
             "blk_mq_get_tag",
@@ -110,13 +110,11 @@ const PLACES: &[(&[&str], &str)] = &[
     ),
     (
         &[
-            "wait_woken",
             "sk_wait_data",
             "tcp_recvmsg",
             "unix_stream_",
             "__skb_wait_for_more_packets",
             "inet_wait_for_connect",
-            "inet_csk_wait_for_connect",
         ],
         "the peer does not answer",
     ),
@@ -161,9 +159,10 @@ fn hang(account: &Account) -> Option<String> {
         let meaning = place(wchan).map(|meaning| format!(": {meaning}")).unwrap_or_default();
         format!(", in {}{meaning}", escape(wchan))
     });
-    let (count, verb) = (counted(*hangs, "call"), if *in_flight == 0 { "hung" } else { "hung or hang yet" });
+    let count = counted(*hangs, "call");
+    let still = if *in_flight == 0 { String::new() } else { format!(", {in_flight} at the end still") };
     Some(format!(
-        "{count} {verb}{alike}; the longest for {}: {syscall} of {owner}{file}{}",
+        "{count} hung{still}{alike}; the longest for {}: {syscall} of {owner}{file}{}",
         age(*duration),
         at.unwrap_or_default()
     ))
@@ -219,6 +218,9 @@ fn limits(account: &Account) -> Vec<String> {
 /// The owner who has most of an error.
 fn failing(account: &Account, call: &str, errno: &str) -> Option<String> {
     let of_pair = |tally: &Tally| tally.errors.rows.get(errno).copied().unwrap_or(0);
+    if account.owners.rows.len() < 2 {
+        return None;
+    }
     let pairs = || account.pairs.rows.iter().filter(|((_, name), _)| *name == call);
     let waiting = account.calls.rows.get(&(call, true)).map_or(0, |spread| of_pair(&spread.tally));
     let all = pairs().map(|(_, tally)| of_pair(tally)).sum::<u64>() + of_pair(&account.pairs.rest) + waiting;
@@ -374,6 +376,8 @@ fn is_ordinary(call: &str, errno: &str) -> bool {
             | ("futex" | "futex_wait" | "futex_waitv", "ETIMEDOUT")
             | ("rt_sigtimedwait" | "semtimedop", "EAGAIN")
             | ("wait4" | "waitid", "ECHILD")
+            | ("ioctl", "ENOTTY")
+            | ("readlink" | "readlinkat", "EINVAL")
     )
 }
 
@@ -390,10 +394,6 @@ fn meaning(call: &str, errno: &str) -> Option<&'static str> {
         (_, "ENOENT") => Some(
             "names that do not exist, as where a search path is gone through (libraries, modules, headers, locales)",
         ),
-        ("ioctl", "ENOTTY") => Some("it asks whether files are terminals, and they are not"),
-        ("readlink" | "readlinkat", "EINVAL") => {
-            Some("it resolves paths part by part, and most are no symbolic links")
-        }
         ("close", "EBADF") => Some(
             "it closes what is not open, as who closes all descriptors one by one (close_range does it in one call)",
         ),

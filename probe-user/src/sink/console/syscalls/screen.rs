@@ -141,3 +141,90 @@ fn size() -> (usize, usize) {
         Some((0, _) | (_, 0)) | None => (LINES, COLUMNS),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::colours::Colours;
+    use super::super::super::owners::tests::who;
+    use super::super::super::text::width;
+    use super::super::tests::{NOON, brought, row, was_slow};
+    use super::*;
+    use crate::config::SyscallBy;
+    use crate::signals::syscalls::Slow;
+
+    fn screen(rows: u32, events: u64) -> Screen {
+        let shape = Shape { colours: Colours::On, ..Shape::new(SyscallBy::Process, None) };
+        let mut screen = Screen::new(shape);
+        let rows = (0..rows).map(|pid| row(who("w", pid + 1, "/"), "read", 1, 10)).collect();
+        screen.interval = Some(Interval::of(&brought(rows), NOON));
+        (0..events).for_each(|ms| screen.keep(&Event::SyscallSlow(was_slow("fsync", ms))));
+        screen
+    }
+
+    #[test]
+    fn a_frame_fits_whatever_comes() {
+        for rows in [0, 1, 10, 100] {
+            for events in [0, 1, 10, 1_000] {
+                for (lines, columns) in [(1, 1), (2, 80), (3, 80), (5, 20), (23, 80), (60, 200)] {
+                    let frame = screen(rows, events).frame(lines, columns);
+                    assert!(frame.len() <= lines, "{rows} {events} {lines}: {}", frame.join("\n"));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn events_have_what_the_table_leaves_and_a_third_at_least() {
+        let lines_of = |rows, events, lines| {
+            let frame = screen(rows, events).frame(lines, 120);
+            let of = |what: &str| frame.iter().filter(|line| line.contains(what)).count();
+            (of("w["), of("fsync"))
+        };
+        assert_eq!(lines_of(100, 0, 23), (20, 0));
+        assert_eq!(lines_of(100, 2, 23), (17, 2));
+        assert_eq!(lines_of(100, 50, 23), (12, 7));
+        assert_eq!(lines_of(5, 50, 23), (5, 15));
+        assert_eq!(screen(0, 1_000).events.len(), EVENTS);
+        let frame = screen(100, 50).frame(23, 120);
+        assert!(
+            frame.last().is_some_and(|line| line.contains(" 49.0ms ")),
+            "newest last: {}",
+            frame.join("\n")
+        );
+    }
+
+    #[test]
+    fn it_is_drawn_over_what_was_drawn() {
+        let mut screen = screen(3, 1);
+        let mut draw = || {
+            let mut out = Vec::new();
+            screen.draw(&mut out, (10, 120)).unwrap();
+            String::from_utf8(out).unwrap()
+        };
+        let (first, second) = (draw(), draw());
+        // What was there before goes up, and is not lost.
+        assert_eq!(first.strip_prefix(&"\n".repeat(9)), Some(&*second));
+        let frame = second.strip_prefix(BEGIN).and_then(|frame| frame.strip_suffix(END)).unwrap();
+        assert!(frame.lines().all(|line| line.starts_with(LINE)), "{frame:?}");
+        assert!(frame.ends_with('\n') && frame.lines().count() <= 9, "{frame:?}");
+        // The only other sequences are colours.
+        let plain = frame.replace(LINE, "");
+        assert!(
+            plain.split('\u{1b}').skip(1).all(|rest| rest.starts_with('[') && rest.find('m') < Some(4)),
+            "{plain:?}"
+        );
+        assert!(frame.lines().all(|line| width(line) <= 120 + 30), "{frame}");
+    }
+
+    #[test]
+    fn strangers_draw_nothing() {
+        let mut screen = screen(0, 0);
+        let hostile = who("a\u{1b}[2J\r\n", 7, "/");
+        screen.keep(&Event::SyscallSlow(Slow { who: hostile, ..was_slow("fsync", 1) }));
+        let frame = screen.frame(23, 120);
+        assert!(
+            frame.iter().all(|line| !line.contains("\u{1b}[2J") && !line.contains(['\r', '\n'])),
+            "{frame:?}"
+        );
+    }
+}

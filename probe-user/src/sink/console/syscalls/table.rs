@@ -154,8 +154,8 @@ impl Interval {
         let of_last = |row: usize, room: usize| match rows.get(row) {
             Some(row) => Cell {
                 text: errors(row.errors.iter().map(|(errno, count)| (errno, *count)), room),
-                // More often than not.
-                tone: (row.errors_total() * 2 > row.calls).then_some(Tone::Odd),
+                // More often than not; what waits is woken by errors too.
+                tone: (!row.waits && row.errors_total() * 2 > row.calls).then_some(Tone::Odd),
             },
             None => Cell::default(),
         };
@@ -216,7 +216,7 @@ fn pairs(count: usize, by: SyscallBy) -> String {
     match by {
         SyscallBy::Process => format!("{count} (process, call) pairs"),
         SyscallBy::Container => format!("{count} (container, call) pairs"),
-        SyscallBy::Syscall => format!("{count} calls of a kind"),
+        SyscallBy::Syscall => format!("{count} kinds of calls"),
     }
 }
 
@@ -227,5 +227,139 @@ fn whose(who: &Who, by: SyscallBy, most: usize) -> String {
         (SyscallBy::Container, Entity::Host) if who.cgroup.is_some() => "host".to_owned(),
         (SyscallBy::Container, Entity::Host) => "-".to_owned(),
         (SyscallBy::Process, _) | (SyscallBy::Container, Entity::Container(_)) => owner(who, most),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::owners::tests::{CONTAINER, who};
+    use super::super::super::text::width;
+    use super::super::tests::{NOON, brought, failing, off_cpu, row, waiting};
+    use super::*;
+
+    fn rows() -> Vec<Row> {
+        let app = || who("app", 12, CONTAINER);
+        let nginx = || who("nginx", 4_711, "/system.slice/nginx.service");
+        vec![
+            off_cpu(97, row(app(), "fsync", 3, 120_000)),
+            off_cpu(0, failing(&[("ENOENT", 320), ("EACCES", 4)], row(nginx(), "openat", 400, 100))),
+            Row { in_flight: 1, ..off_cpu(99, waiting(row(nginx(), "epoll_wait", 20, 50_000))) },
+        ]
+    }
+
+    fn text(rows: Vec<Row>, by: SyscallBy, most: Option<usize>) -> String {
+        let lines = Interval::of(&brought(rows), NOON).lines(&Shape::new(by, None), most);
+        format!("\n{}\n", lines.join("\n"))
+    }
+
+    #[test]
+    fn what_processes_did() {
+        let want = "
+── 12:00:00 UTC  423 calls/s, 324 failed/s, 0.40 threads at work, 3 (process, call) pairs in 1.00s
+OWNER                 SYSCALL     CALLS/S  SHARE     P50     P99     MAX  OFF-CPU  IN-FLIGHT  ERRORS
+3f37e9702f39 app[12]  fsync           3.0    90%   115ms   115ms   120ms      97%
+nginx[4711]           openat          400    10%  94.2µs  94.2µs   100µs       0%             ENOENT 320 EACCES 4
+nginx[4711]           epoll_wait       20   wait  45.8ms  45.8ms  50.0ms      99%          1
+";
+        let text = text(rows(), SyscallBy::Process, None);
+        assert_eq!(text, want, "{text}");
+    }
+
+    #[test]
+    fn what_is_not_known_has_no_column() {
+        let unmeasured =
+            |row: Row| Row { durations: crate::series::Histogram::new(), off_cpu: None, in_flight: 0, ..row };
+        let rows: Vec<_> = rows().into_iter().map(unmeasured).collect();
+        let summary = Summary { covers: Duration::ZERO, rows, in_flight: 2 };
+        let lines = Interval::of(&summary, NOON).lines(&Shape::new(SyscallBy::Process, None), None);
+        let want = "
+── 12:00:00 UTC  423 calls, 324 failed, 2 hang, 3 (process, call) pairs
+OWNER                 SYSCALL     CALLS  SHARE  ERRORS
+3f37e9702f39 app[12]  fsync           3
+nginx[4711]           openat        400         ENOENT 320 EACCES 4
+nginx[4711]           epoll_wait     20   wait
+";
+        assert_eq!(format!("\n{}\n", lines.join("\n")), want);
+    }
+
+    #[test]
+    fn containers_and_everybody() {
+        let nobody = |path: &str| who("", 0, path);
+        let rows = || {
+            vec![
+                row(nobody(CONTAINER), "fsync", 3, 120_000),
+                row(nobody("/"), "fsync", 2, 120_000),
+                row(nobody(""), "fsync", 1, 120_000),
+            ]
+        };
+        let text_of = |by| text(rows(), by, None);
+        let lines = text_of(SyscallBy::Container);
+        let firsts: Vec<&str> =
+            lines.lines().skip(2).filter_map(|line| line.split_whitespace().next()).collect();
+        assert_eq!(firsts, ["CONTAINER", "3f37e9702f39", "host", "-"], "{lines}");
+        assert!(lines.contains(", 3 (container, call) pairs in"), "{lines}");
+        let lines = text_of(SyscallBy::Syscall);
+        assert!(lines.contains("\nSYSCALL  CALLS/S  ") && lines.contains("3 kinds of calls"), "{lines}");
+    }
+
+    #[test]
+    fn tables_are_cut_and_say_by_how_much() {
+        let many = |waits| {
+            (0..30)
+                .map(move |pid| Row { waits, ..row(who("w", pid + 1, "/"), "read", 1, 100 - u64::from(pid)) })
+        };
+        let all = || many(false).chain(many(true)).collect::<Vec<_>>();
+        let told = |text: &str| {
+            let rows: Vec<&str> = text.lines().filter(|line| line.starts_with("w[")).collect();
+            let waiting = rows.iter().filter(|row| row.contains("wait")).count();
+            (rows.len() - waiting, waiting)
+        };
+        for (most, want, more) in [
+            (None, (15, 5), 40),
+            (Some(23), (15, 5), 40),
+            (Some(13), (8, 2), 50),
+            (Some(63), (45, 15), 0),
+            (Some(2), (0, 0), 60),
+        ] {
+            let text = text(all(), SyscallBy::Process, most);
+            let (working, waiting) = told(&text);
+            assert!(working + waiting + more == 60 || most == Some(63), "{most:?}: {text}");
+            assert!(working == want.0.min(30), "{most:?}: {text}");
+            let lines = text.trim().lines().count();
+            assert!(most.is_none_or(|most| lines <= most.max(3)), "{most:?}: {lines} lines: {text}");
+            let cut = format!("… and {more} more (--top N, or -o json for all)");
+            assert_eq!(text.contains("… and"), more != 0, "{most:?}: {text}");
+            assert!(more == 0 || text.contains(&cut), "{most:?}: {text}");
+        }
+        // What was asked for comes in its order.
+        let shape = Shape::new(SyscallBy::Process, Some(12));
+        let text = Interval::of(&brought(all()), NOON).lines(&shape, None).join("\n");
+        assert_eq!(told(&text), (12, 0), "{text}");
+    }
+
+    #[test]
+    fn lines_fit_and_strangers_steer_no_terminal() {
+        let hostile = who("a\u{1b}[2J\n\u{202e}longer-than-most", 4_194_304, CONTAINER);
+        let errors = [("ENOTRECOVERABLE", 1_234_567), ("ERESTART_RESTARTBLOCK", 7_654_321), ("EAGAIN", 1)];
+        let row = failing(&errors, off_cpu(97, row(hostile, "process_vm_readv", 1, 123_456)));
+        let row = Row { calls: 12_345_678, in_flight: 12_345, ..row };
+        let text = text(vec![row], SyscallBy::Process, None);
+        for line in text.lines() {
+            assert!(width(line) <= COLUMNS, "{} columns: {line}", width(line));
+        }
+        assert!(!text.contains(['\u{1b}', '\u{202e}']), "{text:?}");
+    }
+
+    #[test]
+    fn beside_other_signals() {
+        let lines = Interval::of(&brought(rows()), 0).among_others(&Shape::new(SyscallBy::Process, Some(2)));
+        let want = "
+syscalls  423 calls, 324 failed, 3 (process, call) pairs
+    OWNER                 SYSCALL  CALLS/S  SHARE     P50     P99    MAX  OFF-CPU  ERRORS
+    3f37e9702f39 app[12]  fsync        3.0    90%   115ms   115ms  120ms      97%
+    nginx[4711]           openat       400    10%  94.2µs  94.2µs  100µs       0%  ENOENT 320 EACCES 4
+    … and 1 more (--top N, or -o json for all)
+";
+        assert_eq!(format!("\n{}\n", lines.join("\n")), want);
     }
 }
