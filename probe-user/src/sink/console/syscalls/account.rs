@@ -278,3 +278,107 @@ impl Account {
         self.slowest.truncate(SLOWEST);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::owners::tests::{CONTAINER, who};
+    use super::super::tests::{brought, failing, in_flight, off_cpu, row, waiting, was_slow};
+    use super::*;
+
+    #[test]
+    fn each_row_counts_once_in_each_table() {
+        let mut account = Account::new(SyscallBy::Process, false);
+        let rows = || {
+            vec![
+                off_cpu(50, failing(&[("EAGAIN", 2)], row(who("a", 1, "/"), "read", 10, 100))),
+                row(who("a", 2, "/"), "read", 10, 100),
+                Row { in_flight: 3, ..waiting(row(who("a", 1, "/"), "read", 5, 1_000)) },
+                row(who("b", 3, CONTAINER), "write", 1, 2_000),
+            ]
+        };
+        account.interval(&Summary { in_flight: 7, ..brought(rows()) });
+        account.interval(&Summary { in_flight: 1, ..brought(rows()) });
+        assert_eq!((account.work.calls, account.waits.calls), (42, 10));
+        assert_eq!((account.work.failed, account.work.time()), (4, Duration::from_micros(8_000)));
+        assert_eq!(account.in_flight, 1, "those of the last interval");
+        let read = &account.calls.rows[&("read", false)];
+        assert_eq!((read.tally.calls, read.durations.count(), read.in_flight), (40, 40, 0));
+        assert_eq!(read.tally.errors.rows["EAGAIN"], 4);
+        assert_eq!(read.tally.off_cpu(), Some(50), "of the time of which it is known");
+        assert_eq!(account.calls.rows[&("read", true)].in_flight, 3);
+        let a = &account.owners.rows[&Whose::Owner(OwnerKey::of(&who("a", 1, "/")))];
+        assert_eq!((a.work.tally.calls, a.waits.calls, a.processes), (40, 10, Processes::Several));
+        assert_eq!(account.pairs.rows.len(), 2);
+    }
+
+    #[test]
+    fn the_host_is_one_and_nobody_another() {
+        let rows = || [CONTAINER, "/a", "/b", ""].map(|path| row(who("", 0, path), "read", 1, 1));
+        let mut account = Account::new(SyscallBy::Container, false);
+        account.interval(&brought(rows().to_vec()));
+        assert_eq!(account.owners.rows.len(), 3);
+        assert_eq!(account.owners.rows[&Whose::Host].calls(), 2);
+        assert_eq!(account.owners.rows[&Whose::Nobody].calls(), 1);
+        let mut account = Account::new(SyscallBy::Syscall, false);
+        account.interval(&brought(rows().to_vec()));
+        assert!(account.owners.rows.is_empty() && account.calls.rows[&("read", false)].tally.calls == 4);
+    }
+
+    /// A call that hangs is told of again and again, and then returns.
+    #[test]
+    fn one_call_is_one_call() {
+        let mut account = Account::new(SyscallBy::Process, false);
+        let hang = |tid, ms| Event::SyscallInFlight(InFlight { tid, ..in_flight("flock", ms, None) });
+        for event in [hang(1, 100), hang(1, 200), hang(2, 150), hang(1, 400)] {
+            account.add(&event);
+        }
+        assert_eq!((account.hangs, account.hung.len(), account.slowest.len()), (2, 2, 2));
+        let slow = |tid, ms| Event::SyscallSlow(Slow { tid, ..was_slow("flock", ms) });
+        account.add(&slow(1, 500));
+        assert_eq!((account.slow, account.hangs, account.hung.len()), (1, 2, 1));
+        let slowest = |account: &Account| -> Vec<_> {
+            account.slowest.iter().map(|long| (long.thread().1, long.duration().as_millis())).collect()
+        };
+        assert_eq!(slowest(&account), [(1, 500), (2, 150)]);
+        // The same thread once more.
+        account.add(&hang(1, 120));
+        account.add(&hang(2, 110));
+        assert_eq!(account.hangs, 4);
+        assert_eq!(slowest(&account), [(1, 500), (2, 150), (1, 120), (2, 110)]);
+    }
+
+    #[test]
+    fn more_than_there_is_room_for() {
+        const ROWS: u32 = 100_000;
+        let mut account = Account::new(SyscallBy::Process, false);
+        let errors: Vec<(Cow<'static, str>, u64)> =
+            (0..100).map(|errno| (format!("ERRNO{errno}").into(), 1)).collect();
+        let template = row(who("w", 1, "/"), "read", 1, 10);
+        let names: Vec<&'static str> = (0..2_000).map(|n| &*format!("syscall_{n}").leak()).collect();
+        let rows = (0..ROWS).map(|number| Row {
+            who: who(&format!("w{number}"), 7, "/"),
+            syscall: names[number as usize % names.len()],
+            errors: if number < 50 { errors.clone() } else { Vec::new() },
+            ..template.clone()
+        });
+        account.interval(&brought(rows.collect()));
+        for tid in 0..10_000 {
+            account.add(&Event::SyscallInFlight(InFlight { tid, ..in_flight("flock", tid.into(), None) }));
+            account.add(&Event::SyscallSlow(Slow { tid: ROWS + tid, ..was_slow("fsync", tid.into()) }));
+        }
+        let rows = u64::from(ROWS);
+        assert_eq!(
+            (account.calls.rows.len(), account.owners.rows.len(), account.pairs.rows.len()),
+            (CALLS, OWNERS, PAIRS)
+        );
+        let calls: u64 = account.calls.rows.values().map(|call| call.tally.calls).sum();
+        assert_eq!(calls + account.calls.rest.tally.calls, rows);
+        let owners: u64 = account.owners.rows.values().map(Owner::calls).sum();
+        assert_eq!(owners + account.owners.rest.calls(), rows);
+        assert_eq!(account.work.errors.rows.len(), ERRORS);
+        assert_eq!((account.work.failed, account.work.errors.rest), (5_000, (100 - ERRORS as u64) * 50));
+        assert_eq!((account.hangs, account.slow, account.hung.len()), (10_000, 10_000, HUNG));
+        assert_eq!(account.slowest.len(), SLOWEST);
+        assert_eq!(account.slowest[0].duration().as_millis(), 9_999);
+    }
+}

@@ -463,3 +463,409 @@ fn nothing(account: &Account, lasted: Duration) -> String {
     };
     format!("nothing stands out: no call hung, none reached a limit{why}")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::owners::tests::{CONTAINER, who};
+    use super::super::tests::{brought, failing, file, in_flight, off_cpu, row, waiting};
+    use super::*;
+    use crate::config::SyscallBy;
+    use crate::signals::syscalls::{Row, Summary};
+    use crate::signals::{Event, Who};
+
+    const TEN: Duration = Duration::from_secs(10);
+
+    fn app() -> Who {
+        who("app", 12, CONTAINER)
+    }
+
+    fn other() -> Who {
+        who("other", 13, "/")
+    }
+
+    fn of_rows(rows: Vec<Row>) -> Account {
+        let mut account = Account::new(SyscallBy::Process, false);
+        account.interval(&brought(rows));
+        account
+    }
+
+    fn said(rows: Vec<Row>) -> Vec<String> {
+        readings(&of_rows(rows), TEN, 0)
+    }
+
+    /// So many milliseconds in one call.
+    fn busy(who: Who, syscall: &'static str, ms: u64) -> Row {
+        row(who, syscall, 1, ms * 1_000)
+    }
+
+    /// What is said begins so; or nothing stands out.
+    fn check(what: &str, rows: Vec<Row>, want: Option<&str>) {
+        let said = said(rows);
+        match want {
+            Some(want) => assert!(said[0].starts_with(want), "{what}: {said:?}"),
+            None => assert!(said[0].starts_with("nothing stands out") && said.len() == 1, "{what}: {said:?}"),
+        }
+    }
+
+    #[test]
+    fn one_pair_one_call_one_owner_or_none() {
+        for (what, rows, want) in [
+            (
+                "a pair has most",
+                vec![busy(app(), "fsync", 750), busy(app(), "read", 100), busy(other(), "read", 150)],
+                Some("3f37e9702f39 app[12] spends 750ms of the 1.00s that calls were at work (75%) in fsync"),
+            ),
+            ("not quite", vec![busy(app(), "fsync", 740), busy(other(), "read", 260)], None),
+            (
+                "a call has most, of several",
+                vec![busy(app(), "fsync", 400), busy(other(), "fsync", 350), busy(other(), "read", 250)],
+                Some("fsync has 750ms of the 1.00s that calls were at work (75%), for several owners"),
+            ),
+            (
+                "an owner has most, in several calls",
+                vec![busy(app(), "fsync", 400), busy(app(), "write", 350), busy(other(), "read", 250)],
+                Some(
+                    "3f37e9702f39 app[12] has 750ms of the 1.00s that calls were at work (75%), in several calls",
+                ),
+            ),
+            ("there is only one", vec![busy(app(), "fsync", 750)], None),
+            (
+                "of one owner",
+                vec![busy(app(), "fsync", 750), busy(app(), "read", 250)],
+                Some("3f37e9702f39 app[12] spends 750ms"),
+            ),
+            (
+                "one call",
+                vec![busy(app(), "fsync", 750), busy(other(), "fsync", 250)],
+                Some("3f37e9702f39 app[12] spends 750ms"),
+            ),
+            (
+                "waiting is none",
+                vec![
+                    waiting(busy(app(), "futex", 9_000)),
+                    busy(app(), "read", 600),
+                    busy(other(), "write", 400),
+                ],
+                None,
+            ),
+            (
+                "just enough in ten seconds",
+                vec![busy(app(), "fsync", 499), busy(other(), "read", 1)],
+                Some("3f37e9702f39 app[12] spends 499ms"),
+            ),
+            ("too little", vec![busy(app(), "fsync", 498), busy(other(), "read", 1)], None),
+        ] {
+            check(what, rows, want);
+        }
+    }
+
+    #[test]
+    fn who_sleeps_and_who_works() {
+        for (off, want) in [
+            (100, Some("100% off-cpu: it waits")),
+            (80, Some("80% off-cpu: it waits")),
+            (79, Some("; 79% off-cpu")),
+            (21, Some("; 21% off-cpu")),
+            (20, Some("20% off-cpu: it is the kernel that works")),
+            (0, Some("0% off-cpu: it is the kernel that works")),
+        ] {
+            let said = said(vec![off_cpu(off, busy(app(), "fsync", 900)), busy(other(), "read", 100)]);
+            assert!(want.is_some_and(|want| said[0].contains(want)), "{off}: {said:?}");
+            assert_eq!(said[0].ends_with("off-cpu"), (21..80).contains(&off), "{said:?}");
+        }
+    }
+
+    #[test]
+    fn other_sleepers_are_named() {
+        let rows = |sleeper: u64, off| {
+            vec![
+                busy(app(), "read", 600 - sleeper / 2),
+                off_cpu(off, busy(other(), "fsync", sleeper)),
+                busy(other(), "write", 400 - sleeper / 2),
+            ]
+        };
+        check(
+            "a quarter",
+            rows(250, 80),
+            Some(
+                "fsync has 250ms of the 1.00s that calls were at work (25%); 80% off-cpu: it waits until the disk",
+            ),
+        );
+        check("less", rows(248, 80), None);
+        check("awake", rows(250, 79), None);
+        // Who was spoken of is not named again.
+        let said = said(vec![off_cpu(99, busy(app(), "fsync", 900)), busy(other(), "read", 100)]);
+        assert_eq!(said.len(), 1, "{said:?}");
+    }
+
+    #[test]
+    fn calls_without_number() {
+        let many = |call, calls: u64, ns: u64| {
+            let mut row = row(app(), call, 1, 0);
+            row.durations = crate::series::Histogram::new();
+            let mut counts = [0; probe_common::hist::BUCKETS];
+            counts[probe_common::hist::bucket(ns)] = calls;
+            row.durations.merge_counts(&counts, calls * ns, Some(ns));
+            Row { calls, ..row }
+        };
+        let others = |calls| many("openat", calls, 100);
+        for (what, rows, want) in [
+            (
+                "one call alone",
+                vec![many("read", 100_000, 300)],
+                Some(
+                    "3f37e9702f39 app[12] calls read 10000 times a second, 300ns each on average, 100% of all calls at work: so short",
+                ),
+            ),
+            ("a few less", vec![many("read", 99_999, 300)], None),
+            ("not so short", vec![many("read", 100_000, 2_001)], None),
+            ("as short", vec![many("read", 100_000, 2_000)], Some("3f37e9702f39 app[12] calls read")),
+            (
+                "half of all",
+                vec![many("read", 100_000, 300), others(100_000)],
+                Some("3f37e9702f39 app[12] calls "),
+            ),
+            (
+                "the clock",
+                vec![many("clock_gettime", 100_000, 300)],
+                Some(
+                    "3f37e9702f39 app[12] calls clock_gettime 10000 times a second, 300ns each on average, 100% of all calls at work: which the vDSO",
+                ),
+            ),
+            (
+                "something else",
+                vec![many("getppid", 100_000, 300)],
+                Some(
+                    "3f37e9702f39 app[12] calls getppid 10000 times a second, 300ns each on average, 100% of all calls at work: cheap",
+                ),
+            ),
+            (
+                "a third each",
+                vec![many("read", 100_000, 100), others(100_000), many("write", 100_000, 100)],
+                None,
+            ),
+            (
+                "not measured",
+                vec![Row { durations: crate::series::Histogram::new(), ..many("read", 100_000, 300) }],
+                None,
+            ),
+        ] {
+            check(what, rows, want);
+        }
+    }
+
+    #[test]
+    fn calls_that_fail() {
+        let fails = |call, calls, errors: &[(&'static str, u64)]| {
+            vec![failing(errors, row(app(), call, calls, 1)), row(other(), "getppid", 5, 1)]
+        };
+        for (what, rows, want) in [
+            (
+                "half",
+                fails("openat", 200, &[("ENOENT", 100)]),
+                Some(
+                    "openat: 100 of 200 calls (50%) failed, with ENOENT, most of 3f37e9702f39 app[12]: names that do not exist",
+                ),
+            ),
+            ("less than half", fails("openat", 203, &[("ENOENT", 100)]), None),
+            ("few", fails("openat", 99, &[("ENOENT", 99)]), None),
+            (
+                "mostly one",
+                fails("openat", 200, &[("ENOENT", 75), ("EACCES", 25)]),
+                Some("openat: 100 of 200 calls (50%) failed, 75 with ENOENT"),
+            ),
+            ("not one", fails("openat", 200, &[("ENOENT", 74), ("EACCES", 26)]), None),
+            ("the end of what there is to read", fails("read", 200, &[("EAGAIN", 148)]), None),
+            (
+                "asked again and again",
+                fails("read", 200, &[("EAGAIN", 150)]),
+                Some("read: 150 of 200 calls (75%) failed, with EAGAIN"),
+            ),
+            (
+                "signals",
+                fails("write", 200, &[("ERESTARTSYS", 150)]),
+                Some(
+                    "write: 150 of 200 calls (75%) failed, with ERESTARTSYS, most of 3f37e9702f39 app[12]: signals interrupt it",
+                ),
+            ),
+            (
+                "no name of its own",
+                fails("write", 200, &[("EXDEV", 150)]),
+                Some("write: 150 of 200 calls (75%) failed, with EXDEV, most of 3f37e9702f39 app[12]"),
+            ),
+            ("an answer like any other", fails("connect", 200, &[("EINPROGRESS", 200)]), None),
+            (
+                "a time that is up",
+                vec![waiting(failing(&[("ETIMEDOUT", 200)], row(app(), "futex", 200, 1)))],
+                None,
+            ),
+            (
+                "another's",
+                fails("futex", 200, &[("EAGAIN", 150)]),
+                Some(
+                    "futex: 150 of 200 calls (75%) failed, with EAGAIN, most of 3f37e9702f39 app[12]: what it was to wait for had changed",
+                ),
+            ),
+        ] {
+            check(what, rows, want);
+        }
+        // Working and waiting calls of a name are one call, and no owner is named who is the only one.
+        let of = |waits| Row { waits, ..failing(&[("EAGAIN", 80)], row(app(), "recvfrom", 100, 1)) };
+        check(
+            "both",
+            vec![of(true), of(false)],
+            Some("recvfrom: 160 of 200 calls (80%) failed, with EAGAIN: there was nothing"),
+        );
+    }
+
+    #[test]
+    fn limits_are_told_from_the_first_time_on() {
+        for (call, errno, want) in [
+            (
+                "accept4",
+                "EMFILE",
+                Some("accept4 failed 1 time with EMFILE: it has as many files open as it may"),
+            ),
+            (
+                "inotify_add_watch",
+                "ENOSPC",
+                Some("inotify_add_watch failed 1 time with ENOSPC: fs.inotify.max_user_watches"),
+            ),
+            ("write", "ENOSPC", Some("write failed 1 time with ENOSPC: the file system is full")),
+            ("bpf", "ENOSPC", None),
+            ("fsync", "EIO", Some("fsync failed 1 time with EIO: a disk")),
+            ("ptrace", "EIO", None),
+            ("write", "EDQUOT", Some("write failed 1 time with EDQUOT: a quota")),
+            ("openat", "ENFILE", Some("openat failed 1 time with ENFILE: the host")),
+        ] {
+            check(errno, vec![failing(&[(errno, 1)], row(app(), call, 10, 1))], want);
+        }
+        let rows =
+            vec![failing(&[("EMFILE", 200)], row(app(), "accept4", 200, 1)), row(other(), "read", 1, 1)];
+        let said = said(rows);
+        assert_eq!(said.len(), 1, "said once: {said:?}");
+        assert!(
+            said[0].starts_with("accept4 of 3f37e9702f39 app[12] failed 200 times with EMFILE"),
+            "{said:?}"
+        );
+    }
+
+    #[test]
+    fn calls_that_hang() {
+        let hang = |tid: u32, ms: u64, wchan: Option<&str>| {
+            Event::SyscallInFlight(InFlight {
+                tid,
+                subject: file("/run/x"),
+                ..in_flight("openat", ms, wchan)
+            })
+        };
+        let fifo = Some("wait_for_partner");
+        for (what, events, at_end, want) in [
+            ("none", vec![], 0, None),
+            ("none that was told of", vec![], 2, Some("2 calls of work had not returned at the end")),
+            (
+                "one",
+                vec![hang(1, 500, fifo)],
+                1,
+                Some(
+                    "1 call hung, 1 at the end still; the longest for 500ms: openat of postgres[4711] (/run/x), in wait_for_partner: nobody has opened the other end",
+                ),
+            ),
+            (
+                "gone",
+                vec![hang(1, 500, None)],
+                0,
+                Some("1 call hung; the longest for 500ms: openat of postgres[4711] (/run/x)"),
+            ),
+            (
+                "somewhere",
+                vec![hang(1, 500, Some("do_something"))],
+                0,
+                Some(
+                    "1 call hung; the longest for 500ms: openat of postgres[4711] (/run/x), in do_something",
+                ),
+            ),
+            (
+                "most in one place",
+                vec![hang(1, 500, fifo), hang(2, 400, fifo), hang(3, 300, fifo), hang(4, 200, None)],
+                0,
+                Some("4 calls hung, 3 of them in the same place; the longest for 500ms"),
+            ),
+            (
+                "not most",
+                vec![hang(1, 500, fifo), hang(2, 400, None), hang(3, 300, fifo)],
+                0,
+                Some("3 calls hung; the longest"),
+            ),
+        ] {
+            let mut account = of_rows(vec![row(app(), "getppid", 1, 1)]);
+            account.interval(&Summary { in_flight: at_end, ..Summary::default() });
+            events.iter().for_each(|event| account.add(event));
+            let said = readings(&account, TEN, 0);
+            match want {
+                Some(want) => assert!(said[0].starts_with(want), "{what}: {said:?}"),
+                None => assert!(said[0].starts_with("nothing"), "{what}: {said:?}"),
+            }
+        }
+        for (wchan, want) in [
+            ("fuse_simple_request", Some("the server of the FUSE file system does not answer")),
+            ("folio_wait_bit_common", Some("the disk, or what stands for it, does not answer")),
+            ("jbd2_log_wait_commit", Some("the file system's journal waits for the disk")),
+            ("pipe_readable", None),
+            ("wait_woken", None),
+        ] {
+            assert_eq!(place(wchan), want, "{wchan}");
+        }
+    }
+
+    #[test]
+    fn what_was_chosen_or_lost_carries_no_shares() {
+        let rows =
+            || vec![failing(&[("ENOENT", 100)], busy(app(), "openat", 900)), busy(other(), "read", 100)];
+        let mut account = Account::new(SyscallBy::Process, true);
+        account.interval(&brought(rows()));
+        let said = readings(&account, TEN, 0);
+        assert_eq!(said.len(), 1, "{said:?}");
+        assert!(said[0].starts_with("openat: 100 calls failed, with ENOENT, most of"), "{said:?}");
+        let calls = account.work.calls;
+        assert!(!readings(&of_rows(rows()), TEN, 0).is_empty());
+        // Of two calls a tenth is none.
+        assert!(readings(&of_rows(rows()), TEN, calls).is_empty());
+    }
+
+    #[test]
+    fn nothing_is_said_to_stand_out_as_it_is() {
+        let few = said(vec![busy(app(), "read", 10)]);
+        assert_eq!(
+            few,
+            [
+                "nothing stands out: no call hung, none reached a limit, and all that worked took 10.0ms of 10.0s"
+            ]
+        );
+        let many = said(vec![busy(app(), "read", 500), busy(other(), "write", 500)]);
+        assert_eq!(
+            many,
+            [
+                "nothing stands out: no call hung, none reached a limit, and no owner and no call has most of the time"
+            ]
+        );
+        let one = said(vec![busy(app(), "read", 900)]);
+        assert_eq!(one, ["nothing stands out: no call hung, none reached a limit"]);
+        assert!(said(Vec::new()).is_empty());
+    }
+
+    #[test]
+    fn what_hurts_most_comes_first_and_not_too_much() {
+        let mut account = of_rows(vec![
+            failing(&[("EMFILE", 1)], row(app(), "accept4", 1, 1)),
+            failing(&[("ENOSPC", 1)], row(app(), "write", 1, 1)),
+            off_cpu(99, busy(app(), "fsync", 4_000)),
+            failing(&[("ENOENT", 100)], row(app(), "openat", 100, 1)),
+            failing(&[("EACCES", 100)], row(app(), "openat2", 100, 1)),
+        ]);
+        account.add(&Event::SyscallInFlight(in_flight("openat", 500, None)));
+        let said = readings(&account, TEN, 0);
+        let firsts: Vec<&str> = said.iter().filter_map(|text| text.split(' ').next()).collect();
+        assert_eq!(firsts, ["1", "accept4", "write", "3f37e9702f39"], "{said:?}");
+    }
+}

@@ -224,3 +224,128 @@ pub(super) fn name(whose: &Whose, owner: &Owner) -> String {
         Whose::Nobody => "-".to_owned(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::owners::tests::{CONTAINER, who};
+    use super::super::super::text::width;
+    use super::super::tests::{brought, failing, file, in_flight, off_cpu, row, waiting, was_slow};
+    use super::*;
+    use crate::signals::Event;
+    use crate::signals::syscalls::{InFlight, Row, Slow, Summary};
+
+    fn written(account: &Account, lost: u64) -> String {
+        let mut out = Vec::new();
+        write(&mut out, account, Duration::from_secs(10), lost).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn nothing_has_no_summary() {
+        assert_eq!(written(&Account::new(SyscallBy::Process, false), 0), "");
+        assert_eq!(written(&Account::new(SyscallBy::Process, true), 3), "");
+    }
+
+    #[test]
+    fn everything_at_once() {
+        let mut account = Account::new(SyscallBy::Process, false);
+        let app = || who("app", 12, CONTAINER);
+        let nginx = |pid| who("nginx", pid, "/");
+        let rows = vec![
+            off_cpu(97, row(app(), "fsync", 10, 120_000)),
+            off_cpu(0, failing(&[("ENOENT", 320), ("EACCES", 4)], row(nginx(1), "openat", 400, 100))),
+            off_cpu(0, row(nginx(2), "openat", 100, 100)),
+            Row { in_flight: 1, ..off_cpu(99, waiting(row(nginx(1), "epoll_wait", 20, 50_000))) },
+        ];
+        account.interval(&Summary { in_flight: 1, ..brought(rows) });
+        account.add(&Event::SyscallSlow(Slow {
+            who: app(),
+            tid: 12,
+            subject: file("/var/lib/pg/wal"),
+            ..was_slow("fsync", 120)
+        }));
+        account.add(&Event::SyscallInFlight(InFlight {
+            subject: file("/run/fifo"),
+            ..in_flight("openat", 2_000, Some("wait_for_partner"))
+        }));
+        let want = "
+── 530 calls in 10.0s (53/s), 324 failed (61%), 1.25s at work, 1.00s waiting, 1 slow, 1 hung, 1 hang at the end
+lost: 2 records, by so many at most all figures are short
+
+SYSCALL     CALLS  CALLS/S    TIME  SHARE     P50     P99     MAX  OFF-CPU  IN-FLIGHT  ERRORS
+fsync          10      1.0   1.20s    96%   115ms   115ms   120ms      97%
+openat        500       50  50.0ms     4%  94.1µs  94.1µs   100µs       0%             ENOENT 320 EACCES 4
+epoll_wait     20      2.0   1.00s   wait  48.2ms  48.2ms  50.0ms      99%          1
+
+OWNER                 CALLS  CALLS/S    TIME  SHARE     P50     P99    MAX  OFF-CPU  WAITED  ERRORS
+3f37e9702f39 app[12]     10      1.0   1.20s    96%   115ms   115ms  120ms      97%
+nginx[…]                520       52  50.0ms     4%  94.1µs  94.1µs  100µs       0%   1.00s  ENOENT 320 EACCES 4
+
+SLOWEST CALLS
+12:00:00.000 hang openat             2.00s postgres[4711]         in wait_for_partner, /run/fifo
+12:00:00.000 slow fsync              120ms 3f37e9702f39 app[12]   /var/lib/pg/wal
+
+→ 1 call hung, 1 at the end still; the longest for 2.00s: openat of postgres[4711] (/run/fifo), in wait_for_partner: nobody has opened the other end of the FIFO.
+→ 3f37e9702f39 app[12] spends 1.20s of the 1.25s that calls were at work (96%) in fsync; 97% off-cpu: it waits, for a disk, a lock, a peer or its turn, and the kernel has little to do for it.
+→ openat: 324 of 500 calls (64%) failed, 320 with ENOENT, most of nginx[…]: names that do not exist, as where a search path is gone through (libraries, modules, headers, locales).
+";
+        let text = written(&account, 2);
+        assert_eq!(text, want, "{text}");
+    }
+
+    #[test]
+    fn what_was_chosen_says_so_and_everybody_has_no_table_of_owners() {
+        let mut account = Account::new(SyscallBy::Syscall, true);
+        account.interval(&brought(vec![failing(&[("ENOENT", 3)], row(who("", 0, ""), "openat", 3, 1))]));
+        let text = written(&account, 0);
+        assert!(text.contains("\nof those that had errors in their interval (--errors)"), "{text}");
+        assert!(!text.contains("OWNER") && !text.contains("SLOWEST") && !text.contains('→'), "{text}");
+    }
+
+    #[test]
+    fn slow_calls_without_an_interval() {
+        let mut account = Account::new(SyscallBy::Process, false);
+        account.add(&Event::SyscallSlow(was_slow("fsync", 120)));
+        let text = written(&account, 0);
+        assert!(text.starts_with("\n── 0 calls in 10.0s (0/s), 1 slow\n\nSLOWEST CALLS\n"), "{text}");
+    }
+
+    #[test]
+    fn long_tables_are_cut_and_say_so() {
+        let mut account = Account::new(SyscallBy::Container, false);
+        let names: Vec<&'static str> = (0..20).map(|n| &*format!("call{n:02}").leak()).collect();
+        for (number, name) in names.iter().enumerate() {
+            let container = format!("/docker/{number:064x}");
+            let row = row(who("", 0, &container), name, 100 - number as u64, 10);
+            account.interval(&brought(vec![row.clone(), waiting(row)]));
+        }
+        let text = written(&account, 0);
+        let told = |from: &str| {
+            let table = text.lines().skip_while(|line| !line.starts_with(from)).skip(1);
+            table.take_while(|line| !line.is_empty()).map(str::to_owned).collect::<Vec<_>>()
+        };
+        let calls = told("SYSCALL");
+        let (first, waiting) = (&calls[0], calls.iter().filter(|row| row.contains(" wait ")).count());
+        assert!(first.starts_with("call00 ") && waiting == KEPT && calls.len() == TOP + 1, "{text}");
+        // 93 + … + 81, and 97 + … + 81.
+        assert_eq!(calls[TOP], "… and 30 more with 2644 calls", "{text}");
+        let owners = told("CONTAINER");
+        assert!(owners.len() == TOP + 1 && owners[0].starts_with("000000000000 "), "{text}");
+        assert_eq!(owners[TOP], "… and 10 more with 1710 calls", "{text}");
+    }
+
+    #[test]
+    fn tables_fit_and_strangers_steer_no_terminal() {
+        let hostile = who("a\u{1b}[2J\n\u{202e}longer-than-most", 4_194_304, CONTAINER);
+        let errors = [("ENOTRECOVERABLE", 1_234_567), ("ERESTART_RESTARTBLOCK", 7_654_321)];
+        let row = failing(&errors, off_cpu(97, row(hostile, "process_vm_readv", 1, 123_456_789)));
+        let mut account = Account::new(SyscallBy::Process, false);
+        let row = Row { calls: 9_123_456_789, in_flight: 12_345, ..row };
+        account.interval(&brought(vec![waiting(row.clone()), row]));
+        let text = written(&account, 0);
+        for line in text.lines().filter(|line| !line.starts_with(['→', '─'])) {
+            assert!(width(line) <= COLUMNS, "{} columns: {line}", width(line));
+        }
+        assert!(!text.contains(['\u{1b}', '\u{202e}']), "{text:?}");
+    }
+}
