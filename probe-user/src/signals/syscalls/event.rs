@@ -185,6 +185,8 @@ pub struct InFlight {
     pub syscall: &'static str,
     /// How long so far.
     pub duration: Duration,
+    /// It began before probe did: it takes longer than that.
+    pub is_older: bool,
     /// What it is about.
     pub subject: Subject,
     /// The kernel's function that it waits in, where symbols can be read.
@@ -203,6 +205,9 @@ impl Attributes for InFlight {
     fn visit(&self, visitor: &mut dyn FnMut(&'static str, AttrValue<'_>)) {
         visitor(key::SYSCALL_NAME, AttrValue::Str(self.syscall));
         visitor(key::DURATION, AttrValue::Float(self.duration.as_secs_f64()));
+        if self.is_older {
+            visitor(key::DURATION_AT_LEAST, AttrValue::Bool(true));
+        }
         for (key, text) in [(key::SYSCALL_WCHAN, &self.wchan), (key::STACK, &self.stack)] {
             if let Some(text) = text {
                 visitor(key, AttrValue::Str(text));

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use aya::maps::{HashMap as BpfHashMap, MapData};
 use hashbrown::{HashMap, HashSet};
-use probe_common::syscalls::{InFlight as Raw, Rule, Sleeper, SyscallId};
+use probe_common::syscalls::{InFlight as Raw, OLDER, Rule, Sleeper, SyscallId};
 use probe_common::wire::Owner;
 
 use super::{InFlight, names, rules, subject};
@@ -60,6 +60,8 @@ struct Late {
     owner: Owner,
     cgroup_id: u64,
     id: SyscallId,
+    /// It began before the programs were there.
+    is_older: bool,
     raw: Option<Box<Raw>>,
 }
 
@@ -126,19 +128,19 @@ impl Watch {
             return Ok(calls
                 .map(|(key, (tgid, id))| {
                     let owner = Owner { tgid: *tgid, ..Owner::UNKNOWN };
-                    Late { key: *key, now_ns, owner, cgroup_id: 0, id: *id, raw: None }
+                    Late { key: *key, now_ns, owner, cgroup_id: 0, id: *id, is_older: false, raw: None }
                 })
                 .collect());
         };
         let mut found = Vec::new();
         walk.records(|raw: &Raw| {
-            let Ok(id) = SyscallId::try_from(raw.id) else { return };
             found.push(Late {
                 key: (raw.tid, raw.start_ns),
                 now_ns: raw.now_ns,
                 owner: raw.owner,
                 cgroup_id: raw.cgroup_id,
-                id,
+                id: raw.id as SyscallId,
+                is_older: raw.id & OLDER != 0,
                 raw: Some(Box::new(*raw)),
             });
         })?;
@@ -174,7 +176,7 @@ impl Watch {
         found.sort_by_key(|late| late.key.1);
         let mut left = TOLD;
         for late in found {
-            let Late { key, now_ns, owner, cgroup_id, id, raw } = late;
+            let Late { key, now_ns, owner, cgroup_id, id, is_older, raw } = late;
             let duration = Duration::from_nanos(now_ns.saturating_sub(key.1));
             let due = self.told.get(&key).is_none_or(|before| duration >= *before * 2);
             if !due || left == 0 {
@@ -189,6 +191,7 @@ impl Watch {
                 tid: key.0,
                 syscall: names::name(id),
                 duration,
+                is_older,
                 subject,
                 wchan: None,
                 stack: None,

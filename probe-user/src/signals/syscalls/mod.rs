@@ -25,7 +25,7 @@ use crate::collect::{self, DecodeError};
 use crate::config::{Config, Sizes, SyscallOptions};
 use crate::kernel::clock;
 use crate::kernel::fields::Resolved;
-use crate::load::{LoadError, Loaded, ObjectSpec, Plain, ProgramSpec};
+use crate::load::{Hook, LoadError, Loaded, ObjectSpec, Older, Plain, ProgramSpec};
 
 /// Blocks for calls counted without their process: all system calls a host makes, on some CPUs.
 const FOLDED_BLOCKS: u32 = 1024;
@@ -54,7 +54,11 @@ static OBJECT: ObjectSpec = ObjectSpec {
         ProgramSpec::raw("sys_exit").perf("sys_exit_perf", "raw_syscalls").backup("sys_exit_backup"),
         ProgramSpec::raw("sys_enter").perf("sys_enter_perf", "raw_syscalls").backup("sys_enter_backup"),
     ],
-    older: None,
+    older: Some(Older {
+        program: "older_calls",
+        over: Hook::Tasks,
+        without: "calls that hang since before probe began are not seen",
+    }),
     walk: Some("calls_in_flight"),
 };
 
