@@ -42,16 +42,17 @@ pub(super) fn slow(slow: &Slow, columns: usize, colours: Colours) -> String {
     let mut details = thread(who, *tid);
     details.extend(error.as_deref().map(str::to_owned));
     details.extend(off_cpu.and_then(|off_cpu| off_cpu_share(off_cpu, duration.as_nanos())).map(off_cpu_text));
-    let what = ("slow", tone_of(*duration));
-    line(*time_unix_ns, what, syscall, *duration, who, details, subject, columns, colours)
+    let (what, took) = (("slow", tone_of(*duration)), age(*duration));
+    line(*time_unix_ns, what, syscall, &took, who, details, subject, columns, colours)
 }
 
 /// One that has not returned.
 pub(super) fn hangs(call: &InFlight, columns: usize, colours: Colours) -> String {
-    let InFlight { time_unix_ns, who, tid, syscall, duration, subject, wchan, stack: _ } = call;
+    let InFlight { time_unix_ns, who, tid, syscall, duration, is_older, subject, wchan, stack: _ } = call;
     let mut details = thread(who, *tid);
     details.extend(wchan.as_deref().map(|wchan| format!("in {}", escape(wchan))));
-    line(*time_unix_ns, ("hang", Tone::Bad), syscall, *duration, who, details, subject, columns, colours)
+    let took = so_far(*duration, *is_older);
+    line(*time_unix_ns, ("hang", Tone::Bad), syscall, &took, who, details, subject, columns, colours)
 }
 
 #[expect(clippy::too_many_arguments, reason = "what slow and hanging calls have in common")]
@@ -59,7 +60,7 @@ fn line(
     time_unix_ns: u64,
     (kind, tone): (&str, Tone),
     syscall: &str,
-    duration: Duration,
+    took: &str,
     who: &Who,
     mut details: Vec<String>,
     subject: &Subject,
@@ -67,7 +68,7 @@ fn line(
     colours: Colours,
 ) -> String {
     let time = time_of_day(time_unix_ns);
-    let took = format!("{:>7}", age(duration));
+    let took = format!("{took:>7}");
     let before = width(&time) + width(kind) + width(syscall).max(CALL) + width(&took) + 4;
     let about = about(subject);
     let known: usize = details.iter().map(|detail| width(detail) + 2).sum();
@@ -83,6 +84,11 @@ fn line(
     let owner = owner(who, owner_room);
     let line = format!("{time} {kind} {syscall:<CALL$} {took} {owner:<owner_room$}  {}", details.join(", "));
     line.trim_end().to_owned()
+}
+
+/// How long a call has taken; more than that, where its beginning was not seen.
+fn so_far(duration: Duration, is_older: bool) -> String {
+    format!("{}{}", if is_older { ">" } else { "" }, age(duration))
 }
 
 /// The thread, where it is not the one that the process is called by.
@@ -223,6 +229,7 @@ pub(super) mod tests {
             tid: 4_711,
             syscall,
             duration: Duration::from_millis(ms),
+            is_older: false,
             subject: Subject::default(),
             wchan: wchan.map(Into::into),
             stack: None,
@@ -278,6 +285,10 @@ pub(super) mod tests {
             (
                 Event::SyscallInFlight(InFlight { subject: ends(Some("[::1]:53"), None), ..hang.clone() }),
                 "hang openat             12.3s postgres[4711]         in wait_for_partner, [::1]:53",
+            ),
+            (
+                Event::SyscallInFlight(InFlight { is_older: true, wchan: None, ..hang.clone() }),
+                "hang openat            >12.3s postgres[4711]",
             ),
             (
                 Event::SyscallInFlight(InFlight {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::super::text::{age, counted, escape, is_most, percent, rate, seconds, too_much_is_missing};
 use super::account::{Account, Tally, Whose, nanoseconds};
 use super::summary::name;
-use super::{about, off_cpu_text};
+use super::{about, off_cpu_text, so_far};
 use crate::signals::syscalls::InFlight;
 
 /// So many sentences: what comes first hurts most.
@@ -132,7 +132,7 @@ fn place(wchan: &str) -> Option<&'static str> {
 fn hang(account: &Account) -> Option<String> {
     let Account { hung, in_flight, hangs, .. } = account;
     let longest = hung.values().max_by_key(|call| (call.duration, call.tid));
-    let Some(InFlight { who, syscall, duration, wchan, subject, .. }) = longest else {
+    let Some(InFlight { who, syscall, duration, is_older, wchan, subject, .. }) = longest else {
         return (*in_flight != 0).then(|| {
             format!(
                 "{} of work had not returned at the end for longer than allowed",
@@ -163,7 +163,7 @@ fn hang(account: &Account) -> Option<String> {
     let still = if *in_flight == 0 { String::new() } else { format!(", {in_flight} at the end still") };
     Some(format!(
         "{count} hung{still}{alike}; the longest for {}: {syscall} of {owner}{file}{}",
-        age(*duration),
+        so_far(*duration, *is_older),
         at.unwrap_or_default()
     ))
 }
