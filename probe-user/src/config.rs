@@ -1,5 +1,6 @@
 //! What the user asked for, validated: nothing behind this sees flags or environment variables.
 
+use std::cmp::Reverse;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -247,6 +248,8 @@ pub struct SyscallOptions {
     pub latency_every: u32,
     /// Only rows with errors.
     pub errors_only: bool,
+    /// Whose calls a row adds up.
+    pub by: SyscallBy,
     /// Order of the rows.
     pub sort: SyscallSort,
     /// How many rows a table shows; `None`: a table its own choice, JSON all.
@@ -260,10 +263,22 @@ impl Default for SyscallOptions {
             slower_than: Thresholds::default(),
             latency_every: 1,
             errors_only: false,
+            by: SyscallBy::Process,
             sort: SyscallSort::Time,
             top: None,
         }
     }
+}
+
+/// Whose calls a row adds up, call by call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum SyscallBy {
+    /// A process's.
+    Process,
+    /// All of a container; all of the host outside of containers.
+    Container,
+    /// Everybody's.
+    Syscall,
 }
 
 /// From how long on a call is slow.
@@ -305,12 +320,16 @@ pub enum SyscallSort {
 impl SyscallSort {
     /// Puts rows in order.
     pub fn order(self, rows: &mut [Row]) {
-        // Work first wherever time is what counts: waiting always wins, and says nothing.
+        // Work first wherever time is what counts: waiting always wins, and says nothing. Rows come in no order, and equal ones
+        // should not change places from interval to interval.
+        let equal = |row: &Row| (Reverse(row.calls), row.syscall, row.who.pid);
         match self {
-            Self::Time => rows.sort_by_key(|row| (row.waits, std::cmp::Reverse(row.durations.sum_ns()))),
-            Self::Count => rows.sort_by_key(|row| std::cmp::Reverse(row.calls)),
-            Self::Errors => rows.sort_by_key(|row| std::cmp::Reverse(row.errors_total())),
-            Self::P99 => rows.sort_by_key(|row| (row.waits, std::cmp::Reverse(row.durations.quantile(0.99)))),
+            Self::Time => rows.sort_by_key(|row| (row.waits, Reverse(row.durations.sum_ns()), equal(row))),
+            Self::Count => rows.sort_by_key(equal),
+            Self::Errors => rows.sort_by_key(|row| (Reverse(row.errors_total()), equal(row))),
+            Self::P99 => {
+                rows.sort_by_cached_key(|row| (row.waits, Reverse(row.durations.quantile(0.99)), equal(row)))
+            }
         }
     }
 }

@@ -1,6 +1,7 @@
 //! syscalls: exact figures out of the blocks; slow calls out of the records.
 
 mod event;
+mod group;
 mod harvest;
 mod in_flight;
 pub mod names;
@@ -225,7 +226,8 @@ impl Signal for Running {
         self.interval = next;
         let covers = std::mem::replace(&mut self.since, self.read).elapsed();
         let look = self.watch.look(context)?;
-        let mut rows = self.harvest.take_rows(&look.unreturned, self.ending, context)?;
+        let rows = self.harvest.take_rows(&look.unreturned, self.ending, context)?;
+        let mut rows = group::by(self.options.by, rows);
         rows.retain(|row| !self.options.errors_only || row.errors_total() != 0);
         self.options.sort.order(&mut rows);
         if let Some(events) = &mut context.events {
