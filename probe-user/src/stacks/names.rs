@@ -12,12 +12,15 @@ const MAX_DEPTH: u32 = 96;
 #[must_use]
 pub fn readable(raw: &[u8]) -> String {
     let raw = String::from_utf8_lossy(raw);
-    demangled(&raw).unwrap_or_else(|| {
-        let mut plain = Shown::default();
-        // What does not fit ends it.
-        let _cut = plain.write_str(&raw);
-        plain.finish()
-    })
+    demangled(&raw).unwrap_or_else(|| cut(&raw))
+}
+
+/// At most [`MAX_SHOWN`] bytes of a text.
+pub(super) fn cut(text: &str) -> String {
+    let mut shown = Shown::default();
+    // What does not fit ends it.
+    let _cut = shown.write_str(text);
+    shown.finish()
 }
 
 fn demangled(raw: &str) -> Option<String> {
