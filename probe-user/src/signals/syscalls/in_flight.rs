@@ -191,7 +191,7 @@ impl Watch {
             left -= 1;
             self.told.insert(key, duration);
             let subject = raw.as_ref().map(|raw| subject::of(&raw.subject, owner.tgid)).unwrap_or_default();
-            let stack = raw.as_ref().map(|raw| self.stack(&raw.stack)).unwrap_or_default();
+            let (stack, sleeps) = raw.as_ref().map(|raw| self.stack(&raw.stack)).unwrap_or_default();
             let event = Event::SyscallInFlight(InFlight {
                 time_unix_ns: context.clock.wall(now_ns),
                 who: context.owners.who(&owner, cgroup_id, 0),
@@ -200,7 +200,7 @@ impl Watch {
                 duration,
                 is_older,
                 subject,
-                wchan: stack.last().map(|function| function.as_str().into()),
+                wchan: if sleeps { stack.last().map(|function| function.as_str().into()) } else { None },
                 stack: (!stack.is_empty()).then(|| stack.join(";").into()),
             });
             if let Some(events) = &mut context.events {
@@ -209,9 +209,10 @@ impl Watch {
         }
     }
 
-    /// Functions of a kernel stack, outermost first, down to the one that went to sleep. None where symbols cannot be read.
-    fn stack(&self, addresses: &[u64]) -> Vec<String> {
-        let KernelSymbols::Known(symbols) = self.symbols.as_ref() else { return Vec::new() };
+    /// Functions of a kernel stack, outermost first, down to the one that went to sleep, and whether one did. None where symbols
+    /// cannot be read.
+    fn stack(&self, addresses: &[u64]) -> (Vec<String>, bool) {
+        let KernelSymbols::Known(symbols) = self.symbols.as_ref() else { return (Vec::new(), false) };
         let addresses = addresses.iter().take_while(|address| **address != 0);
         let mut functions: Vec<String> = addresses
             .map(|address| match symbols.find(address.saturating_sub(1)) {
@@ -220,7 +221,7 @@ impl Watch {
             })
             .collect();
         functions.reverse();
-        stacks::down_to_sleep(&mut functions);
-        functions
+        let sleeps = stacks::down_to_sleep(&mut functions);
+        (functions, sleeps)
     }
 }

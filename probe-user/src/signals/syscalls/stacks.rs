@@ -62,9 +62,7 @@ impl Stacks {
             let kernel = Arc::clone(kernel);
             (send, std::thread::spawn(move || name_all(&receive, kernel)))
         });
-        // What weighs nothing was taken because it is slow.
-        let tid = record.tid;
-        let is_slow = record.weight_calls == 0;
+        let (tid, is_slow) = (record.tid, record.is_slow != 0);
         let (answer, hear) = sync_channel(1);
         let order = if is_slow { Order::Tell(record, answer) } else { Order::Add(record) };
         match orders.try_send(order) {
@@ -108,12 +106,16 @@ fn name_all(orders: &Receiver<Order>, kernel: Arc<KernelSymbols>) -> Sampled {
     let mut folded = Folded::new(FoldedLimits::default());
     while let Ok(order) = orders.recv() {
         match order {
-            Order::Add(record) => add(&mut folded, &mut symbolizer, &record),
+            Order::Add(record) => {
+                let (user, kernel) = frames(&mut symbolizer, &record);
+                add(&mut folded, &record, &user, &kernel);
+            }
             Order::Tell(record, answer) => {
                 let (user, kernel) = frames(&mut symbolizer, &record);
                 let parts = user.iter().chain(&kernel).map(|frame| frame.name.as_ref());
                 // Whoever asked may have gone on.
                 let _late = answer.send(parts.collect::<Vec<_>>().join(";"));
+                add(&mut folded, &record, &user, &kernel);
             }
         }
     }
@@ -138,10 +140,11 @@ fn without_switch(mut frames: Vec<Frame>) -> Vec<Frame> {
     frames
 }
 
-/// The same of names alone.
-pub(super) fn down_to_sleep(functions: &mut Vec<String>) {
+/// The same of names alone; whether there was anything to leave out: whether the thread sleeps.
+pub(super) fn down_to_sleep(functions: &mut Vec<String>) -> bool {
     let first = functions.iter().position(|name| is_scheduler(name));
     functions.truncate(first.unwrap_or(functions.len()));
+    first.is_some()
 }
 
 /// Functions of kernel/sched/core.c and kernel/time/ through which all go that sleep.
@@ -168,11 +171,10 @@ fn is_scheduler(name: &str) -> bool {
 
 /// Time on the CPU is nobody's in the kernel: nothing looks at it there. So it stands under the call itself, and the rest under where
 /// the call slept last.
-fn add(folded: &mut Folded, symbolizer: &mut Symbolizer, record: &StackRecord) {
-    let (user, kernel) = frames(symbolizer, record);
+fn add(folded: &mut Folded, record: &StackRecord, user: &[Frame], kernel: &[Frame]) {
     let name = comm(&record.owner.comm);
     let syscall = names::name(record.id as SyscallId);
-    let (ns, calls) = (record.weight_ns, record.weight_calls);
+    let (ns, calls) = (record.weight_ns, u64::from(record.weight_calls));
     let off_ns = match record.duration_ns {
         0 => 0,
         whole => {
@@ -182,11 +184,11 @@ fn add(folded: &mut Folded, symbolizer: &mut Symbolizer, record: &StackRecord) {
     };
     let slept = off_ns != 0 && !kernel.is_empty();
     if slept {
-        folded.add(&name, &user, syscall, &kernel, Weight { ns: off_ns, calls });
+        folded.add(&name, user, syscall, kernel, Weight { ns: off_ns, calls });
     }
     let rest = if slept { Weight { ns: ns - off_ns, calls: 0 } } else { Weight { ns, calls } };
     if rest != Weight::default() {
-        folded.add(&name, &user, syscall, &[], rest);
+        folded.add(&name, user, syscall, &[], rest);
     }
 }
 
@@ -226,11 +228,11 @@ mod tests {
     fn a_slow_calls_stack_is_its_own() {
         let mut stacks = Stacks::new(Arc::new(KernelSymbols::Hidden));
         let mut slow = record(0, 100, 0);
-        (slow.weight_calls, slow.tid) = (0, 7);
+        (slow.weight_calls, slow.is_slow, slow.tid) = (0, 1, 7);
         stacks.take(slow);
         assert_eq!(stacks.of_slow(8), None, "another thread's");
         let mut slow = record(0, 100, 0);
-        (slow.weight_calls, slow.tid) = (0, 7);
+        (slow.weight_calls, slow.is_slow, slow.tid) = (0, 1, 7);
         stacks.take(slow);
         assert!(stacks.of_slow(7).is_some_and(|text| text.starts_with("[process gone]")));
         assert_eq!(stacks.of_slow(7), None, "once");
