@@ -124,6 +124,29 @@ kernel_fields! {
     /// x86: bit 1 (TS_COMPAT) is set inside a 32-bit system call. Absent elsewhere.
     TASK_THREAD_STATUS: u32 = Member "task_struct.thread_info.status", 0;
 
+    /// What the thread is waiting for, bits of include/linux/sched.h; 0: it runs, or could.
+    TASK_STATE: u32 = Member "task_struct.__state", 0;
+    /// The same before 5.14.
+    TASK_STATE_LONG: u64 = Member "task_struct.state", 0;
+    /// Number of the call that the registers are of, x86-64; -1: they are of no call.
+    REGS_NUMBER: u64 = Member "pt_regs.orig_ax", 0;
+    /// Open files of the task: with the next six, the way from a descriptor to its file.
+    TASK_FILES: KernelPointer = Pointer "task_struct.files", 0;
+    /// Table of descriptors.
+    FILES_FDT: KernelPointer = Pointer "files_struct.fdt", 0;
+    /// Its length.
+    FDT_MAX_FDS: u32 = Member "fdtable.max_fds", 0;
+    /// Files by descriptor.
+    FDT_FD: KernelPointer = Pointer "fdtable.fd", 0;
+    /// Kind and permissions of an inode, `st_mode`.
+    INODE_MODE: u16 = Member "inode.i_mode", 0;
+    /// Its number.
+    INODE_INO: u64 = Member "inode.i_ino", 0;
+    /// Where an open file lies.
+    FILE_DENTRY: KernelPointer = Pointer "file.f_path.dentry", 0;
+    /// Last part of its path.
+    DENTRY_NAME: KernelPointer = Pointer "dentry.d_name.name", 0;
+
     /// First argument register at a system call, x86-64. Absent elsewhere: arguments are then not shown.
     REGS_ARG0: u64 = Member "pt_regs.di", 0;
     /// Second argument register, x86-64.
@@ -136,6 +159,12 @@ kernel_fields! {
     REGS_ARG4: u64 = Member "pt_regs.r8", 0;
     /// Sixth argument register, x86-64.
     REGS_ARG5: u64 = Member "pt_regs.r9", 0;
+    /// First argument register of a 32-bit call on x86-64; the others are the second, third, sixth, fifth and this one.
+    REGS_BX: u64 = Member "pt_regs.bx", 0;
+    /// Its second.
+    REGS_CX: u64 = Member "pt_regs.cx", 0;
+    /// Its sixth.
+    REGS_BP: u64 = Member "pt_regs.bp", 0;
 
     /// IPv4 peer, network byte order.
     SKC_DADDR: [u8; 4] = Member "sock_common.skc_daddr", TCP;

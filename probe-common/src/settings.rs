@@ -20,7 +20,7 @@ pub const FILTER_SYSCALL: u32 = 1 << 6;
 
 /// Ports that can be watched for DNS.
 pub const DNS_PORTS: usize = 4;
-/// System call numbers that [`Settings::syscall_set`] can hold.
+/// System call numbers of one table that [`Settings::syscall_set`] can hold.
 pub const SYSCALL_SET_BITS: usize = 1024;
 
 /// Run-time settings. All zero: no filter, no slow calls, a wake-up for every record.
@@ -54,16 +54,26 @@ pub struct Settings {
     pub peer_family: u32,
     /// syscalls: number of the current interval; starts at 1. Peaks (min, max) are kept per interval.
     pub interval: u32,
-    /// syscalls: a call that takes at least so many nanoseconds is looked at for a record; 0: none is.
+    /// syscalls: a call that takes at least so many nanoseconds is looked at for a record; [`u64::MAX`]: none is.
     pub slow_ns: u64,
+    /// syscalls: one call in so many is measured, at random; 1: every one, 0: none.
+    pub latency_every: u32,
+    /// syscalls: nanoseconds of a tick of the kernel's.
+    pub tick_ns: u32,
     /// dns: ports of servers, host byte order; 0: unused.
     pub dns_ports: [u16; DNS_PORTS],
     /// dns: 1: servers of this host are looked at too.
     pub dns_servers: u64,
-    /// syscalls: one bit a system call number (native table).
-    pub syscall_set: [u64; SYSCALL_SET_BITS / 64],
+    /// syscalls: a stack is taken whenever calls have taken so many nanoseconds on a CPU; 0: not for that.
+    pub stack_every_ns: u64,
+    /// syscalls: a stack is taken of one call in so many; 0: not for that.
+    pub stack_every_calls: u32,
+    /// syscalls: 1: stacks of calls that wait, too.
+    pub stack_waits: u32,
+    /// syscalls: one bit a system call number: the native table, and behind it the 32-bit one.
+    pub syscall_set: [u64; 2 * SYSCALL_SET_BITS / 64],
 }
-const _: () = assert!(size_of::<Settings>() == 240);
+const _: () = assert!(size_of::<Settings>() == 392);
 
 impl Settings {
     /// No filter, every kind of record, DNS on port 53.
@@ -81,9 +91,14 @@ impl Settings {
         peer_mask: [0; 16],
         peer_family: 0,
         interval: 1,
-        slow_ns: 0,
+        slow_ns: u64::MAX,
+        latency_every: 1,
+        tick_ns: 0,
+        stack_every_ns: 0,
+        stack_every_calls: 0,
+        stack_waits: 0,
         dns_ports: [53, 0, 0, 0],
         dns_servers: 0,
-        syscall_set: [0; SYSCALL_SET_BITS / 64],
+        syscall_set: [0; 2 * SYSCALL_SET_BITS / 64],
     };
 }

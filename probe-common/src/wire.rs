@@ -2,7 +2,7 @@
 
 /// Version of all record layouts. Bumped with any change of any record: the objects are built into the same
 /// binary as the decoder, so a difference means a program that another version left behind.
-pub const WIRE_VERSION: u16 = 3;
+pub const WIRE_VERSION: u16 = 4;
 
 /// Starts every record.
 #[repr(C)]

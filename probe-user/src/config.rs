@@ -1,13 +1,14 @@
 //! What the user asked for, validated: nothing behind this sees flags or environment variables.
 
+use std::cmp::Reverse;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use probe_common::syscalls::SyscallId;
 use wildmatch::WildMatch;
 
 use crate::signals::syscalls::Row;
 use crate::sink::otlp::OtlpConfig;
+use crate::stacks::Unit;
 
 /// Everything a command works by.
 #[derive(Clone, Debug)]
@@ -241,11 +242,17 @@ impl Glob {
 #[derive(Clone, Debug)]
 pub struct SyscallOptions {
     /// Only these; empty: all.
-    pub names: Vec<SyscallId>,
-    /// From how long on a working call is an event of its own.
-    pub slower_than: Duration,
+    pub names: Vec<&'static str>,
+    /// From how long on a call is an event of its own.
+    pub slower_than: Thresholds,
+    /// One call in so many is measured; 1: every one, 0: none.
+    pub latency_every: u32,
+    /// What stacks weigh, if they are wanted.
+    pub stacks: Option<Unit>,
     /// Only rows with errors.
     pub errors_only: bool,
+    /// Whose calls a row adds up.
+    pub by: SyscallBy,
     /// Order of the rows.
     pub sort: SyscallSort,
     /// How many rows a table shows; `None`: a table its own choice, JSON all.
@@ -256,11 +263,48 @@ impl Default for SyscallOptions {
     fn default() -> Self {
         Self {
             names: Vec::new(),
-            slower_than: Duration::from_millis(100),
+            slower_than: Thresholds::default(),
+            latency_every: 1,
+            stacks: None,
             errors_only: false,
+            by: SyscallBy::Process,
             sort: SyscallSort::Time,
             top: None,
         }
+    }
+}
+
+/// Whose calls a row adds up, call by call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum SyscallBy {
+    /// A process's.
+    Process,
+    /// All of a container; all of the host outside of containers.
+    Container,
+    /// Everybody's.
+    Syscall,
+}
+
+/// From how long on a call is slow.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Thresholds {
+    /// Calls that work.
+    pub usual: Duration,
+    /// Calls, by name, that have one of their own; it holds for them even where they wait.
+    pub own: Vec<(&'static str, Duration)>,
+}
+
+impl Default for Thresholds {
+    fn default() -> Self {
+        Self { usual: Duration::from_millis(100), own: Vec::new() }
+    }
+}
+
+impl Thresholds {
+    /// The call's own.
+    #[must_use]
+    pub fn own(&self, name: &str) -> Option<Duration> {
+        self.own.iter().find(|(own, _)| *own == name).map(|(_, threshold)| *threshold)
     }
 }
 
@@ -280,12 +324,16 @@ pub enum SyscallSort {
 impl SyscallSort {
     /// Puts rows in order.
     pub fn order(self, rows: &mut [Row]) {
-        // Work first wherever time is what counts: waiting always wins, and says nothing.
+        // Work first wherever time is what counts: waiting always wins, and says nothing. Rows come in no order, and equal ones
+        // should not change places from interval to interval.
+        let equal = |row: &Row| (Reverse(row.calls), row.syscall, row.who.pid);
         match self {
-            Self::Time => rows.sort_by_key(|row| (row.waits, std::cmp::Reverse(row.durations.sum_ns()))),
-            Self::Count => rows.sort_by_key(|row| std::cmp::Reverse(row.durations.count())),
-            Self::Errors => rows.sort_by_key(|row| std::cmp::Reverse(row.errors_total())),
-            Self::P99 => rows.sort_by_key(|row| (row.waits, std::cmp::Reverse(row.durations.quantile(0.99)))),
+            Self::Time => rows.sort_by_key(|row| (row.waits, Reverse(row.durations.sum_ns()), equal(row))),
+            Self::Count => rows.sort_by_key(equal),
+            Self::Errors => rows.sort_by_key(|row| (Reverse(row.errors_total()), equal(row))),
+            Self::P99 => {
+                rows.sort_by_cached_key(|row| (row.waits, Reverse(row.durations.quantile(0.99)), equal(row)))
+            }
         }
     }
 }

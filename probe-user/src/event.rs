@@ -193,6 +193,8 @@ pub mod key {
     pub const SYSCALL_ARGS: &str = "syscall.args";
     /// Calls in the interval.
     pub const COUNT: &str = "count";
+    /// Calls that had not returned at the end of the interval.
+    pub const IN_FLIGHT: &str = "in_flight";
     /// Failed calls by errno name.
     pub const ERRORS: &str = "errors";
     /// Seconds spent in all calls together.
@@ -203,6 +205,16 @@ pub mod key {
     pub const DURATION_P99: &str = "duration.p99";
     /// Longest, seconds.
     pub const DURATION_MAX: &str = "duration.max";
+    /// Shortest, seconds.
+    pub const DURATION_MIN: &str = "duration.min";
+    /// Seconds of all that in which the thread did not have the CPU.
+    pub const DURATION_OFF_CPU: &str = "duration.off_cpu";
+    /// `true`: it is longer; that is since when probe knows.
+    pub const DURATION_AT_LEAST: &str = "duration.at_least";
+    /// The kernel's function that a call waits in.
+    pub const SYSCALL_WCHAN: &str = "syscall.wchan";
+    /// The file that a call is about: a path, `pipe:[INODE]`, `socket:[INODE]`.
+    pub const FILE_PATH: &str = "file.path";
     /// Call stack, folded.
     pub const STACK: &str = "stack";
 

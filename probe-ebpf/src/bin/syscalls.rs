@@ -6,6 +6,9 @@
 //! instead of possible CPUs times keys. Each CPU remembers where its recent blocks are; a block names its key, so a
 //! line gone stale is noticed.
 //!
+//! A call's time off the CPU costs a clock read at each switch and nothing else: when a call ends that was away, its thread has
+//! had this CPU since the last switch here ([`CpuState::switched_ns`]).
+//!
 //! From Linux 7.0 on a raw tracepoint program can lose its CPU (`__bpf_trace_run` of kernel/trace/bpf_trace.c takes
 //! `rcu_read_lock_dont_migrate`; nothing keeps preemption off any more), and until it goes on, the kernel skips every other run
 //! of the same program on that CPU. So there the programs named `…_perf` take the place of those at raw tracepoints: the same at
@@ -23,10 +26,10 @@ use aya_ebpf::EbpfContext;
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::helpers::generated::{
     bpf_get_current_cgroup_id, bpf_get_current_pid_tgid, bpf_get_current_task, bpf_get_current_task_btf,
-    bpf_get_smp_processor_id, bpf_task_pt_regs,
+    bpf_get_prandom_u32, bpf_get_smp_processor_id, bpf_jiffies64, bpf_task_pt_regs,
 };
 use aya_ebpf::macros::{map, raw_tracepoint, tracepoint};
-use aya_ebpf::maps::{Array, HashMap};
+use aya_ebpf::maps::Array;
 use aya_ebpf::programs::{RawTracePointContext, TracePointContext};
 use aya_log_ebpf::debug;
 use probe_common::fields::KernelPointer;
@@ -34,15 +37,28 @@ use probe_common::loss::Counter;
 use probe_common::settings::{
     FILTER_CGROUP, FILTER_COMM, FILTER_SYSCALL, FILTER_TGID, SYSCALL_SET_BITS, Settings,
 };
-use probe_common::syscalls::{ABI_X32, CpuState, NUMBER_UNKNOWN, Sleeper, SyscallId};
+use probe_common::syscalls::{
+    ABI_X32, CpuState, NUMBER_UNKNOWN, OLDER, ROUGHLY, SLEPT, Sleeper, SyscallId, WAITED,
+};
 use probe_ebpf::{Error, Result, emit, filter, kread, task};
 
 #[path = "syscalls/blocks.rs"]
 mod blocks;
+#[path = "syscalls/in_flight.rs"]
+mod in_flight;
+#[path = "syscalls/rules.rs"]
+mod rules;
+#[path = "syscalls/sleepers.rs"]
+mod sleepers;
 #[path = "syscalls/slow.rs"]
 mod slow;
+#[path = "syscalls/stacks.rs"]
+mod stacks;
+#[path = "syscalls/subject.rs"]
+mod subject;
 
 use blocks::{Call, PROCESSES, abi};
+use sleepers::SLEEPERS;
 
 /// Raw tracepoints have no verdict; 0 is what the kernel expects.
 const NEUTRAL: i32 = 0;
@@ -53,10 +69,6 @@ const BPF_EXIST: u64 = 2;
 /// One entry a possible CPU; sized at load time.
 #[map]
 static CPUS: Array<CpuState> = Array::with_max_entries(1, 0);
-
-/// Calls whose thread lost the CPU inside, by thread id.
-#[map]
-static SLEEPERS: HashMap<u32, Sleeper> = HashMap::with_max_entries(16_384, 0);
 
 /// Whose place a program has.
 type Place = u32;
@@ -102,19 +114,19 @@ fn handle<const PLACE: Place>(
 /// `sys_enter(struct pt_regs *regs, long id)`, in the calling thread.
 #[raw_tracepoint(tracepoint = "sys_enter")]
 pub fn sys_enter(ctx: RawTracePointContext) -> i32 {
-    handle::<FIRST>(&ctx, Done::Enter, |cpu, who| enter::<FIRST>(cpu, who, ctx.arg(1)))
+    handle::<FIRST>(&ctx, Done::Enter, |cpu, who| enter::<FIRST>(cpu, who, ctx.arg(1), ctx.arg(0)))
 }
 
 /// `raw_syscalls:sys_enter`, include/trace/events/syscalls.h: `long id` at 8.
 #[tracepoint(category = "raw_syscalls", name = "sys_enter")]
 pub fn sys_enter_perf(ctx: TracePointContext) -> i32 {
-    handle::<FIRST>(&ctx, Done::Enter, |cpu, who| enter::<FIRST>(cpu, who, field(&ctx, 8)))
+    handle::<FIRST>(&ctx, Done::Enter, |cpu, who| enter::<FIRST>(cpu, who, field(&ctx, 8), 0))
 }
 
 /// [`sys_enter_perf`], where that was skipped.
 #[raw_tracepoint(tracepoint = "sys_enter")]
 pub fn sys_enter_backup(ctx: RawTracePointContext) -> i32 {
-    handle::<BACKUP>(&ctx, Done::Enter, |cpu, who| enter::<BACKUP>(cpu, who, ctx.arg(1)))
+    handle::<BACKUP>(&ctx, Done::Enter, |cpu, who| enter::<BACKUP>(cpu, who, ctx.arg(1), ctx.arg(0)))
 }
 
 /// A field of a tracepoint's record, by its place in /sys/kernel/tracing/events/…/format. The first eight bytes are not to be read.
@@ -124,8 +136,14 @@ fn field<T: Copy>(ctx: &TracePointContext, offset: usize) -> T {
     unsafe { ctx.as_ptr().add(offset).cast::<T>().read_volatile() }
 }
 
+/// `regs` is 0 where the hook does not tell.
 #[inline(always)]
-fn enter<const PLACE: Place>(cpu: &mut CpuState, pid_tgid: u64, number: u64) -> Result<()> {
+fn enter<const PLACE: Place>(
+    cpu: &mut CpuState,
+    pid_tgid: u64,
+    number: u64,
+    regs: KernelPointer,
+) -> Result<()> {
     let (tgid, tid) = ((pid_tgid >> 32) as u32, pid_tgid as u32);
     if PLACE == BACKUP && SLEEPERS.get_ptr(tid).is_some() {
         // It began, and the thread lost the CPU.
@@ -135,20 +153,26 @@ fn enter<const PLACE: Place>(cpu: &mut CpuState, pid_tgid: u64, number: u64) -> 
     if settings.filters != 0 && !passes(settings, tgid, number)? {
         return Err(Error::NotOurs);
     }
-    let id = u32::from(syscall_id(number));
+    let every = settings.latency_every;
+    let rough = every > 1 && !is_measured(cpu, every);
+    let id = u32::from(syscall_id(number)) | if rough { ROUGHLY } else { 0 };
     let switches = seen(&cpu.switches);
     put(&mut cpu.id, id);
+    put(&mut cpu.regs, regs);
     put(&mut cpu.tid, tid);
     // Last, so that what the programs take is not measured.
-    put(&mut cpu.start_ns, now());
+    let start_ns = match every {
+        0 => 0,
+        _ if rough => ticks(),
+        _ => now(),
+    };
+    put(&mut cpu.start_ns, start_ns);
     if seen(&cpu.switches) != switches {
         // Meanwhile the slot was others'. It may hold half of what they left.
-        let sleeper = Sleeper { start_ns: now(), id, tgid };
+        let sleeper = Sleeper { start_ns: now(), regs, left_ns: now(), off_cpu_ns: 0, id, tgid };
         if seen(&cpu.tid) == tid {
             put(&mut cpu.tid, 0);
-            if SLEEPERS.insert(tid, sleeper, BPF_ANY).is_err() {
-                emit::count(Counter::SleepersFull, 1);
-            }
+            sleepers::keep(tid, &sleeper);
         } else {
             // Moved already, half written; or counted, where there was no room for it.
             let _absent = SLEEPERS.insert(tid, sleeper, BPF_EXIST);
@@ -157,8 +181,21 @@ fn enter<const PLACE: Place>(cpu: &mut CpuState, pid_tgid: u64, number: u64) -> 
     Ok(())
 }
 
+/// Whether a call is one of those that are measured: at random, so that no pattern of calls is in step with it.
 #[inline(always)]
-fn syscall_id(number: u64) -> SyscallId {
+fn is_measured(cpu: &mut CpuState, every: u32) -> bool {
+    if cpu.until_measured > 1 {
+        cpu.until_measured -= 1;
+        return false;
+    }
+    // From 1 to twice as many, less one: on average, so many.
+    // SAFETY: the helper has no requirement.
+    cpu.until_measured = 1 + unsafe { bpf_get_prandom_u32() } % (2 * every - 1);
+    true
+}
+
+#[inline(always)]
+pub(crate) fn syscall_id(number: u64) -> SyscallId {
     /// `__X32_SYSCALL_BIT`, arch/x86/include/uapi/asm/unistd.h.
     const X32_BIT: u64 = 0x4000_0000;
     let x32 = number & X32_BIT != 0 && number < 2 * X32_BIT;
@@ -174,20 +211,25 @@ fn passes(settings: &Settings, tgid: u32, number: u64) -> Result<bool> {
     if filters & FILTER_TGID != 0 && tgid != settings.tgid {
         return Ok(false);
     }
-    if filters & FILTER_SYSCALL != 0 {
-        if number >= SYSCALL_SET_BITS as u64 {
-            return Ok(false);
-        }
-        // Laundered, or the compiler leaves the mask out and the verifier finds no bound.
-        let word = settings.syscall_set[black_box(number as usize / 64) & (SYSCALL_SET_BITS / 64 - 1)];
-        if word >> (number & 63) & 1 == 0 {
-            return Ok(false);
-        }
+    if filters & FILTER_SYSCALL != 0 && !is_selected(settings, number, task::in_compat_call()) {
+        return Ok(false);
     }
     if filters & FILTER_CGROUP != 0 && !filter::cgroup(settings, task::cgroup()?)? {
         return Ok(false);
     }
     Ok(filters & FILTER_COMM == 0 || filter::owner(settings, &task::owner()?))
+}
+
+/// Whether a call is one of those that were asked for.
+#[inline(always)]
+fn is_selected(settings: &Settings, number: u64, compat: bool) -> bool {
+    if number >= SYSCALL_SET_BITS as u64 {
+        return false;
+    }
+    let at = number as usize + if compat { SYSCALL_SET_BITS } else { 0 };
+    // Laundered, or the compiler leaves the mask out and the verifier finds no bound.
+    let word = settings.syscall_set[black_box(at / 64) & (2 * SYSCALL_SET_BITS / 64 - 1)];
+    word >> (number & 63) & 1 != 0
 }
 
 /// The end of a call.
@@ -250,58 +292,115 @@ fn exit<const PLACE: Place>(ctx: &impl Exit, cpu: &mut CpuState, pid_tgid: u64) 
         // It has no beginning either: spares the others the search for one.
         return Err(Error::NotOurs);
     }
+    let (every, slow_ns) = (settings.latency_every, settings.slow_ns);
     // As early as can be, so that what the programs take is hardly measured.
-    let end_ns = now();
-    let (start_ns, id) = beginning(cpu, tid).ok_or(Error::NotOurs)?;
-    let duration_ns = end_ns.saturating_sub(start_ns);
+    let mut end_ns = if every == 1 { now() } else { 0 };
+    let mut begun = beginning(cpu, tid).ok_or(Error::NotOurs)?;
+    if begun.id & OLDER != 0 {
+        return Err(Error::NotOurs);
+    }
+    if every > 1 {
+        end_ns = end_of(&mut begun, settings);
+    }
+    let is_measured = end_ns != 0;
+    let duration_ns = if is_measured { end_ns.saturating_sub(begun.start_ns) } else { 0 };
+    let is_slow = is_measured && duration_ns >= slow_ns;
+    let mut id = begun.id as SyscallId;
+    if begun.id & SLEPT != 0 && rules::waited(id, ctx.regs()) {
+        id |= WAITED;
+    }
     let ret = ctx.ret();
-
-    blocks::count::<PLACE>(cpu, tgid, id, &Call { interval: settings.interval, duration_ns, ret })?;
-    if settings.slow_ns != 0 && duration_ns >= settings.slow_ns {
-        slow::report(ctx.regs(), pid_tgid, id, duration_ns, ret);
+    let call = Call {
+        interval: settings.interval,
+        is_measured,
+        // What is slow is always measured, and stands for itself.
+        stands_alone: every == 1 || is_slow,
+        duration_ns,
+        off_cpu_ns: begun.off_cpu_ns,
+        ret,
+    };
+    blocks::count::<PLACE>(cpu, tgid, id, &call)?;
+    if stacks::are_wanted(settings) && is_measured {
+        let sample = stacks::Sample { pid_tgid, id, is_slow, duration_ns, off_cpu_ns: call.off_cpu_ns };
+        stacks::consider(ctx.as_ptr(), cpu, settings, &sample);
+    }
+    if is_slow {
+        let slow =
+            slow::Slow { regs: ctx.regs(), pid_tgid, duration_ns, off_cpu_ns: call.off_cpu_ns, ret, id };
+        slow::report(&slow);
     }
     Ok(())
 }
 
-/// Takes the beginning of the current thread's call: when it began, and which it is.
+/// When a call ends, where one in so many is measured; 0: it is none of them, and not slow either. None that is slow is missed:
+/// where only the tick is known in which it began, it is taken to have begun with that.
 #[inline(always)]
-fn beginning(cpu: &mut CpuState, tid: u32) -> Option<(u64, SyscallId)> {
+fn end_of(begun: &mut Sleeper, settings: &Settings) -> u64 {
+    if begun.id & ROUGHLY == 0 {
+        return now();
+    }
+    if begun.left_ns == 0 {
+        let elapsed_ns = elapsed_ns(begun.start_ns, settings);
+        if elapsed_ns < settings.slow_ns {
+            return 0;
+        }
+        let end_ns = now();
+        begun.start_ns = end_ns.saturating_sub(elapsed_ns);
+        return end_ns;
+    }
+    let end_ns = now();
+    if end_ns.saturating_sub(begun.start_ns) < settings.slow_ns { 0 } else { end_ns }
+}
+
+/// How long it is at most since that tick, nanoseconds.
+#[inline(always)]
+fn elapsed_ns(tick: u64, settings: &Settings) -> u64 {
+    (ticks().saturating_sub(tick) + 1) * u64::from(settings.tick_ns)
+}
+
+/// Ticks of the kernel's clock, `jiffies_64`: read in a nanosecond.
+#[inline(always)]
+fn ticks() -> u64 {
+    // SAFETY: the helper has no requirement.
+    unsafe { bpf_jiffies64() }
+}
+
+/// Takes the beginning of the current thread's call.
+#[inline(always)]
+fn beginning(cpu: &mut CpuState, tid: u32) -> Option<Sleeper> {
     let switches = seen(&cpu.switches);
     // Before the thread's id: where that is still ours, these were.
-    let (start_ns, id) = (seen(&cpu.start_ns), seen(&cpu.id) as SyscallId);
+    let (start_ns, id, regs) = (seen(&cpu.start_ns), seen(&cpu.id), seen(&cpu.regs));
     if seen(&cpu.tid) == tid {
         put(&mut cpu.tid, 0);
         if seen(&cpu.switches) != switches {
             // It may have been moved just before that.
             let _absent = SLEEPERS.remove(tid);
         }
-        return Some((start_ns, id));
+        return Some(Sleeper { start_ns, regs, left_ns: 0, off_cpu_ns: 0, id, tgid: 0 });
     }
-    let sleeper = SLEEPERS.get_ptr(tid)?;
-    // SAFETY: a value of the map; only this thread, running here, removes or replaces it.
-    let begun = unsafe { ((*sleeper).start_ns, (*sleeper).id as SyscallId) };
-    // Cannot fail: it was just there.
-    let _absent = SLEEPERS.remove(tid);
-    Some(begun)
+    sleepers::take(cpu, tid)
 }
 
 /// `sched_switch(bool preempt, struct task_struct *prev, struct task_struct *next[, unsigned int prev_state])`. `prev`
 /// is still the current task. A call that sleeps, or is preempted, leaves its CPU's slot here.
 #[raw_tracepoint(tracepoint = "sched_switch")]
-pub fn sched_switch(_ctx: RawTracePointContext) -> i32 {
+pub fn sched_switch(ctx: RawTracePointContext) -> i32 {
     // SAFETY: the helper has no requirement.
     let pid_tgid = unsafe { bpf_get_current_pid_tgid() };
-    let tid = pid_tgid as u32;
     let Some(cpu) = cpu_state() else { return NEUTRAL };
     cpu.switches = cpu.switches.wrapping_add(1);
     cpu.done = 0;
-    if tid != 0 && cpu.tid == tid {
-        cpu.tid = 0;
-        let sleeper = Sleeper { start_ns: cpu.start_ns, id: cpu.id, tgid: (pid_tgid >> 32) as u32 };
-        if SLEEPERS.insert(tid, sleeper, BPF_ANY).is_err() {
-            emit::count(Counter::SleepersFull, 1);
+    let now_ns = now();
+    // Not the idle task.
+    if pid_tgid as u32 != 0 {
+        let preempted: u64 = ctx.arg(0);
+        let sleeps = preempted as u8 == 0;
+        if sleepers::leave(cpu, pid_tgid, sleeps, now_ns) && sleeps {
+            stacks::note(ctx.as_ptr(), pid_tgid as u32);
         }
     }
+    cpu.switched_ns = now_ns;
     NEUTRAL
 }
 
@@ -369,11 +468,8 @@ fn exec(ctx: &impl EbpfContext, cpu: &mut CpuState, pid_tgid: u64, old_tid: u32)
     let (tgid, tid) = ((pid_tgid >> 32) as u32, pid_tgid as u32);
     if old_tid != tid {
         debug!(ctx, "thread {} of process {} runs another program and becomes its leader", old_tid, tgid);
-        if let Some((start_ns, id)) = beginning(cpu, old_tid) {
-            let sleeper = Sleeper { start_ns, id: u32::from(id), tgid };
-            if SLEEPERS.insert(tid, sleeper, BPF_ANY).is_err() {
-                emit::count(Counter::SleepersFull, 1);
-            }
+        if let Some(begun) = beginning(cpu, old_tid) {
+            sleepers::keep(tid, &Sleeper { left_ns: now(), tgid, ..begun });
         }
     }
     if let Some(process) = PROCESSES.get_ptr_mut(tgid) {

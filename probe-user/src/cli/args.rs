@@ -6,7 +6,8 @@ use std::time::Duration;
 use clap::Args;
 
 use super::{Failure, defaults};
-use crate::config::{CgroupFilter, Config, DnsOptions, Output, TcpOptions};
+use crate::config::{CgroupFilter, Config, DnsOptions, Output, SyscallOptions, TcpOptions};
+use crate::signals::syscalls::names;
 
 /// Shared flags.
 #[derive(Debug, Args)]
@@ -95,6 +96,56 @@ macro_rules! lookup_args {
 }
 lookup_args!(LookupArgs, "port", "timeout", "servers");
 lookup_args!(RunLookupArgs, "dns-port", "dns-timeout", "dns-servers");
+
+/// What `probe syscalls` and `run` do with system calls: each flag once, under the name that it has there.
+macro_rules! call_args {
+    ($name:ident, $slower_than:literal, $sample:literal, $no_latency:literal) => {
+        /// What is done with system calls.
+        #[derive(Debug, Args)]
+        pub(super) struct $name {
+            /// A call that takes at least this time is an event of its own, and one that has not returned by then is told of while
+            /// it hangs; single calls may have another: 100ms,fsync=1s,openat=10ms (calls that wait by design only so)
+            #[arg(long = $slower_than, value_name = "TIME", value_delimiter = ',', default_value = "100ms",
+                                                  value_parser = threshold)]
+            slower_than: Vec<(Option<&'static str>, Duration)>,
+            /// Measure one call in N, at random; counts and errors stay exact, slow calls are still caught, but their durations may
+            /// be a tick of the kernel (1 to 10 ms) too long. Each that is measured stands for those before it
+            #[arg(long = $sample, value_name = "N", conflicts_with = "no_latency",
+                                                  value_parser = clap::value_parser!(u32).range(1..=65_536))]
+            latency_sample: Option<u32>,
+            /// Measure none: counts and errors only, and no slow calls
+            #[arg(long = $no_latency)]
+            no_latency: bool,
+        }
+
+        impl $name {
+            /// Puts them into options.
+            pub(super) fn apply(self, options: &mut SyscallOptions) -> Result<(), Failure> {
+                let Self { slower_than, latency_sample, no_latency } = self;
+                for (name, threshold) in slower_than {
+                    match name {
+                        None => options.slower_than.usual = threshold,
+                        Some(name) if options.slower_than.own(name).is_some() => {
+                            return Err(Failure::usage(format!("--{}: {name} is there twice", $slower_than)));
+                        }
+                        Some(name) => options.slower_than.own.push((name, threshold)),
+                    }
+                }
+                options.latency_every = if no_latency { 0 } else { latency_sample.unwrap_or(1) };
+                Ok(())
+            }
+        }
+    };
+}
+call_args!(CallArgs, "slower-than", "latency-sample", "no-latency");
+call_args!(RunCallArgs, "syscall-slower-than", "syscall-latency-sample", "syscall-no-latency");
+
+/// `100ms`, or `fsync=1s`.
+fn threshold(text: &str) -> Result<(Option<&'static str>, Duration), String> {
+    let Some((name, time)) = text.split_once('=') else { return Ok((None, positive(text)?)) };
+    let known = names::known(name).ok_or_else(|| super::syscalls::unknown(name))?;
+    Ok((Some(known), positive(time)?))
+}
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Filters (applied in the kernel, all together)")]
@@ -223,6 +274,15 @@ mod tests {
         assert_eq!(interval("1s"), Ok(Duration::from_secs(1)));
         for bad in ["0s", "10", "soon", "-1s", "1ms", ""] {
             assert!(interval(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn thresholds() {
+        assert_eq!(threshold("5s"), Ok((None, Duration::from_secs(5))));
+        assert_eq!(threshold("fsync=1s"), Ok((Some("fsync"), Duration::from_secs(1))));
+        for bad in ["fsnyc=1s", "=1s", "fsync=", "fsync=0s", "fsync=1", "1"] {
+            assert!(threshold(bad).is_err(), "{bad}");
         }
     }
 

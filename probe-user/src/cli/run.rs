@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::args::{PeerArgs, RunLookupArgs, Shared, positive};
+use super::args::{PeerArgs, RunCallArgs, RunLookupArgs, Shared, positive};
 use super::output::{StdoutSink, Style, Tee, closing_lines, ended, on_terminal};
 use super::{Failure, block_on};
 use crate::config::{DnsOptions, OtlpEvents, Output, QuestionNames};
@@ -31,6 +31,8 @@ pub(super) struct Args {
     peers: PeerArgs,
     #[command(flatten)]
     dns: DnsArgs,
+    #[command(flatten, next_help_heading = "System calls")]
+    calls: RunCallArgs,
     #[command(flatten)]
     otlp: OtlpArgs,
 }
@@ -85,6 +87,7 @@ pub(super) fn main(args: Args) -> Result<ExitCode, Failure> {
     let mut config = args.shared.resolve(default_interval(&lookup)?)?;
     args.peers.apply(&mut config.tcp);
     args.dns.apply(&mut config.dns)?;
+    args.calls.apply(&mut config.syscalls)?;
     let flags = OtlpFlags {
         endpoint: args.otlp.otlp_endpoint,
         protocol: args.otlp.otlp_protocol,
@@ -209,6 +212,7 @@ impl Sink for OtlpSink {
             | Event::Connect(_)
             | Event::Close(_)
             | Event::SyscallSlow(_)
+            | Event::SyscallInFlight(_)
             | Event::Loss(_) => true,
         };
         if wanted {

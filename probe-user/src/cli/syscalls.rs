@@ -3,11 +3,10 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use probe_common::syscalls::SyscallId;
-
-use super::args::{Shared, positive};
+use super::args::{CallArgs, Shared};
+use super::stacks::StackArgs;
 use super::{Failure, live};
-use crate::config::SyscallSort;
+use crate::config::{Output, SyscallBy, SyscallSort};
 use crate::signals;
 use crate::signals::syscalls::names;
 
@@ -19,41 +18,57 @@ pub(super) struct Args {
     shared: Shared,
     /// Only these calls, e.g. read,write
     #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = syscall)]
-    syscall: Vec<SyscallId>,
-    /// A working call that takes at least this time is an event of its own
-    #[arg(long, value_name = "TIME", value_parser = positive, default_value = "100ms")]
-    slower_than: Duration,
+    syscall: Vec<&'static str>,
+    #[command(flatten)]
+    calls: CallArgs,
     /// Only pairs with errors
     #[arg(long)]
     errors: bool,
+    /// What a row adds up: the calls of a process, of a container (and the host beside them), or everybody's
+    #[arg(long, value_name = "BY", default_value = "process")]
+    by: SyscallBy,
     /// Order of the rows, largest first
     #[arg(long, value_name = "ORDER", default_value = "time")]
     sort: SyscallSort,
-    /// Only so many rows an interval [default: 20 in a table, else all]
+    /// Only so many rows an interval [default: as many as a terminal has room for, 20 in a pipe, all as JSON]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     top: Option<u16>,
+    #[command(flatten)]
+    stacks: StackArgs,
 }
 
 /// Runs it.
 pub(super) fn main(args: Args) -> Result<ExitCode, Failure> {
     let mut config = args.shared.resolve(Duration::from_secs(1))?;
     config.syscalls.names = args.syscall;
-    config.syscalls.slower_than = args.slower_than;
+    args.calls.apply(&mut config.syscalls)?;
     config.syscalls.errors_only = args.errors;
+    config.syscalls.by = args.by;
     config.syscalls.sort = args.sort;
     config.syscalls.top = args.top.map(usize::from);
-    live::show(&config, &signals::syscalls::Syscalls)
+    config.syscalls.stacks = args.stacks.unit();
+    if config.syscalls.stacks.is_some() && config.syscalls.latency_every == 0 {
+        return Err(Failure::usage("--stacks and --flamegraph weigh time: not with --no-latency".to_owned()));
+    }
+    let stacks = args.stacks.sink(config.output == Output::Table)?;
+    live::show_with(&config, &signals::syscalls::Syscalls, stacks)
 }
 
-fn syscall(text: &str) -> Result<SyscallId, String> {
-    names::by_name(text).ok_or_else(|| {
-        let alike: Vec<&str> =
-            names::all().filter(|name| name.contains(text) || text.contains(name)).take(5).collect();
-        let hint = if alike.is_empty() {
-            "see `man 2 syscalls`".to_owned()
-        } else {
-            format!("like it: {}", alike.join(", "))
-        };
-        format!("this machine has no such system call; {hint}")
-    })
+fn syscall(text: &str) -> Result<&'static str, String> {
+    names::known(text).ok_or_else(|| unknown(text))
+}
+
+/// What to say of a name that no table has.
+pub(super) fn unknown(text: &str) -> String {
+    let mut alike: Vec<&str> =
+        names::all().filter(|name| name.contains(text) || text.contains(name)).collect();
+    alike.sort_unstable();
+    alike.dedup();
+    alike.truncate(5);
+    let hint = if alike.is_empty() {
+        "see `man 2 syscalls`".to_owned()
+    } else {
+        format!("like it: {}", alike.join(", "))
+    };
+    format!("this machine has no such system call; {hint}")
 }

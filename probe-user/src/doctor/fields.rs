@@ -215,7 +215,15 @@ mod tests {
             .collect();
         let reset_reasons = std::collections::HashMap::new();
         let bpf = crate::kernel::bpf::Bpf::default();
-        Resolved { slots: Vec::new(), absent, reset_reasons, bpf, open_files: None, map_entries: None }
+        Resolved {
+            slots: Vec::new(),
+            absent,
+            reset_reasons,
+            bpf,
+            open_files: None,
+            map_entries: None,
+            tasks: None,
+        }
     }
 
     #[test]

@@ -105,7 +105,7 @@ pub fn diagnose(error: &LoadError, host: &Host, cgroup: Option<&CgroupError>) ->
                 "run as root, or grant CAP_DAC_READ_SEARCH as well".to_owned()
             }
             Hook::PerfTracepoint(..) => TRACEFS_REMEDY.to_owned(),
-            Hook::MapEntries => "boot a kernel of 5.9 or later".to_owned(),
+            Hook::MapEntries | Hook::Tasks => "boot a kernel of 5.9 or later".to_owned(),
             Hook::OpenFiles => "start probe before what it is to watch".to_owned(),
             Hook::CgroupEgress | Hook::CgroupIngress | Hook::CgroupSockAddr => {
                 "boot a kernel built with CONFIG_CGROUP_BPF=y".to_owned()
@@ -222,7 +222,13 @@ fn possible(host: &Host, hook: Option<Hook>) -> Vec<Gate> {
             "a program of somebody else may hold the root cgroup for itself",
             "find it with `bpftool cgroup tree`, and attach it with BPF_F_ALLOW_MULTI",
         )),
-        Some(Hook::PerfTracepoint(..) | Hook::RawTracepoint(_) | Hook::OpenFiles | Hook::MapEntries)
+        Some(
+            Hook::PerfTracepoint(..)
+            | Hook::RawTracepoint(_)
+            | Hook::OpenFiles
+            | Hook::MapEntries
+            | Hook::Tasks,
+        )
         | None => {}
     }
     gates

@@ -172,6 +172,17 @@ pub fn sees_host_pids() -> bool {
     std::fs::read_link("/proc/self/ns/pid").is_ok_and(|name| name == Path::new("pid:[4026531836]"))
 }
 
+/// What a descriptor of a process is, as /proc names it: a path, `pipe:[INODE]`. A link is read, nothing is opened: a file system
+/// that hangs does not hang who asks. Other users' processes need CAP_SYS_PTRACE.
+#[must_use]
+pub fn descriptor_target(tgid: u32, descriptor: u32) -> Option<Box<str>> {
+    let sees_all = *SEES_HOST_PIDS.get_or_init(sees_host_pids);
+    let link = sees_all.then(|| std::fs::read_link(format!("/proc/{tgid}/fd/{descriptor}")))?;
+    Some(link.ok()?.to_string_lossy().into())
+}
+
+static SEES_HOST_PIDS: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+
 fn read_cgroups(proc: Option<&Path>, tgid: u32) -> Option<ProcessCgroups> {
     let text = process::read_limited(&proc?.join(tgid.to_string()).join("cgroup")).ok()?;
     Some(process_cgroups(&text))

@@ -52,6 +52,12 @@ impl Default for Clock {
     }
 }
 
+/// Nanoseconds of a tick of the kernel's, by which CLOCK_MONOTONIC_COARSE goes on at a time.
+pub fn tick_ns() -> u32 {
+    let tick = rustix::time::clock_getres(ClockId::MonotonicCoarse);
+    u32::try_from(tick.tv_nsec).unwrap_or(10_000_000)
+}
+
 /// CLOCK_MONOTONIC now, nanoseconds: comparable with kernel stamps.
 pub fn monotonic_ns() -> u64 {
     u64::try_from(now(ClockId::Monotonic)).unwrap_or(0)

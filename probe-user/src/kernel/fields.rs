@@ -15,6 +15,8 @@ use super::btf::{KernelBtf, Kind, Type};
 pub(crate) const OPEN_FILES: &str = "bpf_iter_task_file";
 /// The one that stands for the iterator over the entries of a map.
 pub(crate) const MAP_ENTRIES: &str = "bpf_iter_bpf_map_elem";
+/// The same over all threads.
+pub(crate) const TASKS: &str = "bpf_iter_task";
 
 /// Why a row has no place in this kernel.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -115,6 +117,8 @@ pub struct Resolved {
     pub open_files: Option<u32>,
     /// The same of its iterator over the entries of a map.
     pub map_entries: Option<u32>,
+    /// The same of its iterator over threads.
+    pub tasks: Option<u32>,
 }
 
 impl Resolved {
@@ -134,6 +138,7 @@ pub fn resolve(btf: &KernelBtf, specs: &[FieldSpec]) -> Resolved {
         bpf: Bpf::of(btf),
         open_files: btf.function_id(OPEN_FILES),
         map_entries: btf.function_id(MAP_ENTRIES),
+        tasks: btf.function_id(TASKS),
     };
     for spec in specs {
         let slot = match spec.kind {

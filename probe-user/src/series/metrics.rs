@@ -155,8 +155,14 @@ registry! {
         "DNS lookups of names that do not exist, made for the sake of a search list before the name was found.",
         [key::SERVER_ADDRESS];
     SYSCALL_DURATION: Timer = "process.syscall.duration", "s",
-        "Time from entry to exit of system calls; its count is the number of calls.",
+        "Time from entry to exit of system calls; its count is the number of calls, unless only some of them are measured (`--syscall-latency-sample`): then each that is stands for those around it.",
         [key::SYSCALL_NAME, key::SYSCALL_CLASS];
+    SYSCALL_CALLS: Counter = "process.syscall.calls", "{call}",
+        "System calls that returned. Only where not every call is measured: else the count of `process.syscall.duration` says it.",
+        [key::SYSCALL_NAME, key::SYSCALL_CLASS];
+    SYSCALL_IN_FLIGHT: Gauge = "process.syscall.in_flight", "{call}",
+        "System calls of the work class that have not returned for longer than the threshold.",
+        [key::SYSCALL_NAME];
     SYSCALL_ERRORS: Counter = "process.syscall.errors", "{error}",
         "System calls that failed, by errno name.",
         [key::SYSCALL_NAME, key::ERROR_TYPE];

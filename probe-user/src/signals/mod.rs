@@ -144,6 +144,8 @@ pub enum Event {
     SyscallSummary(syscalls::Row),
     /// A system call was slow.
     SyscallSlow(syscalls::Slow),
+    /// A system call has not returned yet.
+    SyscallInFlight(syscalls::InFlight),
     /// Something was lost.
     Loss(Loss),
 }
@@ -169,7 +171,11 @@ impl Event {
             Self::Reset(event) => Some(&event.connection),
             Self::Connect(event) => Some(&event.connection),
             Self::Close(event) => Some(&event.connection),
-            Self::Lookup(_) | Self::SyscallSummary(_) | Self::SyscallSlow(_) | Self::Loss(_) => None,
+            Self::Lookup(_)
+            | Self::SyscallSummary(_)
+            | Self::SyscallSlow(_)
+            | Self::SyscallInFlight(_)
+            | Self::Loss(_) => None,
         }
     }
 
@@ -180,6 +186,7 @@ impl Event {
             Self::Lookup(event) => Some(&event.who),
             Self::SyscallSummary(event) => Some(&event.who),
             Self::SyscallSlow(event) => Some(&event.who),
+            Self::SyscallInFlight(event) => Some(&event.who),
             Self::Retransmit(_) | Self::Reset(_) | Self::Connect(_) | Self::Close(_) | Self::Loss(_) => {
                 self.connection().map(|connection| &connection.who)
             }
@@ -195,6 +202,7 @@ impl Event {
             Self::Lookup(event) => event,
             Self::SyscallSummary(event) => event,
             Self::SyscallSlow(event) => event,
+            Self::SyscallInFlight(event) => event,
             Self::Loss(event) => event,
         }
     }

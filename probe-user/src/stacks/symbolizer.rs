@@ -106,7 +106,7 @@ pub struct Symbolizer {
     processes: LruCache<(u32, u64), Space>,
     images: Images,
     names: LruCache<(u64, u64), Arc<str>>,
-    kernel: KernelSymbols,
+    kernel: Arc<KernelSymbols>,
     kernel_names: LruCache<usize, Arc<str>>,
     unresolved: Unresolved,
 }
@@ -114,7 +114,7 @@ pub struct Symbolizer {
 impl Symbolizer {
     /// Nothing known yet of processes. The kernel's functions were read before capabilities were given back.
     #[must_use]
-    pub fn new(kernel: KernelSymbols, limits: Limits) -> Self {
+    pub fn new(kernel: Arc<KernelSymbols>, limits: Limits) -> Self {
         let Limits { processes, tables, names } = limits;
         Self {
             processes: LruCache::new(processes),
@@ -177,7 +177,7 @@ impl Symbolizer {
         let addresses = until_zero(addresses);
         let Self { processes: _, images: _, names: _, kernel, kernel_names, unresolved } = self;
         unresolved.looked_at(addresses.len());
-        let KernelSymbols::Known(symbols) = kernel else {
+        let KernelSymbols::Known(symbols) = kernel.as_ref() else {
             unresolved.count(Reason::Kernel, addresses.len());
             return if addresses.is_empty() { Vec::new() } else { vec![Frame::without_name("[kernel]")] };
         };

@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::*;
@@ -132,7 +133,7 @@ fn start_of(pid: u32) -> u64 {
 }
 
 fn symbolizer() -> Symbolizer {
-    Symbolizer::new(KernelSymbols::Hidden, Limits::default())
+    Symbolizer::new(Arc::new(KernelSymbols::Hidden), Limits::default())
 }
 
 fn reasons(symbolizer: &Symbolizer) -> Vec<String> {
@@ -363,7 +364,7 @@ fn tables_keep_within_their_budget() {
     let running = Running::new(&mut Command::new(dir.program(&["-static"])));
     let own = std::process::id();
     let limits = Limits { tables: 10_000, ..Limits::default() };
-    let mut symbolizer = Symbolizer::new(KernelSymbols::Hidden, limits);
+    let mut symbolizer = Symbolizer::new(Arc::new(KernelSymbols::Hidden), limits);
     let mut bytes = Vec::new();
     for _ in 0..3 {
         assert_eq!(running.names(&mut symbolizer, &[running.own]), ["own_function"]);
@@ -381,7 +382,7 @@ fn functions_of_the_kernel() {
     let text =
         b"ffffffff81000000 T entry_SYSCALL_64\nffffffff81000100 T do_syscall_64\nffffffff81000200 D data\n";
     let symbols = kernel::parse(&text[..]).unwrap().unwrap();
-    let mut known = Symbolizer::new(KernelSymbols::Known(symbols), Limits::default());
+    let mut known = Symbolizer::new(Arc::new(KernelSymbols::Known(symbols)), Limits::default());
     let addresses = [0xffff_ffff_8100_0110, 0xffff_ffff_8100_0100, 0xffff_ffff_8100_0210];
     let names: Vec<String> = known.kernel(&addresses).iter().map(|frame| frame.name.to_string()).collect();
     assert_eq!(

@@ -254,7 +254,7 @@ fn check_meaning(event: &Event, value: &Value, bytes: &[u8]) {
             assert_eq!(slow.duration, Duration::from_nanos(record.duration_ns));
             assert_eq!(slow.error.is_some(), (-4095..0).contains(&record.ret));
         }
-        Event::SyscallSummary(_) | Event::Loss(_) => panic!("no record makes {event:?}"),
+        Event::SyscallSummary(_) | Event::SyscallInFlight(_) | Event::Loss(_) => panic!("no record makes {event:?}"),
     }
 }
 

@@ -16,7 +16,8 @@ const ENUMS: &[&str] = &["bpf_func_id", "bpf_map_type", "sk_rst_reason", "tcp_ca
 /// Members beside the table of fields: whether maps are charged to RLIMIT_MEMLOCK, whether RCU's readers are preempted.
 const FURTHER: &[&str] = &["bpf_map.memory", "task_struct.rcu_read_lock_nesting"];
 /// Functions that are there or not: what tracepoints are guarded by, and what stands for iterators.
-const FUNCTIONS: &[&str] = &["bpf_iter_bpf_map_elem", "bpf_iter_task_file", "init_srcu_struct_fast"];
+const FUNCTIONS: &[&str] =
+    &["bpf_iter_bpf_map_elem", "bpf_iter_task", "bpf_iter_task_file", "init_srcu_struct_fast"];
 /// Raw tracepoints that programs are attached to. A test of probe-user misses those that are forgotten here.
 const TRACEPOINTS: &[&str] = &[
     "inet_sock_set_state",

@@ -38,7 +38,11 @@ fn load(object: &str, bytes: &[u8]) -> Result<()> {
             Program::SocketFilter(program) => program.load(),
             Program::Iter(program) => {
                 // aya does not keep what the section says.
-                let over = if name == "open_connections" { "bpf_map_elem" } else { "task_file" };
+                let over = match name {
+                    "open_connections" => "bpf_map_elem",
+                    "calls_in_flight" | "older_calls" => "task",
+                    _ => "task_file",
+                };
                 program.load(over, &kernel_types)
             }
             other => bail!(

@@ -43,7 +43,13 @@ pub(crate) static PROCESSES: HashMap<u32, Process> = HashMap::with_max_entries(8
 pub(crate) struct Call {
     /// Number of the interval in which it did.
     pub(crate) interval: u32,
+    /// `duration_ns` and `off_cpu_ns` are known.
+    pub(crate) is_measured: bool,
+    /// It stands for itself alone, and not for those before it that were not measured.
+    pub(crate) stands_alone: bool,
     pub(crate) duration_ns: u64,
+    /// Part of the duration.
+    pub(crate) off_cpu_ns: u64,
     pub(crate) ret: i64,
 }
 
@@ -85,27 +91,18 @@ pub(crate) fn count<const PLACE: Place>(
 
 #[inline(always)]
 fn cache_line(tgid: u32, id: SyscallId) -> usize {
-    (tgid.wrapping_mul(0x9e37_79b1) >> 16 ^ u32::from(id)) as usize & (CACHE_LINES - 1)
+    // What waited has a line beside that of what did not.
+    (tgid.wrapping_mul(0x9e37_79b1) >> 16 ^ u32::from(id) ^ u32::from(id >> 7)) as usize & (CACHE_LINES - 1)
 }
 
 #[inline(always)]
 fn add(block: &mut Block, call: &Call) {
-    let Call { interval, duration_ns, ret } = *call;
-    block.sum_ns += duration_ns;
-    let bucket = hist::bucket(duration_ns);
-    if bucket < BUCKETS {
-        block.buckets[bucket] = block.buckets[bucket].wrapping_add(1);
+    if call.is_measured {
+        measure(block, call);
+    } else {
+        block.unmeasured = block.unmeasured.wrapping_add(1);
     }
-    let peak = &mut block.peaks[interval as usize & 1];
-    if peak.interval != interval {
-        peak.min_ns = duration_ns;
-        peak.max_ns = duration_ns;
-        peak.interval = interval;
-    } else if duration_ns > peak.max_ns {
-        peak.max_ns = duration_ns;
-    } else if duration_ns < peak.min_ns {
-        peak.min_ns = duration_ns;
-    }
+    let ret = call.ret;
     if (-MAX_ERRNO..0).contains(&ret) {
         block.errors += 1;
         let errno = -ret as u32;
@@ -121,6 +118,33 @@ fn add(block: &mut Block, call: &Call) {
     // Last: user space takes an unchanged number of calls for an unchanged block.
     // SAFETY: a plain word of the block.
     unsafe { (&raw mut block.calls).write_volatile(block.calls + 1) };
+}
+
+/// Adds what a call took; of those that stand for others, as often as there are.
+#[inline(always)]
+fn measure(block: &mut Block, call: &Call) {
+    let Call { interval, duration_ns, off_cpu_ns, stands_alone, .. } = *call;
+    let mut weight = 1;
+    if !stands_alone {
+        weight += block.unmeasured;
+        block.unmeasured = 0;
+    }
+    block.sum_ns += duration_ns * u64::from(weight);
+    block.off_cpu_ns += off_cpu_ns * u64::from(weight);
+    let bucket = hist::bucket(duration_ns);
+    if bucket < BUCKETS {
+        block.buckets[bucket] = block.buckets[bucket].wrapping_add(weight);
+    }
+    let peak = &mut block.peaks[interval as usize & 1];
+    if peak.interval != interval {
+        peak.min_ns = duration_ns;
+        peak.max_ns = duration_ns;
+        peak.interval = interval;
+    } else if duration_ns > peak.max_ns {
+        peak.max_ns = duration_ns;
+    } else if duration_ns < peak.min_ns {
+        peak.min_ns = duration_ns;
+    }
 }
 
 /// The block of a key that its CPU does not remember: look it up, or take a free one. Without a free one the call is

@@ -7,14 +7,16 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
+use std::time::Duration;
 
 use aya::maps::{HashMap as BpfHashMap, MapData, Queue};
 use hashbrown::{HashMap, HashSet};
 use probe_common::hist::BUCKETS;
-use probe_common::syscalls::{Block, Process, SyscallId, TGID_FOLDED, key_id, key_tgid};
+use probe_common::syscalls::{Block, Process, SyscallId, TGID_FOLDED, WAITED, key_id, key_tgid};
 use probe_common::wire::Owner;
 
-use super::{Row, names};
+use super::in_flight::Unreturned;
+use super::{Row, names, rules};
 use crate::entity::sees_host_pids;
 use crate::event::key;
 use crate::kernel::clock;
@@ -26,6 +28,25 @@ use crate::signals::{Context, Who, errno_name, next_interval};
 const MOURNING_NS: u64 = 50_000_000;
 /// Errors beyond those that a block tells apart; the semantic conventions' word.
 const OTHER: &str = "_OTHER";
+
+/// How much of the calls' latency is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Latency {
+    /// Every call's.
+    Whole,
+    /// Some calls', which stand for the others; or nobody's.
+    Part,
+}
+
+impl Latency {
+    /// Where one call in so many is measured.
+    pub(super) const fn of(every: u32) -> Self {
+        if every == 1 { Self::Whole } else { Self::Part }
+    }
+}
+
+/// A (process, call), those that waited apart.
+type RowKey = (u32, SyscallId, bool);
 
 pub(super) struct Harvest {
     blocks: Blocks,
@@ -41,8 +62,9 @@ pub(super) struct Harvest {
     /// Whether /proc tells of the processes that the kernel means.
     sees_host_pids: bool,
     /// What rose since the interval began.
-    rows: HashMap<(u32, SyscallId), Tally>,
+    rows: HashMap<RowKey, Tally>,
     used: u64,
+    latency: Latency,
 }
 
 /// A block as it was read last.
@@ -59,10 +81,15 @@ struct Seen {
 struct Tally {
     /// As it was known last: it may be gone before the interval ends.
     process: Process,
+    calls: u64,
     durations: Histogram,
+    min_ns: Option<u64>,
+    off_cpu_ns: u64,
     errors: BTreeMap<u32, u64>,
     /// Errors under no errno.
     other: u64,
+    /// Calls that have not returned.
+    in_flight: u64,
 }
 
 impl Harvest {
@@ -71,6 +98,7 @@ impl Harvest {
         index: BpfHashMap<MapData, Plain<u64>, Plain<u32>>,
         processes: BpfHashMap<MapData, Plain<u32>, Plain<Process>>,
         free: Queue<MapData, u32>,
+        latency: Latency,
     ) -> Self {
         let last = std::iter::repeat_with(|| None).take(blocks.len() as usize).collect();
         Self {
@@ -84,6 +112,7 @@ impl Harvest {
             sees_host_pids: sees_host_pids(),
             rows: HashMap::default(),
             used: 0,
+            latency,
         }
     }
 
@@ -92,7 +121,7 @@ impl Harvest {
         self.look_at_processes()?;
         self.used = 0;
         for at in 0..self.blocks.len() {
-            let (key, calls) = self.blocks.head(at);
+            let (key, _) = self.blocks.head(at);
             if key == 0 {
                 continue;
             }
@@ -109,29 +138,38 @@ impl Harvest {
                     }
                 }
             }
-            let Some(last) = self.last.get_mut(at as usize) else { continue };
-            if last.as_ref().is_some_and(|last| last.block.key == key && last.block.calls == calls) {
-                continue;
-            }
-            let now = self.blocks.read(at);
-            let before = last.take().filter(|last| last.block.key == key);
-            let (delta, seen) = Delta::between(before.as_deref(), &now, interval);
-            let process = self.known.get(&tgid);
-            let id = key_id(key) | process.map_or(0, |process| process.abi as SyscallId);
-            delta.to_series(id, process, tgid, context);
-            let tally = self.rows.entry((tgid, id)).or_default();
-            delta.to_tally(tally);
-            tally.process = process.copied().unwrap_or(tally.process);
-            // The box of the block before is used again.
-            *last = Some(match before {
-                Some(mut room) => {
-                    *room = seen;
-                    room
-                }
-                None => Box::new(seen),
-            });
+            self.read_block(at, interval, context);
         }
         Ok(())
+    }
+
+    /// Takes in what a block rose by.
+    fn read_block(&mut self, at: u32, interval: u32, context: &mut Context<'_>) {
+        let (key, calls) = self.blocks.head(at);
+        let Some(last) = self.last.get_mut(at as usize) else { return };
+        if last.as_ref().is_some_and(|last| last.block.key == key && last.block.calls == calls) {
+            return;
+        }
+        let now = self.blocks.read(at);
+        let before = last.take().filter(|last| last.block.key == key);
+        let (delta, seen) = Delta::between(before.as_deref(), &now, interval);
+        let tgid = key_tgid(key);
+        let process = self.known.get(&tgid);
+        let waited = key_id(key) & WAITED != 0;
+        let id = key_id(key) & !WAITED | process.map_or(0, |process| process.abi as SyscallId);
+        let call = CallOf { id, waits: waited || rules::waits(names::name(id)) };
+        delta.to_series(call, process, tgid, self.latency, context);
+        let tally = self.rows.entry((tgid, id, call.waits)).or_default();
+        delta.to_tally(tally);
+        tally.process = process.copied().unwrap_or(tally.process);
+        // The box of the block before is used again.
+        *last = Some(match before {
+            Some(mut room) => {
+                *room = seen;
+                room
+            }
+            None => Box::new(seen),
+        });
     }
 
     /// Reads who the processes are. One may have run another program, or been moved, since its calls were read: rows get the
@@ -142,7 +180,7 @@ impl Harvest {
         lookup_batch(processes, |tgid: &u32, process: &Process| {
             known.insert(*tgid, *process);
         })?;
-        for ((tgid, _), tally) in rows {
+        for ((tgid, ..), tally) in rows {
             // An id may be another process's by now.
             let same = |process: &&Process| [0, process.start_ns].contains(&tally.process.start_ns);
             tally.process = known.get(tgid).filter(same).copied().unwrap_or(tally.process);
@@ -150,8 +188,9 @@ impl Harvest {
         Ok(())
     }
 
-    /// Gives the blocks of processes back that have been dead for a while. Call it after [`Self::read`].
-    pub(super) fn recycle(&mut self) -> io::Result<()> {
+    /// Takes in what processes that have been dead for a while did last, and gives their blocks back.
+    pub(super) fn recycle(&mut self, interval: u32, context: &mut Context<'_>) -> io::Result<()> {
+        self.look_at_processes()?;
         let now_ns = clock::monotonic_ns();
         let mourned = |since_ns: u64| now_ns.saturating_sub(since_ns) > MOURNING_NS;
         let gone = |process: &Process| process.dead_ns != 0 && mourned(process.dead_ns);
@@ -175,6 +214,7 @@ impl Harvest {
             if key == 0 || !(lost.contains(&tgid) || self.known.get(&tgid).is_some_and(gone)) {
                 continue;
             }
+            self.read_block(at, interval, context);
             // First nobody finds it any more, then it is emptied, then it can be had again.
             self.index.remove(&Plain(key)).map_err(io::Error::other)?;
             self.blocks.clear(at);
@@ -189,25 +229,42 @@ impl Harvest {
         Ok(())
     }
 
-    /// Ends the interval: its rows, in no order.
+    /// Ends the interval: its rows, in no order. `unreturned` is put beside them; at the `ending`, what has no row gets one.
     ///
     /// # Errors
     ///
     /// When a map does not read.
-    pub(super) fn take_rows(&mut self, context: &mut Context<'_>) -> io::Result<Vec<Row>> {
+    pub(super) fn take_rows(
+        &mut self,
+        unreturned: &Unreturned,
+        ending: bool,
+        context: &mut Context<'_>,
+    ) -> io::Result<Vec<Row>> {
         self.look_at_processes()?;
+        for ((tgid, id), count) in unreturned {
+            let process = self.known.get(tgid);
+            let id = id | process.map_or(0, |process| process.abi as SyscallId);
+            let name = names::name(id);
+            // What may wait or not most likely does, while it is asleep.
+            let waits = rules::may_wait(name);
+            if ending || self.rows.contains_key(&(*tgid, id, waits)) {
+                let tally = self.rows.entry((*tgid, id, waits)).or_default();
+                tally.in_flight += count;
+                tally.process = process.copied().unwrap_or(tally.process);
+            }
+        }
         let time_unix_ns = context.clock.wall(clock::monotonic_ns());
         let mut who: HashMap<u32, Who> = HashMap::default();
         let rows = self.rows.drain();
         Ok(rows
-            .map(|((tgid, id), tally)| {
+            .map(|((tgid, id, waits), tally)| {
                 let who = who.entry(tgid).or_insert_with(|| {
                     let process = tally.process;
                     let tgid = pid(tgid).unwrap_or(0);
                     let owner = Owner { start_ns: process.start_ns, tgid, _pad: 0, comm: process.comm };
                     context.owners.who(&owner, process.cgroup_id, 0)
                 });
-                tally.into_row(time_unix_ns, who.clone(), id)
+                tally.into_row(time_unix_ns, who.clone(), CallOf { id, waits })
             })
             .collect())
     }
@@ -224,21 +281,41 @@ fn pid(tgid: u32) -> Option<u32> {
 }
 
 impl Tally {
-    fn into_row(self, time_unix_ns: u64, who: Who, id: SyscallId) -> Row {
+    fn into_row(self, time_unix_ns: u64, who: Who, call: CallOf) -> Row {
         let mut errors: Vec<(Cow<'static, str>, u64)> =
             self.errors.into_iter().map(|(errno, count)| (errno_name(errno), count)).collect();
         if self.other != 0 {
             errors.push((OTHER.into(), self.other));
         }
-        let syscall = names::name(id);
-        Row { time_unix_ns, who, syscall, waits: names::waits(syscall), durations: self.durations, errors }
+        let is_measured = self.durations.count() != 0;
+        Row {
+            time_unix_ns,
+            who,
+            syscall: names::name(call.id),
+            waits: call.waits,
+            calls: self.calls,
+            durations: self.durations,
+            min: self.min_ns.map(Duration::from_nanos),
+            off_cpu: is_measured.then(|| Duration::from_nanos(self.off_cpu_ns)),
+            errors,
+            in_flight: self.in_flight,
+        }
     }
+}
+
+/// Which call, and whether it waits or waited.
+#[derive(Clone, Copy)]
+struct CallOf {
+    id: SyscallId,
+    waits: bool,
 }
 
 /// What a block rose by.
 struct Delta {
     calls: u64,
     sum_ns: u64,
+    off_cpu_ns: u64,
+    min_ns: Option<u64>,
     max_ns: Option<u64>,
     errnos: Vec<(u32, u64)>,
     other: u64,
@@ -252,10 +329,8 @@ impl Delta {
         let seen = seen.unwrap_or(&nothing);
         let before = &seen.block;
         let mut buckets = [0; BUCKETS];
-        let mut calls = 0;
         for ((delta, now), before) in buckets.iter_mut().zip(now.buckets).zip(before.buckets) {
             *delta = u64::from(now.wrapping_sub(before));
-            calls += *delta;
         }
         let errnos: Vec<(u32, u64)> = now
             .errnos
@@ -272,11 +347,13 @@ impl Delta {
         let other = if full { now.errors.saturating_sub(named).max(seen.other) } else { seen.other };
         // At the end of an interval the programs write into the next one's peak already.
         let intervals = [interval, next_interval(interval)];
-        let peaks = now.peaks.iter().filter(|peak| intervals.contains(&peak.interval));
+        let peaks = || now.peaks.iter().filter(|peak| intervals.contains(&peak.interval));
         let delta = Self {
-            calls,
+            calls: now.calls.saturating_sub(before.calls),
             sum_ns: now.sum_ns.saturating_sub(before.sum_ns),
-            max_ns: peaks.map(|peak| peak.max_ns).max(),
+            off_cpu_ns: now.off_cpu_ns.saturating_sub(before.off_cpu_ns),
+            min_ns: peaks().map(|peak| peak.min_ns).min(),
+            max_ns: peaks().map(|peak| peak.max_ns).max(),
             errnos,
             other: other - seen.other,
             buckets,
@@ -285,19 +362,31 @@ impl Delta {
     }
 
     fn to_tally(&self, tally: &mut Tally) {
+        tally.calls += self.calls;
         tally.durations.merge_counts(&self.buckets, self.sum_ns, self.max_ns);
+        tally.min_ns = tally.min_ns.into_iter().chain(self.min_ns).min();
+        tally.off_cpu_ns += self.off_cpu_ns;
         tally.other += self.other;
         for (errno, count) in &self.errnos {
             *tally.errors.entry(*errno).or_default() += count;
         }
     }
 
-    fn to_series(&self, id: SyscallId, process: Option<&Process>, tgid: u32, context: &mut Context<'_>) {
+    fn to_series(
+        &self,
+        call: CallOf,
+        process: Option<&Process>,
+        tgid: u32,
+        latency: Latency,
+        context: &mut Context<'_>,
+    ) {
         let entity = context.owners.entity(process.map_or(0, |process| process.cgroup_id), pid(tgid));
-        let syscall = names::name(id);
-        let name = attr(key::SYSCALL_NAME, syscall);
-        if self.calls != 0 {
-            let attrs = [name.clone(), attr(key::SYSCALL_CLASS, names::class(names::waits(syscall)))];
+        let name = attr(key::SYSCALL_NAME, names::name(call.id));
+        let attrs = [name.clone(), attr(key::SYSCALL_CLASS, names::class(call.waits))];
+        if self.calls != 0 && latency == Latency::Part {
+            context.store.add(&entity, metrics::SYSCALL_CALLS, &attrs, self.calls);
+        }
+        if self.buckets.iter().any(|count| *count != 0) {
             let (buckets, sum_ns, max_ns) = (&self.buckets, self.sum_ns, self.max_ns);
             context.store.merge_counts(&entity, metrics::SYSCALL_DURATION, &attrs, buckets, sum_ns, max_ns);
         }

@@ -1,32 +1,44 @@
 //! syscalls: exact figures out of the blocks; slow calls out of the records.
 
+mod event;
+mod group;
 mod harvest;
+mod in_flight;
 pub mod names;
+mod rules;
+mod stacks;
+mod subject;
 
-use std::borrow::Cow;
 use std::io;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use aya::maps::{HashMap, MapData};
 use probe_common::fields;
 use probe_common::loss::Counter;
-use probe_common::settings::{FILTER_SYSCALL, SYSCALL_SET_BITS, Settings};
-use probe_common::syscalls::{
-    Block, CpuState, KIND_SLOW, NUMBER_MASK, Sleeper, SlowRecord, SyscallId, THRESHOLD_COUNT, THRESHOLD_NEVER,
-};
-use probe_common::wire::Owner;
+use probe_common::settings::{FILTER_SYSCALL, Settings};
+use probe_common::syscalls::{Block, CpuState, KIND_SLOW, KIND_STACK, SlowRecord, StackRecord, SyscallId};
 
-use self::harvest::Harvest;
-use super::{Context, Event, Signal, SignalKind, Who, errno_name};
+pub use self::event::{InFlight, Row, Slow, Subject, Summary};
+use self::harvest::{Harvest, Latency};
+use self::in_flight::Watch;
+pub use self::rules::waits;
+pub use self::stacks::Sampled;
+use self::stacks::Stacks;
+use super::{Context, Event, Signal, SignalKind, errno_name};
 use crate::collect::{self, DecodeError};
 use crate::config::{Config, Sizes, SyscallOptions};
-use crate::event::{AttrValue, Attributes, key, name};
+use crate::kernel::clock;
 use crate::kernel::fields::Resolved;
-use crate::load::{LoadError, Loaded, ObjectSpec, Plain, ProgramSpec, count_entries};
-use crate::series::Histogram;
+use crate::load::{Hook, LoadError, Loaded, ObjectSpec, Older, Plain, ProgramSpec};
+use crate::stacks::{KernelSymbols, Unit};
 
 /// Blocks for calls counted without their process: all system calls a host makes, on some CPUs.
 const FOLDED_BLOCKS: u32 = 1024;
+
+/// A stack is taken whenever calls have taken so long on a CPU.
+const STACK_EVERY_NS: u64 = 1_000_000;
+/// A stack is taken of one call in so many: a prime, so that no pattern of calls is in step with it.
+const STACK_EVERY_CALLS: u32 = 97;
 
 /// The signal.
 #[derive(Debug)]
@@ -52,8 +64,12 @@ static OBJECT: ObjectSpec = ObjectSpec {
         ProgramSpec::raw("sys_exit").perf("sys_exit_perf", "raw_syscalls").backup("sys_exit_backup"),
         ProgramSpec::raw("sys_enter").perf("sys_enter_perf", "raw_syscalls").backup("sys_enter_backup"),
     ],
-    older: None,
-    walk: None,
+    older: Some(Older {
+        program: "older_calls",
+        over: Hook::Tasks,
+        without: "calls that hang since before probe began are not seen",
+    }),
+    walk: Some("calls_in_flight"),
 };
 
 impl SignalKind for Syscalls {
@@ -77,20 +93,26 @@ impl SignalKind for Syscalls {
             ("FREE_FOLDED", FOLDED_BLOCKS),
             ("SLEEPERS", sizes.syscall_threads),
             ("PROCESSES", max_processes(sizes)),
+            ("SLEEPS", if config.syscalls.stacks.is_some() { sizes.syscall_threads } else { 1 }),
         ]
     }
 
     fn settings(&self, config: &Config, settings: &mut Settings) {
         let options = &config.syscalls;
-        settings.slow_ns = nanoseconds(options.slower_than);
+        settings.slow_ns = rules::least_ns(&options.slower_than);
+        settings.latency_every = options.latency_every;
+        settings.tick_ns = clock::tick_ns();
+        match options.stacks {
+            Some(Unit::Time) => settings.stack_every_ns = STACK_EVERY_NS,
+            Some(Unit::Calls) => settings.stack_every_calls = STACK_EVERY_CALLS,
+            None => {}
+        }
+        settings.stack_waits = u32::from(!options.names.is_empty());
         if !options.names.is_empty() {
             settings.filters |= FILTER_SYSCALL;
-            for id in &options.names {
-                let number = usize::from(id & NUMBER_MASK);
-                if number < SYSCALL_SET_BITS
-                    && let Some(word) = settings.syscall_set.get_mut(number / 64)
-                {
-                    *word |= 1 << (number % 64);
+            for position in rules::positions(&options.names) {
+                if let Some(word) = settings.syscall_set.get_mut(position / 64) {
+                    *word |= 1 << (position % 64);
                 }
             }
         }
@@ -99,16 +121,14 @@ impl SignalKind for Syscalls {
     fn start(
         &self,
         config: &Config,
-        _kernel: &Resolved,
+        kernel: &Resolved,
         loaded: &mut Loaded,
     ) -> Result<Box<dyn Signal>, LoadError> {
         let error = |map, source| LoadError::Map { signal: OBJECT.name, map, source: Box::new(source) };
-        let mut thresholds = loaded.take_array::<u64>("THRESHOLDS")?;
-        let slow_ns = nanoseconds(config.syscalls.slower_than);
-        for number in 0..THRESHOLD_COUNT {
-            let waits = names::waits(names::native(number));
-            let threshold = if waits { THRESHOLD_NEVER } else { slow_ns };
-            thresholds.set(number, Plain(threshold), 0).map_err(|source| error("THRESHOLDS", source))?;
+        let options = &config.syscalls;
+        let mut rules = loaded.take_array("RULES")?;
+        for (number, rule) in (0..).zip(rules::all(&options.slower_than)) {
+            rules.set(number, Plain(rule), 0).map_err(|source| error("RULES", source))?;
         }
         let mut free = loaded.take_queue("FREE")?;
         for index in 0..config.sizes.syscall_blocks {
@@ -118,17 +138,33 @@ impl SignalKind for Syscalls {
         for index in config.sizes.syscall_blocks..config.sizes.syscall_blocks + FOLDED_BLOCKS {
             folded.push(index, 0).map_err(|source| error("FREE_FOLDED", source))?;
         }
+        let walk = loaded.walk_tasks(kernel);
+        if let Err(error) = &walk {
+            tracing::info!("calls in flight have no arguments and no stack: {error}");
+        }
+        // Now: later this process may not any more.
+        let symbols = Arc::new(KernelSymbols::read());
         Ok(Box::new(Running {
             harvest: Harvest::new(
                 loaded.take_blocks("BLOCKS")?,
                 loaded.take_hash("INDEX")?,
                 loaded.take_hash("PROCESSES")?,
                 free,
+                Latency::of(options.latency_every),
             ),
-            sleepers: loaded.take_hash("SLEEPERS")?,
+            watch: Watch::new(
+                loaded.take_hash("SLEEPERS")?,
+                walk.ok(),
+                &options.slower_than,
+                Arc::clone(&symbols),
+            ),
+            stacks: options.stacks.map(|_unit| Stacks::new(symbols)),
             sizes: config.sizes.clone(),
-            options: config.syscalls.clone(),
+            options: options.clone(),
             interval: 1,
+            since: Instant::now(),
+            read: Instant::now(),
+            ending: false,
         }))
     }
 }
@@ -138,24 +174,30 @@ fn max_processes(sizes: &Sizes) -> u32 {
     (sizes.syscall_threads / 2).max(64)
 }
 
-fn nanoseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
-}
-
 /// Bytes of maps that depend on the number of blocks and CPUs: what docs/memory.md states.
 #[must_use]
 pub fn map_bytes(blocks: u32, cpu_ids: u32) -> usize {
     (blocks + FOLDED_BLOCKS) as usize * size_of::<Block>() + cpu_ids as usize * size_of::<CpuState>()
 }
 
+/// How often blocks are read at least: in less than this no count of theirs goes round its 32 bits.
+const READ_PERIOD: Duration = Duration::from_secs(60);
+
 struct Running {
     harvest: Harvest,
-    /// Read only to tell how full it is.
-    sleepers: HashMap<MapData, Plain<u32>, Plain<Sleeper>>,
+    watch: Watch,
+    /// If they are wanted.
+    stacks: Option<Stacks>,
     sizes: Sizes,
     options: SyscallOptions,
     /// Number of the current interval, as the programs know it.
     interval: u32,
+    /// When it began.
+    since: Instant,
+    /// When all blocks were read last.
+    read: Instant,
+    /// The next interval to end is the last.
+    ending: bool,
 }
 
 /// Takes a record in, as [`Signal::record`]: needs no kernel.
@@ -164,23 +206,51 @@ struct Running {
 ///
 /// When it is none of this signal's.
 pub fn record(bytes: &[u8], context: &mut Context<'_>) -> Result<(), DecodeError> {
-    let header = collect::header(bytes)?;
-    if header.kind != KIND_SLOW {
-        return Err(DecodeError::Kind(header.kind));
+    take_record(bytes, None, context)
+}
+
+fn take_record(
+    bytes: &[u8],
+    stacks: Option<&mut Stacks>,
+    context: &mut Context<'_>,
+) -> Result<(), DecodeError> {
+    match collect::header(bytes)?.kind {
+        KIND_SLOW => slow(&collect::record(bytes)?, stacks, context),
+        KIND_STACK => {
+            let record: StackRecord = collect::record(bytes)?;
+            system_call(record.id)?;
+            if let Some(stacks) = stacks {
+                stacks.take(Box::new(record));
+            }
+            Ok(())
+        }
+        other => Err(DecodeError::Kind(other)),
     }
-    let record: SlowRecord = collect::record(bytes)?;
-    let id = SyscallId::try_from(record.id).map_err(|_too_large| DecodeError::Value("system call"))?;
+}
+
+fn system_call(id: u32) -> Result<SyscallId, DecodeError> {
+    SyscallId::try_from(id).map_err(|_too_large| DecodeError::Value("system call"))
+}
+
+fn slow(
+    record: &SlowRecord,
+    stacks: Option<&mut Stacks>,
+    context: &mut Context<'_>,
+) -> Result<(), DecodeError> {
+    let id = system_call(record.id)?;
+    let stack = stacks.and_then(|stacks| stacks.of_slow(record.tid));
     if let Some(events) = &mut context.events {
-        let owner = Owner { start_ns: record.start_ns, tgid: record.tgid, _pad: 0, comm: record.comm };
         let errno = (-4095..0).contains(&record.ret).then(|| record.ret.unsigned_abs());
         events(Event::SyscallSlow(Slow {
             time_unix_ns: context.clock.wall(record.header.time_ns),
-            who: context.owners.who(&owner, record.cgroup_id, 0),
+            who: context.owners.who(&record.owner, record.cgroup_id, 0),
             tid: record.tid,
             syscall: names::name(id),
             duration: Duration::from_nanos(record.duration_ns),
-            args: (record.has_args != 0).then_some(record.args),
+            off_cpu: Some(Duration::from_nanos(record.off_cpu_ns)),
+            subject: subject::of(&record.subject, record.owner.tgid),
             error: errno.and_then(|errno| u32::try_from(errno).ok()).map(errno_name),
+            stack,
         }));
     }
     Ok(())
@@ -188,19 +258,33 @@ pub fn record(bytes: &[u8], context: &mut Context<'_>) -> Result<(), DecodeError
 
 impl Signal for Running {
     fn record(&mut self, bytes: &[u8], context: &mut Context<'_>) -> Result<(), DecodeError> {
-        record(bytes, context)
+        take_record(bytes, self.stacks.as_mut(), context)
     }
 
     fn tick(&mut self, context: &mut Context<'_>) -> io::Result<()> {
-        self.harvest.read(self.interval, context)?;
-        self.harvest.recycle()
+        if self.read.elapsed() >= READ_PERIOD {
+            self.read = Instant::now();
+            self.harvest.read(self.interval, context)?;
+        }
+        self.harvest.recycle(self.interval, context)
+    }
+
+    fn detaching(&mut self, _context: &mut Context<'_>) -> io::Result<()> {
+        self.ending = true;
+        Ok(())
     }
 
     fn interval(&mut self, next: u32, context: &mut Context<'_>) -> io::Result<Option<super::Summary>> {
+        self.read = Instant::now();
         self.harvest.read(self.interval, context)?;
-        self.harvest.recycle()?;
+        self.harvest.recycle(self.interval, context)?;
         self.interval = next;
-        let mut rows = self.harvest.take_rows(context)?;
+        let covers = std::mem::replace(&mut self.since, self.read).elapsed();
+        let sampled =
+            if self.ending { self.stacks.as_mut().and_then(Stacks::end).map(Arc::new) } else { None };
+        let look = self.watch.look(context)?;
+        let rows = self.harvest.take_rows(&look.unreturned, self.ending, context)?;
+        let mut rows = group::by(self.options.by, rows);
         rows.retain(|row| !self.options.errors_only || row.errors_total() != 0);
         self.options.sort.order(&mut rows);
         if let Some(events) = &mut context.events {
@@ -209,122 +293,16 @@ impl Signal for Running {
                 events(Event::SyscallSummary(row.clone()));
             }
         }
-        Ok(Some(super::Summary::Syscalls(Summary { rows })))
+        Ok(Some(super::Summary::Syscalls(Summary { covers, rows, in_flight: look.late, sampled })))
     }
 
     fn fill(&mut self) -> io::Result<Vec<(&'static str, u64, u64)>> {
         let (blocks, processes) = self.harvest.fill();
         let fill = [
             (Counter::CallsLost, blocks, self.sizes.syscall_blocks),
-            (Counter::SleepersFull, count_entries(&self.sleepers)?, self.sizes.syscall_threads),
+            (Counter::SleepersFull, self.watch.sleepers(), self.sizes.syscall_threads),
             (Counter::ProcessesFull, processes, max_processes(&self.sizes)),
         ];
         Ok(fill.map(|(full, entries, limit)| (full.place(), entries, u64::from(limit))).to_vec())
-    }
-}
-
-/// What processes asked the kernel for in an interval.
-#[derive(Clone, Debug, Default)]
-pub struct Summary {
-    /// In the order asked for.
-    pub rows: Vec<Row>,
-}
-
-/// What one process did with one system call in an interval.
-#[derive(Clone, Debug)]
-pub struct Row {
-    /// End of the interval.
-    pub time_unix_ns: u64,
-    /// Who. Without a pid: processes that could not be told apart for want of blocks.
-    pub who: Who,
-    /// Name, `syscall_N` style where it has none.
-    pub syscall: &'static str,
-    /// Whether the call waits by design.
-    pub waits: bool,
-    /// Durations; their count is the number of calls that returned.
-    pub durations: Histogram,
-    /// Calls that failed, by errno's name.
-    pub errors: Vec<(Cow<'static, str>, u64)>,
-}
-
-impl Row {
-    /// Calls that failed.
-    #[must_use]
-    pub fn errors_total(&self) -> u64 {
-        self.errors.iter().map(|(_, count)| count).sum()
-    }
-}
-
-impl Attributes for Row {
-    fn event_name(&self) -> &'static str {
-        name::SYSCALL_SUMMARY
-    }
-    fn time_unix_ns(&self) -> u64 {
-        self.time_unix_ns
-    }
-    fn visit(&self, visitor: &mut dyn FnMut(&'static str, AttrValue<'_>)) {
-        visitor(key::SYSCALL_NAME, AttrValue::Str(self.syscall));
-        visitor(key::SYSCALL_CLASS, AttrValue::Str(names::class(self.waits)));
-        visitor(key::COUNT, AttrValue::Int(integer(self.durations.count())));
-        let errors: Vec<(&str, i64)> =
-            self.errors.iter().map(|(errno, count)| (errno.as_ref(), integer(*count))).collect();
-        visitor(key::ERRORS, AttrValue::Map(&errors));
-        visitor(key::DURATION_SUM, AttrValue::Float(self.durations.sum_seconds()));
-        for (key, value) in [
-            (key::DURATION_P50, self.durations.quantile(0.5)),
-            (key::DURATION_P99, self.durations.quantile(0.99)),
-            (key::DURATION_MAX, self.durations.max()),
-        ] {
-            if let Some(value) = value {
-                visitor(key, AttrValue::Float(value.as_secs_f64()));
-            }
-        }
-        self.who.visit(visitor);
-    }
-}
-
-fn integer(count: u64) -> i64 {
-    i64::try_from(count).unwrap_or(i64::MAX)
-}
-
-/// A call took longer than its threshold.
-#[derive(Clone, Debug)]
-pub struct Slow {
-    /// When it returned.
-    pub time_unix_ns: u64,
-    /// Who.
-    pub who: Who,
-    /// Thread.
-    pub tid: u32,
-    /// Name.
-    pub syscall: &'static str,
-    /// How long.
-    pub duration: Duration,
-    /// Argument registers, where this kernel's can be read.
-    pub args: Option<[u64; 6]>,
-    /// Errno's name, where it failed.
-    pub error: Option<Cow<'static, str>>,
-}
-
-impl Attributes for Slow {
-    fn event_name(&self) -> &'static str {
-        name::SYSCALL_SLOW
-    }
-    fn time_unix_ns(&self) -> u64 {
-        self.time_unix_ns
-    }
-    fn visit(&self, visitor: &mut dyn FnMut(&'static str, AttrValue<'_>)) {
-        visitor(key::SYSCALL_NAME, AttrValue::Str(self.syscall));
-        visitor(key::DURATION, AttrValue::Float(self.duration.as_secs_f64()));
-        if let Some(error) = &self.error {
-            visitor(key::ERROR_TYPE, AttrValue::Str(error));
-        }
-        if let Some(args) = self.args {
-            let args = args.map(|arg| format!("{arg:#x}"));
-            let args: Vec<&str> = args.iter().map(String::as_str).collect();
-            visitor(key::SYSCALL_ARGS, AttrValue::List(&args));
-        }
-        visitor(key::THREAD_ID, AttrValue::Int(i64::from(self.tid)));
-        self.who.visit(visitor);
     }
 }

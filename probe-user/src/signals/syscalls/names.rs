@@ -1,52 +1,10 @@
-//! Names of system calls and errnos, from the tables of the crate `syscalls` (generated from the kernel's own), and which
-//! calls wait by design.
+//! Names of system calls, from the tables of the crate `syscalls` (generated from the kernel's own).
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
 use probe_common::syscalls::{ABI_COMPAT, ABI_X32, NUMBER_MASK, NUMBER_UNKNOWN, SyscallId};
 use syscalls::{x86, x86_64};
-
-/// Calls that wait for somebody else by design: their durations say nothing about the kernel's work.
-const WAITS: &[&str] = &[
-    "accept",
-    "accept4",
-    "clock_nanosleep",
-    "epoll_pwait",
-    "epoll_pwait2",
-    "epoll_wait",
-    "futex",
-    "futex_wait",
-    "futex_waitv",
-    "io_getevents",
-    "io_pgetevents",
-    "io_uring_enter",
-    "mq_timedreceive",
-    "msgrcv",
-    "nanosleep",
-    "pause",
-    "poll",
-    "ppoll",
-    "pselect6",
-    "recvfrom",
-    "recvmmsg",
-    "recvmsg",
-    "restart_syscall",
-    "rt_sigsuspend",
-    "rt_sigtimedwait",
-    "select",
-    "semop",
-    "semtimedop",
-    "wait4",
-    "waitid",
-    "waitpid",
-];
-
-/// Whether a call waits by design.
-#[must_use]
-pub fn waits(name: &str) -> bool {
-    WAITS.binary_search(&name).is_ok()
-}
 
 /// As attribute `syscall.class`.
 #[must_use]
@@ -88,34 +46,22 @@ fn unnamed(number: u32) -> &'static str {
     made.entry(number).or_insert_with(|| Box::leak(format!("syscall_{number}").into_boxed_str()))
 }
 
-/// The number of a call of the native table by its name.
+/// The name as the tables have it: the native one's, or the 32-bit one's.
 #[must_use]
-pub fn by_name(wanted: &str) -> Option<SyscallId> {
-    numbers().find(|number| native(*number) == wanted).and_then(|number| SyscallId::try_from(number).ok())
+pub fn known(wanted: &str) -> Option<&'static str> {
+    all().find(|name| *name == wanted)
 }
 
-/// The names of the native table.
+/// The names of both tables; those that both have come twice.
 pub fn all() -> impl Iterator<Item = &'static str> {
-    numbers().map(native).filter(|name| !name.starts_with("syscall_"))
-}
-
-/// Numbers below which native tables keep their calls.
-fn numbers() -> std::ops::Range<u32> {
-    0..probe_common::syscalls::THRESHOLD_COUNT
+    let numbers = || 0..probe_common::syscalls::RULE_COUNT as SyscallId;
+    let ids = numbers().chain(numbers().map(|number| number | ABI_COMPAT));
+    ids.map(name).filter(|name| !name.starts_with("syscall_"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_list_is_sorted_and_known() {
-        assert!(WAITS.is_sorted());
-        for name in WAITS {
-            let known = (0..1024).any(|n| native(n) == *name || self::name(ABI_COMPAT | n as u16) == *name);
-            assert!(known, "{name} is in no table");
-        }
-    }
 
     #[test]
     #[cfg(target_arch = "x86_64")]
@@ -125,7 +71,8 @@ mod tests {
         assert_eq!(name(ABI_X32 | 39), "getpid");
         assert_eq!(name(9000), "syscall_9000");
         assert_eq!(name(NUMBER_UNKNOWN), "syscall_unknown");
-        assert_eq!(by_name("getppid"), Some(110));
-        assert_eq!(by_name("nonsense"), None);
+        assert_eq!(name(ABI_COMPAT | 7), "waitpid");
+        assert_eq!([known("getppid"), known("waitpid")], [Some("getppid"), Some("waitpid")]);
+        assert_eq!(known("nonsense"), None);
     }
 }

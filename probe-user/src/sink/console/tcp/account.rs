@@ -254,7 +254,11 @@ impl Account {
             Event::Reset(event) => self.reset(event),
             Event::Connect(event) => self.connect(event),
             Event::Close(event) => self.close(event),
-            Event::Lookup(_) | Event::SyscallSummary(_) | Event::SyscallSlow(_) | Event::Loss(_) => {}
+            Event::Lookup(_)
+            | Event::SyscallSummary(_)
+            | Event::SyscallSlow(_)
+            | Event::SyscallInFlight(_)
+            | Event::Loss(_) => {}
         }
         // As many as there are rows for.
         if let Some(connection) = event.connection()
