@@ -31,7 +31,7 @@ pub enum KernelSymbols {
 }
 
 impl KernelSymbols {
-    /// Reads them now, with the capabilities of now; takes 30 ms and keeps 2 to 4 MB.
+    /// Reads them now, with the capabilities of now; takes 80 ms and keeps 5 MB of the 122,000 that one host has.
     #[must_use]
     pub fn read() -> Self {
         Self::at(Path::new("/proc/kallsyms"))

@@ -128,13 +128,13 @@ impl Symbolizer {
 
     /// Frames of a stack of a process, outermost first. `start_ns` is when it began (CLOCK_BOOTTIME), which names it for good;
     /// addresses come innermost first, as bpf_get_stack gives them of a thread in a system call: each is where a call returns to, so
-    /// what is looked up is the byte before. One frame if the process is gone and was not seen before.
+    /// what is looked up is the byte before; a 0 ends them. One frame if the process is gone and was not seen before.
     pub fn user(&mut self, pid: u32, start_ns: u64, addresses: &[u64]) -> Vec<Frame> {
         self.user_at(pid, start_ns, addresses, Instant::now())
     }
 
     fn user_at(&mut self, pid: u32, start_ns: u64, addresses: &[u64], now: Instant) -> Vec<Frame> {
-        let addresses = addresses.get(..MAX_FRAMES).unwrap_or(addresses);
+        let addresses = until_zero(addresses);
         let Self { processes, images, names, kernel: _, kernel_names: _, unresolved } = self;
         unresolved.looked_at(addresses.len());
         let mut living = Living { pid, start_ns, process: None };
@@ -172,9 +172,9 @@ impl Symbolizer {
         frames
     }
 
-    /// Frames of a stack of the kernel, outermost first, from addresses innermost first. A single one where it hides its functions.
+    /// Frames of a stack of the kernel, outermost first, from addresses innermost first, which a 0 ends. A single one where it hides its functions.
     pub fn kernel(&mut self, addresses: &[u64]) -> Vec<Frame> {
-        let addresses = addresses.get(..MAX_FRAMES).unwrap_or(addresses);
+        let addresses = until_zero(addresses);
         let Self { processes: _, images: _, names: _, kernel, kernel_names, unresolved } = self;
         unresolved.looked_at(addresses.len());
         let KernelSymbols::Known(symbols) = kernel.as_ref() else {
@@ -209,6 +209,12 @@ impl Symbolizer {
     pub fn table_bytes(&self) -> usize {
         self.images.bytes()
     }
+}
+
+/// Records have room for more than every stack has.
+fn until_zero(addresses: &[u64]) -> &[u64] {
+    let addresses = addresses.get(..MAX_FRAMES).unwrap_or(addresses);
+    addresses.split(|address| *address == 0).next().unwrap_or_default()
 }
 
 /// Looks again at where a process has its code. What is known of one that is gone stays as it was.

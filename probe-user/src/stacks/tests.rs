@@ -161,6 +161,7 @@ fn functions_of_this_process() {
     assert_eq!(names[2], ("probe_user::stacks::tests::known_function", true));
     assert_eq!(reasons(&symbolizer), ["1 the process has no code there (a program without frame pointers?)"]);
     assert!(symbolizer.user(own, start_of(own), &[]).is_empty());
+    assert_eq!(symbolizer.user(own, start_of(own), &[7, 0, 8]).len(), 1, "a 0 ends them");
     let many = vec![1; MAX_FRAMES + 1];
     assert_eq!(symbolizer.user(own, start_of(own), &many).len(), MAX_FRAMES);
 }
