@@ -15,7 +15,7 @@ use probe_common::dns::{
     Asked, HEADER, KIND_ORPHAN, LookupHead, LookupRecord, NAME_ROOM, Pending, ROLE_SERVER, SEGMENT_ROOM,
     SegmentRecord,
 };
-use probe_common::syscalls::SlowRecord;
+use probe_common::syscalls::{HAS_ARGS, HAS_SOCKET, SlowRecord};
 use probe_common::tcp::{
     ABSENT, ABSENT_OCTETS, CloseRecord, ConnectRecord, ResetRecord, RetransmitRecord, Socket,
 };
@@ -250,11 +250,18 @@ fn check_meaning(event: &Event, value: &Value, bytes: &[u8]) {
         }
         Event::SyscallSlow(slow) => {
             let record: SlowRecord = read(bytes);
-            assert_eq!((slow.tid, slow.who.pid.unwrap_or(0)), (record.tid, record.tgid));
+            assert_eq!((slow.tid, slow.who.pid.unwrap_or(0)), (record.tid, record.owner.tgid));
+            assert_eq!(slow.off_cpu, Some(Duration::from_nanos(record.off_cpu_ns)));
+            let subject = &record.subject;
+            assert_eq!(slow.subject.args, (subject.has & HAS_ARGS != 0).then_some(subject.args));
+            let ends = [slow.subject.local, slow.subject.peer];
+            assert!(ends.iter().all(Option::is_none) || subject.has & HAS_SOCKET != 0);
             assert_eq!(slow.duration, Duration::from_nanos(record.duration_ns));
             assert_eq!(slow.error.is_some(), (-4095..0).contains(&record.ret));
         }
-        Event::SyscallSummary(_) | Event::SyscallInFlight(_) | Event::Loss(_) => panic!("no record makes {event:?}"),
+        Event::SyscallSummary(_) | Event::SyscallInFlight(_) | Event::Loss(_) => {
+            panic!("no record makes {event:?}")
+        }
     }
 }
 

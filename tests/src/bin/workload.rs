@@ -59,6 +59,20 @@ fn obey(words: &[&str]) -> Result<String> {
         }
         // errnos DIRECTORY COUNT: opens that fail in eight ways, each so often.
         ["errnos", directory, count] => errnos(directory, count.parse()?)?,
+        // read PATH COUNT: so many reads of an octet.
+        ["read", path, count] => {
+            let file = std::fs::File::open(path)?;
+            for _ in 0..count.parse::<u32>()? {
+                ensure!((&file).read(&mut [0])? == 1, "{path} has ended");
+            }
+        }
+        // push ADDRESS: writes to a connection for ever.
+        ["push", address] => {
+            let mut stream = TcpStream::connect(address)?;
+            loop {
+                stream.write_all(&[0; 65_536])?;
+            }
+        }
         // nanosleep MILLISECONDS COUNT
         ["nanosleep", milliseconds, count] => {
             let milliseconds = milliseconds.parse()?;
