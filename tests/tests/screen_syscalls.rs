@@ -223,8 +223,8 @@ fn a_table_in_one_place_and_totals() -> Result<()> {
         last = plain;
     }
     // Newest last, in colours.
-    let [hang, .., slow] = last.lines().filter(|line| line.contains("openat  ")).collect::<Vec<_>>()[..]
-    else {
+    let is_event = |line: &&str| line.contains("hang\u{1b}") || line.contains("slow\u{1b}");
+    let [hang, .., slow] = last.lines().filter(is_event).collect::<Vec<_>>()[..] else {
         anyhow::bail!("not two events: {last}")
     };
     ensure!(hang.contains("\u{1b}[31mhang\u{1b}[0m openat"), "{hang:?}");

@@ -106,6 +106,7 @@ pub(super) fn fail(account: &Account) -> Vec<String> {
     }
     let mut failing_calls: Vec<_> = by_call.into_iter().collect();
     failing_calls.sort_by_key(|(call, (_, failed, _))| (Reverse(*failed), *call));
+    let mut explained = None;
     let sentence = |(call, (calls, failed, errors)): (&str, (u64, u64, BTreeMap<&str, u64>))| {
         let (errno, count) = errors.into_iter().max_by_key(|(errno, count)| (*count, Reverse(*errno)))?;
         let least = if errno == "EAGAIN" { AGAIN_PERCENT } else { FAILED_PERCENT };
@@ -114,7 +115,10 @@ pub(super) fn fail(account: &Account) -> Vec<String> {
             failed >= ENOUGH_FAILED && often && is_most(count, failed) && limit(call, errno).is_none();
         is_told.then(|| {
             let who = failing(account, call, errno).map(|who| format!(", most of {who}")).unwrap_or_default();
-            let meaning = meaning(call, errno).map(|meaning| format!(": {meaning}")).unwrap_or_default();
+            // Once is enough.
+            let meaning =
+                meaning(call, errno).filter(|meaning| explained.replace(*meaning) != Some(*meaning));
+            let meaning = meaning.map(|meaning| format!(": {meaning}")).unwrap_or_default();
             let share = if account.is_selective {
                 format!("{} failed", counted(failed, "call"))
             } else {
@@ -192,6 +196,10 @@ mod tests {
         ] {
             check(what, rows, want);
         }
+        // What two have in common is explained once.
+        let of = |call| failing(&[("ENOENT", 100)], row(app(), call, 100, 1));
+        let both = said(vec![of("access"), of("openat")]);
+        assert!(both[0].contains("with ENOENT: names") && both[1].ends_with("with ENOENT"), "{both:?}");
         // Working and waiting calls of a name are one call, and no owner is named who is the only one.
         let of = |waits| Row { waits, ..failing(&[("EAGAIN", 80)], row(app(), "recvfrom", 100, 1)) };
         check(
