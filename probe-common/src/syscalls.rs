@@ -294,11 +294,12 @@ pub struct StackRecord {
     pub duration_ns: u64,
     /// How much of that the thread did not have the CPU, nanoseconds.
     pub off_cpu_ns: u64,
-    /// Time of all the calls that it stands for, itself with them, nanoseconds. 0: it was taken because it was slow, and stands for
-    /// none.
+    /// Time of all the calls that it stands for, itself with them, nanoseconds; 0: it was not its turn.
     pub weight_ns: u64,
     /// Their number.
-    pub weight_calls: u64,
+    pub weight_calls: u32,
+    /// 1: it was slow, and its [`SlowRecord`] may follow.
+    pub is_slow: u32,
     /// Where in the kernel it went to sleep, innermost first; 0: that was all.
     pub kernel: [u64; STACK_LEN],
     /// Where in the program it was made, likewise.

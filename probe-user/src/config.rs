@@ -8,6 +8,7 @@ use wildmatch::WildMatch;
 
 use crate::signals::syscalls::Row;
 use crate::sink::otlp::OtlpConfig;
+use crate::stacks::Unit;
 
 /// Everything a command works by.
 #[derive(Clone, Debug)]
@@ -246,6 +247,8 @@ pub struct SyscallOptions {
     pub slower_than: Thresholds,
     /// One call in so many is measured; 1: every one, 0: none.
     pub latency_every: u32,
+    /// What stacks weigh, if they are wanted.
+    pub stacks: Option<Unit>,
     /// Only rows with errors.
     pub errors_only: bool,
     /// Whose calls a row adds up.
@@ -262,6 +265,7 @@ impl Default for SyscallOptions {
             names: Vec::new(),
             slower_than: Thresholds::default(),
             latency_every: 1,
+            stacks: None,
             errors_only: false,
             by: SyscallBy::Process,
             sort: SyscallSort::Time,

@@ -4,8 +4,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use super::args::{CallArgs, Shared};
+use super::stacks::StackArgs;
 use super::{Failure, live};
-use crate::config::{SyscallBy, SyscallSort};
+use crate::config::{Output, SyscallBy, SyscallSort};
 use crate::signals;
 use crate::signals::syscalls::names;
 
@@ -32,6 +33,8 @@ pub(super) struct Args {
     /// Only so many rows an interval [default: as many as a terminal has room for, 20 in a pipe, all as JSON]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     top: Option<u16>,
+    #[command(flatten)]
+    stacks: StackArgs,
 }
 
 /// Runs it.
@@ -43,7 +46,12 @@ pub(super) fn main(args: Args) -> Result<ExitCode, Failure> {
     config.syscalls.by = args.by;
     config.syscalls.sort = args.sort;
     config.syscalls.top = args.top.map(usize::from);
-    live::show(&config, &signals::syscalls::Syscalls)
+    config.syscalls.stacks = args.stacks.unit();
+    if config.syscalls.stacks.is_some() && config.syscalls.latency_every == 0 {
+        return Err(Failure::usage("--stacks and --flamegraph weigh time: not with --no-latency".to_owned()));
+    }
+    let stacks = args.stacks.sink(config.output == Output::Table)?;
+    live::show_with(&config, &signals::syscalls::Syscalls, stacks)
 }
 
 fn syscall(text: &str) -> Result<&'static str, String> {

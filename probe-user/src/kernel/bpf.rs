@@ -162,7 +162,7 @@ mod tests {
         objects.flat_map(move |object| {
             let specs = object.programs.iter();
             let names = specs.flat_map(move |spec| spec.names(preempts_programs));
-            let names = names.chain(object.older).chain(object.walk);
+            let names = names.chain(object.older.map(|older| older.program)).chain(object.walk);
             names.map(|name| (object.elf, name))
         })
     }

@@ -75,7 +75,7 @@ pub(crate) fn consider(ctx: *mut c_void, cpu: &mut CpuState, settings: &Settings
             || every_calls != 0 && cpu.unsampled_calls >= every_calls;
         if is_due && now().saturating_sub(cpu.sampled_ns) >= LEAST_GAP_NS {
             weight_ns = cpu.unsampled_ns;
-            weight_calls = u64::from(cpu.unsampled_calls);
+            weight_calls = cpu.unsampled_calls;
         }
     }
     if weight_calls == 0 && !sample.is_slow {
@@ -92,7 +92,7 @@ pub(crate) fn consider(ctx: *mut c_void, cpu: &mut CpuState, settings: &Settings
 
 struct Weight {
     ns: u64,
-    calls: u64,
+    calls: u32,
     compat: bool,
 }
 
@@ -116,6 +116,7 @@ fn take(ctx: *mut c_void, sample: &Sample, weight: &Weight) -> u32 {
     record.off_cpu_ns = sample.off_cpu_ns;
     record.weight_ns = weight.ns;
     record.weight_calls = weight.calls;
+    record.is_slow = u32::from(sample.is_slow);
     if sample.off_cpu_ns != 0
         && let Some(stack) = SLEEPS.get_ptr(tid)
     {

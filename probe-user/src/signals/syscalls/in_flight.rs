@@ -4,6 +4,7 @@
 //! are not known to wait by design are all threads walked over, for arguments, files and stacks.
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use aya::maps::{HashMap as BpfHashMap, MapData};
@@ -11,7 +12,7 @@ use hashbrown::{HashMap, HashSet};
 use probe_common::syscalls::{InFlight as Raw, OLDER, Rule, Sleeper, SyscallId};
 use probe_common::wire::Owner;
 
-use super::{InFlight, names, rules, subject};
+use super::{InFlight, names, rules, stacks, subject};
 use crate::config::Thresholds;
 use crate::entity::Entity;
 use crate::event::key;
@@ -19,6 +20,8 @@ use crate::kernel::clock;
 use crate::load::{Plain, Walk, lookup_batch};
 use crate::series::{attr, metrics};
 use crate::signals::{Context, Event};
+use crate::stacks::KernelSymbols;
+use crate::stacks::names::readable;
 
 /// Calls that a look tells of at most; the gauge and the summary count all.
 const TOLD: usize = 256;
@@ -43,6 +46,7 @@ pub(super) struct Watch {
     /// What the gauge says.
     shown: HashMap<(Entity, &'static str), i64>,
     kept: u64,
+    symbols: Arc<KernelSymbols>,
 }
 
 /// What a look has found.
@@ -70,6 +74,7 @@ impl Watch {
         sleepers: BpfHashMap<MapData, Plain<u32>, Plain<Sleeper>>,
         walk: Option<Walk>,
         thresholds: &Thresholds,
+        symbols: Arc<KernelSymbols>,
     ) -> Self {
         Self {
             sleepers,
@@ -79,6 +84,7 @@ impl Watch {
             told: HashMap::default(),
             shown: HashMap::default(),
             kept: 0,
+            symbols,
         }
     }
 
@@ -185,6 +191,7 @@ impl Watch {
             left -= 1;
             self.told.insert(key, duration);
             let subject = raw.as_ref().map(|raw| subject::of(&raw.subject, owner.tgid)).unwrap_or_default();
+            let (stack, sleeps) = raw.as_ref().map(|raw| self.stack(&raw.stack)).unwrap_or_default();
             let event = Event::SyscallInFlight(InFlight {
                 time_unix_ns: context.clock.wall(now_ns),
                 who: context.owners.who(&owner, cgroup_id, 0),
@@ -193,12 +200,28 @@ impl Watch {
                 duration,
                 is_older,
                 subject,
-                wchan: None,
-                stack: None,
+                wchan: if sleeps { stack.last().map(|function| function.as_str().into()) } else { None },
+                stack: (!stack.is_empty()).then(|| stack.join(";").into()),
             });
             if let Some(events) = &mut context.events {
                 events(event);
             }
         }
+    }
+
+    /// Functions of a kernel stack, outermost first, down to the one that went to sleep, and whether one did. None where symbols
+    /// cannot be read.
+    fn stack(&self, addresses: &[u64]) -> (Vec<String>, bool) {
+        let KernelSymbols::Known(symbols) = self.symbols.as_ref() else { return (Vec::new(), false) };
+        let addresses = addresses.iter().take_while(|address| **address != 0);
+        let mut functions: Vec<String> = addresses
+            .map(|address| match symbols.find(address.saturating_sub(1)) {
+                Some((_, raw)) => readable(raw),
+                None => "[unknown]".to_owned(),
+            })
+            .collect();
+        functions.reverse();
+        let sleeps = stacks::down_to_sleep(&mut functions);
+        (functions, sleeps)
     }
 }

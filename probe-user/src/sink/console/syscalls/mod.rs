@@ -38,7 +38,7 @@ const VERY_SLOW: Duration = Duration::from_secs(1);
 
 /// A call that was slow, as a line.
 pub(super) fn slow(slow: &Slow, columns: usize, colours: Colours) -> String {
-    let Slow { time_unix_ns, who, tid, syscall, duration, off_cpu, subject, error } = slow;
+    let Slow { time_unix_ns, who, tid, syscall, duration, off_cpu, subject, error, stack: _ } = slow;
     let mut details = thread(who, *tid);
     details.extend(error.as_deref().map(str::to_owned));
     details.extend(off_cpu.and_then(|off_cpu| off_cpu_share(off_cpu, duration.as_nanos())).map(off_cpu_text));
@@ -202,7 +202,7 @@ pub(super) mod tests {
     }
 
     pub(super) fn brought(rows: Vec<Row>) -> Summary {
-        Summary { covers: Duration::from_secs(1), rows, in_flight: 0 }
+        Summary { covers: Duration::from_secs(1), rows, in_flight: 0, sampled: None }
     }
 
     pub(super) fn file(path: &str) -> Subject {
@@ -219,6 +219,7 @@ pub(super) mod tests {
             off_cpu: None,
             subject: Subject::default(),
             error: None,
+            stack: None,
         }
     }
 

@@ -64,7 +64,7 @@ impl Interval {
     /// Of what it brought, and when it ended.
     #[must_use]
     pub fn of(summary: &Summary, time_unix_ns: u64) -> Self {
-        let Summary { covers, rows, in_flight } = summary;
+        let Summary { covers, rows, in_flight, sampled: _ } = summary;
         Self {
             time_unix_ns,
             covers: *covers,
@@ -281,7 +281,7 @@ nginx[4711]           epoll_wait       20   wait  48.2ms  48.2ms  50.0ms      99
         let unmeasured =
             |row: Row| Row { durations: crate::series::Histogram::new(), off_cpu: None, in_flight: 0, ..row };
         let rows: Vec<_> = rows().into_iter().map(unmeasured).collect();
-        let summary = Summary { covers: Duration::ZERO, rows, in_flight: 2 };
+        let summary = Summary { covers: Duration::ZERO, rows, in_flight: 2, sampled: None };
         let lines = Interval::of(&summary, NOON).lines(&Shape::new(SyscallBy::Process, None), None);
         let want = "
 ── 12:00:00 UTC  423 calls, 324 failed, 2 hang, 3 (process, call) pairs
