@@ -348,7 +348,7 @@ pub(super) mod tests {
         for (ms, tone) in [(99, ""), (100, yellow), (999, yellow), (1_000, red)] {
             let call = was_slow("fsync", ms);
             let (on, off) = (slow(&call, COLUMNS, Colours::On), slow(&call, COLUMNS, Colours::Off));
-            assert_eq!(on.contains(&format!("{tone}slow")), true, "{on:?}");
+            assert!(on.contains(&format!("{tone}slow")), "{on:?}");
             assert_eq!(on.matches('\u{1b}').count(), if tone.is_empty() { 0 } else { 4 }, "{on:?}");
             let plain = [red, yellow, "\u{1b}[0m"].iter().fold(on, |text, code| text.replace(code, ""));
             assert_eq!(plain, off);

@@ -14,6 +14,8 @@ use crate::signals::Event;
 const EVENTS: usize = 100;
 /// Where a table does not leave more, events have one line in so many.
 const EVENTS_SHARE: usize = 3;
+/// An interval that is so many times shorter than the one before is what was left of it at the end.
+const REST: u32 = 2;
 /// However many events come, it is not drawn more often.
 const PERIOD: Duration = Duration::from_millis(100);
 /// Lines of a terminal that does not tell.
@@ -60,7 +62,11 @@ impl Screen {
     ///
     /// What `out` returns.
     pub fn interval(&mut self, out: &mut dyn Write, interval: Interval) -> io::Result<()> {
-        self.interval = Some(interval);
+        // Who ends it wants to see the last table, not what came in the moment since.
+        let is_rest = |before: &Interval| interval.covers() * REST < before.covers();
+        if !self.interval.as_ref().is_some_and(is_rest) {
+            self.interval = Some(interval);
+        }
         self.draw(out, size())
     }
 
@@ -150,7 +156,7 @@ mod tests {
     use super::super::tests::{NOON, brought, row, was_slow};
     use super::*;
     use crate::config::SyscallBy;
-    use crate::signals::syscalls::Slow;
+    use crate::signals::syscalls::{Slow, Summary};
 
     fn screen(rows: u32, events: u64) -> Screen {
         let shape = Shape { colours: Colours::On, ..Shape::new(SyscallBy::Process, None) };
@@ -214,6 +220,21 @@ mod tests {
             "{plain:?}"
         );
         assert!(frame.lines().all(|line| width(line) <= 120 + 30), "{frame}");
+    }
+
+    #[test]
+    fn what_is_left_at_the_end_does_not_take_the_place_of_a_table() {
+        let calls = |ms, calls: u32| {
+            let rows = (0..calls).map(|pid| row(who("w", pid + 1, "/"), "read", 1, 10)).collect();
+            Interval::of(&Summary { covers: Duration::from_millis(ms), ..brought(rows) }, NOON)
+        };
+        let mut screen = screen(0, 0);
+        screen.interval = None;
+        for (ms, rows, want) in [(1_000, 3, 3), (499, 1, 3), (500, 2, 2), (1_000, 4, 4), (0, 1, 4)] {
+            screen.interval(&mut Vec::new(), calls(ms, rows)).unwrap();
+            let frame = screen.frame(23, 120);
+            assert_eq!(frame.iter().filter(|line| line.starts_with("w[")).count(), want, "{ms}");
+        }
     }
 
     #[test]

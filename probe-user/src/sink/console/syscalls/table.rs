@@ -77,6 +77,11 @@ impl Interval {
         }
     }
 
+    /// How long it was.
+    pub(super) const fn covers(&self) -> Duration {
+        self.covers
+    }
+
     /// Time and totals.
     fn heading(&self, by: SyscallBy) -> String {
         let time = time_of_day(self.time_unix_ns);
