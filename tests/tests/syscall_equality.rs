@@ -10,6 +10,9 @@
 //!
 //! In virtual machines, which have neither strace nor perf, what the programs are known to do is the measure.
 
+#[cfg(target_arch = "x86_64")]
+#[path = "syscall_equality/compat.rs"]
+mod compat;
 #[path = "syscall_equality/harness.rs"]
 mod harness;
 #[path = "syscall_equality/real.rs"]
