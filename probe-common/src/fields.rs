@@ -124,6 +124,12 @@ kernel_fields! {
     /// x86: bit 1 (TS_COMPAT) is set inside a 32-bit system call. Absent elsewhere.
     TASK_THREAD_STATUS: u32 = Member "task_struct.thread_info.status", 0;
 
+    /// What the thread is waiting for, bits of include/linux/sched.h; 0: it runs, or could.
+    TASK_STATE: u32 = Member "task_struct.__state", 0;
+    /// The same before 5.14.
+    TASK_STATE_LONG: u64 = Member "task_struct.state", 0;
+    /// Number of the call that the registers are of, x86-64; -1: they are of no call.
+    REGS_NUMBER: u64 = Member "pt_regs.orig_ax", 0;
     /// Open files of the task: with the next six, the way from a descriptor to its file.
     TASK_FILES: KernelPointer = Pointer "task_struct.files", 0;
     /// Table of descriptors.

@@ -64,10 +64,16 @@ pub struct Settings {
     pub dns_ports: [u16; DNS_PORTS],
     /// dns: 1: servers of this host are looked at too.
     pub dns_servers: u64,
+    /// syscalls: a stack is taken whenever calls have taken so many nanoseconds on a CPU; 0: not for that.
+    pub stack_every_ns: u64,
+    /// syscalls: a stack is taken of one call in so many; 0: not for that.
+    pub stack_every_calls: u32,
+    /// syscalls: 1: stacks of calls that wait, too.
+    pub stack_waits: u32,
     /// syscalls: one bit a system call number: the native table, and behind it the 32-bit one.
     pub syscall_set: [u64; 2 * SYSCALL_SET_BITS / 64],
 }
-const _: () = assert!(size_of::<Settings>() == 376);
+const _: () = assert!(size_of::<Settings>() == 392);
 
 impl Settings {
     /// No filter, every kind of record, DNS on port 53.
@@ -88,6 +94,9 @@ impl Settings {
         slow_ns: u64::MAX,
         latency_every: 1,
         tick_ns: 0,
+        stack_every_ns: 0,
+        stack_every_calls: 0,
+        stack_waits: 0,
         dns_ports: [53, 0, 0, 0],
         dns_servers: 0,
         syscall_set: [0; 2 * SYSCALL_SET_BITS / 64],

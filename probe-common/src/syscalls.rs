@@ -7,6 +7,8 @@ use crate::wire::{Owner, RecordHeader};
 
 /// [`SlowRecord`].
 pub const KIND_SLOW: u16 = 1;
+/// [`StackRecord`].
+pub const KIND_STACK: u16 = 2;
 
 /// A system call in one word: the ABI in the two upper bits, the number in the lower fourteen.
 pub type SyscallId = u16;
@@ -28,6 +30,8 @@ pub const WAITED: u16 = 1 << 14;
 pub const ROUGHLY: u32 = 1 << 16;
 /// Likewise: the thread went to sleep inside the call, of its own will.
 pub const SLEPT: u32 = 1 << 17;
+/// Likewise: it began before the programs were there, and is not counted when it ends. Its beginning is when it was found.
+pub const OLDER: u32 = 1 << 18;
 
 /// In place of a process id: calls counted without their process. No process has it, and no [`block_key`] with it is 0, which
 /// means a free block.
@@ -156,12 +160,16 @@ pub struct CpuState {
     pub done: u32,
     /// Calls still to begin here until one is measured (`settings::Settings::latency_every`).
     pub until_measured: u32,
-    /// Zero.
-    pub _pad: u32,
+    /// Calls that ended here since the last whose stack was taken.
+    pub unsampled_calls: u32,
+    /// Their time, nanoseconds.
+    pub unsampled_ns: u64,
+    /// When that one's was taken, CLOCK_MONOTONIC nanoseconds.
+    pub sampled_ns: u64,
     /// Recently used blocks.
     pub cache: [CacheLine; CACHE_LINES],
 }
-const _: () = assert!(size_of::<CpuState>() == 48 + 16 * CACHE_LINES);
+const _: () = assert!(size_of::<CpuState>() == 64 + 16 * CACHE_LINES);
 
 /// A call whose thread lost the CPU inside it (`SLEEPERS`, keyed by thread id).
 #[repr(C)]
@@ -266,6 +274,38 @@ const _: () = assert!(size_of::<SlowRecord>() == 440);
 
 /// Functions of a kernel stack that are kept, innermost first.
 pub const STACK_LEN: usize = 32;
+/// The same of a user stack: as many as the kernel takes by default (`PERF_MAX_STACK_DEPTH`).
+pub const USER_STACK_LEN: usize = 127;
+
+/// Where a call came from, and where it slept last.
+#[repr(C)]
+#[cfg_attr(feature = "bytemuck", derive(bytemuck::Pod, bytemuck::Zeroable))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StackRecord {
+    /// Kind [`KIND_STACK`]; time: when it returned.
+    pub header: RecordHeader,
+    /// Process.
+    pub owner: Owner,
+    /// Thread.
+    pub tid: u32,
+    /// [`SyscallId`], with [`ABI_COMPAT`].
+    pub id: u32,
+    /// How long it took, nanoseconds.
+    pub duration_ns: u64,
+    /// How much of that the thread did not have the CPU, nanoseconds.
+    pub off_cpu_ns: u64,
+    /// Time of all the calls that it stands for, itself with them, nanoseconds; 0: it was not its turn.
+    pub weight_ns: u64,
+    /// Their number.
+    pub weight_calls: u32,
+    /// 1: it was slow, and its [`SlowRecord`] may follow.
+    pub is_slow: u32,
+    /// Where in the kernel it went to sleep, innermost first; 0: that was all.
+    pub kernel: [u64; STACK_LEN],
+    /// Where in the program it was made, likewise.
+    pub user: [u64; USER_STACK_LEN],
+}
+const _: () = assert!(size_of::<StackRecord>() == 1360);
 
 /// A call that has not returned for longer than its threshold: what the walk over all threads writes for each.
 #[repr(C)]
@@ -282,7 +322,7 @@ pub struct InFlight {
     pub owner: Owner,
     /// Thread.
     pub tid: u32,
-    /// [`SyscallId`]. Whether it is of the 32-bit table tells [`Process::abi`].
+    /// [`SyscallId`], with [`ABI_COMPAT`], and [`OLDER`].
     pub id: u32,
     /// Where the thread is in the kernel, innermost first; 0: that was all.
     pub stack: [u64; STACK_LEN],

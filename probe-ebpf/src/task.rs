@@ -17,16 +17,22 @@ pub fn owner() -> Result<Owner> {
 /// others (further paths of an MPTCP connection, file systems over the network).
 #[inline(always)]
 pub fn owner_of_socket() -> Result<Owner> {
-    /// include/linux/sched.h
-    const PF_KTHREAD: u32 = 0x0020_0000;
     // SAFETY: the helper has no requirement.
     let task = unsafe { bpf_get_current_task() };
-    if kread!(task, TASK_FLAGS)? & PF_KTHREAD != 0 {
+    if is_kernels(task)? {
         return Ok(Owner::UNKNOWN);
     }
     // SAFETY: the helper has no requirement.
     let tgid = unsafe { bpf_get_current_pid_tgid() } >> 32;
     named(task, tgid as u32)
+}
+
+/// Whether a task is a thread of the kernel's own.
+#[inline(always)]
+pub fn is_kernels(task: KernelPointer) -> Result<bool> {
+    /// include/linux/sched.h
+    const PF_KTHREAD: u32 = 0x0020_0000;
+    Ok(kread!(task, TASK_FLAGS)? & PF_KTHREAD != 0)
 }
 
 /// The process of a task.
@@ -59,11 +65,14 @@ pub fn cgroup() -> Result<KernelPointer> {
 /// arch/x86/include/asm/thread_info.h).
 #[inline(always)]
 pub fn in_compat_call() -> bool {
-    const TS_COMPAT: u32 = 0x2;
-    if !kread::present(fields::TASK_THREAD_STATUS) {
-        return false;
-    }
     // SAFETY: the helper has no requirement.
-    let task = unsafe { bpf_get_current_task() };
-    kread!(task, TASK_THREAD_STATUS).is_ok_and(|status| status & TS_COMPAT != 0)
+    is_compat(unsafe { bpf_get_current_task() })
+}
+
+/// The same of a task.
+#[inline(always)]
+pub fn is_compat(task: KernelPointer) -> bool {
+    const TS_COMPAT: u32 = 0x2;
+    kread::present(fields::TASK_THREAD_STATUS)
+        && kread!(task, TASK_THREAD_STATUS).is_ok_and(|status| status & TS_COMPAT != 0)
 }

@@ -1,5 +1,6 @@
 //! What the user asked for, validated: nothing behind this sees flags or environment variables.
 
+use std::cmp::Reverse;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -7,6 +8,7 @@ use wildmatch::WildMatch;
 
 use crate::signals::syscalls::Row;
 use crate::sink::otlp::OtlpConfig;
+use crate::stacks::Unit;
 
 /// Everything a command works by.
 #[derive(Clone, Debug)]
@@ -245,8 +247,12 @@ pub struct SyscallOptions {
     pub slower_than: Thresholds,
     /// One call in so many is measured; 1: every one, 0: none.
     pub latency_every: u32,
+    /// What stacks weigh, if they are wanted.
+    pub stacks: Option<Unit>,
     /// Only rows with errors.
     pub errors_only: bool,
+    /// Whose calls a row adds up.
+    pub by: SyscallBy,
     /// Order of the rows.
     pub sort: SyscallSort,
     /// How many rows a table shows; `None`: a table its own choice, JSON all.
@@ -259,11 +265,24 @@ impl Default for SyscallOptions {
             names: Vec::new(),
             slower_than: Thresholds::default(),
             latency_every: 1,
+            stacks: None,
             errors_only: false,
+            by: SyscallBy::Process,
             sort: SyscallSort::Time,
             top: None,
         }
     }
+}
+
+/// Whose calls a row adds up, call by call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum SyscallBy {
+    /// A process's.
+    Process,
+    /// All of a container; all of the host outside of containers.
+    Container,
+    /// Everybody's.
+    Syscall,
 }
 
 /// From how long on a call is slow.
@@ -305,12 +324,16 @@ pub enum SyscallSort {
 impl SyscallSort {
     /// Puts rows in order.
     pub fn order(self, rows: &mut [Row]) {
-        // Work first wherever time is what counts: waiting always wins, and says nothing.
+        // Work first wherever time is what counts: waiting always wins, and says nothing. Rows come in no order, and equal ones
+        // should not change places from interval to interval.
+        let equal = |row: &Row| (Reverse(row.calls), row.syscall, row.who.pid);
         match self {
-            Self::Time => rows.sort_by_key(|row| (row.waits, std::cmp::Reverse(row.durations.sum_ns()))),
-            Self::Count => rows.sort_by_key(|row| std::cmp::Reverse(row.calls)),
-            Self::Errors => rows.sort_by_key(|row| std::cmp::Reverse(row.errors_total())),
-            Self::P99 => rows.sort_by_key(|row| (row.waits, std::cmp::Reverse(row.durations.quantile(0.99)))),
+            Self::Time => rows.sort_by_key(|row| (row.waits, Reverse(row.durations.sum_ns()), equal(row))),
+            Self::Count => rows.sort_by_key(equal),
+            Self::Errors => rows.sort_by_key(|row| (Reverse(row.errors_total()), equal(row))),
+            Self::P99 => {
+                rows.sort_by_cached_key(|row| (row.waits, Reverse(row.durations.quantile(0.99)), equal(row)))
+            }
         }
     }
 }

@@ -209,6 +209,8 @@ pub mod key {
     pub const DURATION_MIN: &str = "duration.min";
     /// Seconds of all that in which the thread did not have the CPU.
     pub const DURATION_OFF_CPU: &str = "duration.off_cpu";
+    /// `true`: it is longer; that is since when probe knows.
+    pub const DURATION_AT_LEAST: &str = "duration.at_least";
     /// The kernel's function that a call waits in.
     pub const SYSCALL_WCHAN: &str = "syscall.wchan";
     /// The file that a call is about: a path, `pipe:[INODE]`, `socket:[INODE]`.

@@ -15,4 +15,5 @@ pub mod pipeline;
 pub mod series;
 pub mod signals;
 pub mod sink;
+pub mod stacks;
 pub mod telemetry;

@@ -52,7 +52,7 @@ impl Objects {
             .map(|kind| kind.object())
             .flat_map(|object| {
                 let names = object.programs.iter().flat_map(|program| program.names(true));
-                names.chain(object.older).chain(object.walk)
+                names.chain(object.older.map(|older| older.program)).chain(object.walk)
             })
             .map(|name| name.get(..NAME).unwrap_or(name))
             .collect();

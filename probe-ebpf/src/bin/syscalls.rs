@@ -37,7 +37,9 @@ use probe_common::loss::Counter;
 use probe_common::settings::{
     FILTER_CGROUP, FILTER_COMM, FILTER_SYSCALL, FILTER_TGID, SYSCALL_SET_BITS, Settings,
 };
-use probe_common::syscalls::{ABI_X32, CpuState, NUMBER_UNKNOWN, ROUGHLY, SLEPT, Sleeper, SyscallId, WAITED};
+use probe_common::syscalls::{
+    ABI_X32, CpuState, NUMBER_UNKNOWN, OLDER, ROUGHLY, SLEPT, Sleeper, SyscallId, WAITED,
+};
 use probe_ebpf::{Error, Result, emit, filter, kread, task};
 
 #[path = "syscalls/blocks.rs"]
@@ -50,6 +52,8 @@ mod rules;
 mod sleepers;
 #[path = "syscalls/slow.rs"]
 mod slow;
+#[path = "syscalls/stacks.rs"]
+mod stacks;
 #[path = "syscalls/subject.rs"]
 mod subject;
 
@@ -191,7 +195,7 @@ fn is_measured(cpu: &mut CpuState, every: u32) -> bool {
 }
 
 #[inline(always)]
-fn syscall_id(number: u64) -> SyscallId {
+pub(crate) fn syscall_id(number: u64) -> SyscallId {
     /// `__X32_SYSCALL_BIT`, arch/x86/include/uapi/asm/unistd.h.
     const X32_BIT: u64 = 0x4000_0000;
     let x32 = number & X32_BIT != 0 && number < 2 * X32_BIT;
@@ -207,21 +211,25 @@ fn passes(settings: &Settings, tgid: u32, number: u64) -> Result<bool> {
     if filters & FILTER_TGID != 0 && tgid != settings.tgid {
         return Ok(false);
     }
-    if filters & FILTER_SYSCALL != 0 {
-        if number >= SYSCALL_SET_BITS as u64 {
-            return Ok(false);
-        }
-        let at = number as usize + if task::in_compat_call() { SYSCALL_SET_BITS } else { 0 };
-        // Laundered, or the compiler leaves the mask out and the verifier finds no bound.
-        let word = settings.syscall_set[black_box(at / 64) & (2 * SYSCALL_SET_BITS / 64 - 1)];
-        if word >> (number & 63) & 1 == 0 {
-            return Ok(false);
-        }
+    if filters & FILTER_SYSCALL != 0 && !is_selected(settings, number, task::in_compat_call()) {
+        return Ok(false);
     }
     if filters & FILTER_CGROUP != 0 && !filter::cgroup(settings, task::cgroup()?)? {
         return Ok(false);
     }
     Ok(filters & FILTER_COMM == 0 || filter::owner(settings, &task::owner()?))
+}
+
+/// Whether a call is one of those that were asked for.
+#[inline(always)]
+fn is_selected(settings: &Settings, number: u64, compat: bool) -> bool {
+    if number >= SYSCALL_SET_BITS as u64 {
+        return false;
+    }
+    let at = number as usize + if compat { SYSCALL_SET_BITS } else { 0 };
+    // Laundered, or the compiler leaves the mask out and the verifier finds no bound.
+    let word = settings.syscall_set[black_box(at / 64) & (2 * SYSCALL_SET_BITS / 64 - 1)];
+    word >> (number & 63) & 1 != 0
 }
 
 /// The end of a call.
@@ -288,6 +296,9 @@ fn exit<const PLACE: Place>(ctx: &impl Exit, cpu: &mut CpuState, pid_tgid: u64) 
     // As early as can be, so that what the programs take is hardly measured.
     let mut end_ns = if every == 1 { now() } else { 0 };
     let mut begun = beginning(cpu, tid).ok_or(Error::NotOurs)?;
+    if begun.id & OLDER != 0 {
+        return Err(Error::NotOurs);
+    }
     if every > 1 {
         end_ns = end_of(&mut begun, settings);
     }
@@ -309,6 +320,10 @@ fn exit<const PLACE: Place>(ctx: &impl Exit, cpu: &mut CpuState, pid_tgid: u64) 
         ret,
     };
     blocks::count::<PLACE>(cpu, tgid, id, &call)?;
+    if stacks::are_wanted(settings) && is_measured {
+        let sample = stacks::Sample { pid_tgid, id, is_slow, duration_ns, off_cpu_ns: call.off_cpu_ns };
+        stacks::consider(ctx.as_ptr(), cpu, settings, &sample);
+    }
     if is_slow {
         let slow =
             slow::Slow { regs: ctx.regs(), pid_tgid, duration_ns, off_cpu_ns: call.off_cpu_ns, ret, id };
@@ -380,7 +395,10 @@ pub fn sched_switch(ctx: RawTracePointContext) -> i32 {
     // Not the idle task.
     if pid_tgid as u32 != 0 {
         let preempted: u64 = ctx.arg(0);
-        sleepers::leave(cpu, pid_tgid, preempted as u8 == 0, now_ns);
+        let sleeps = preempted as u8 == 0;
+        if sleepers::leave(cpu, pid_tgid, sleeps, now_ns) && sleeps {
+            stacks::note(ctx.as_ptr(), pid_tgid as u32);
+        }
     }
     cpu.switched_ns = now_ns;
     NEUTRAL

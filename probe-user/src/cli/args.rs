@@ -106,12 +106,12 @@ macro_rules! call_args {
             /// A call that takes at least this time is an event of its own, and one that has not returned by then is told of while
             /// it hangs; single calls may have another: 100ms,fsync=1s,openat=10ms (calls that wait by design only so)
             #[arg(long = $slower_than, value_name = "TIME", value_delimiter = ',', default_value = "100ms",
-                                          value_parser = threshold)]
+                                                  value_parser = threshold)]
             slower_than: Vec<(Option<&'static str>, Duration)>,
             /// Measure one call in N, at random; counts and errors stay exact, slow calls are still caught, but their durations may
             /// be a tick of the kernel (1 to 10 ms) too long. Each that is measured stands for those before it
             #[arg(long = $sample, value_name = "N", conflicts_with = "no_latency",
-                                          value_parser = clap::value_parser!(u32).range(1..=65_536))]
+                                                  value_parser = clap::value_parser!(u32).range(1..=65_536))]
             latency_sample: Option<u32>,
             /// Measure none: counts and errors only, and no slow calls
             #[arg(long = $no_latency)]

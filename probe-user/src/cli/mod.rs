@@ -6,6 +6,7 @@ mod doctor;
 mod live;
 mod output;
 mod run;
+mod stacks;
 mod syscalls;
 mod tcp;
 

@@ -1,5 +1,6 @@
 //! stdout carries data and nothing else; what is said about it goes to stderr.
 
+use std::ffi::OsStr;
 use std::io::{self, BufWriter, IsTerminal, Stdout, Write};
 
 use probe_common::loss::Counter;
@@ -11,7 +12,7 @@ use crate::kernel::clock::rfc3339;
 use crate::pipeline::{Flow, Report, SKIPPED, Sink};
 use crate::series::Store;
 use crate::signals::tcp::Tcp;
-use crate::signals::{Event, SignalKind as _, Summary};
+use crate::signals::{self, Event, SignalKind as _, Summary};
 use crate::sink::{console, json};
 
 /// What of a signal's data goes to stdout as text.
@@ -28,20 +29,23 @@ pub(super) struct StdoutSink {
     out: BufWriter<Stdout>,
     form: Output,
     style: Style,
-    /// Rows that a table of system calls shows.
-    top: Option<usize>,
     /// Events still to be written.
     left: Option<u64>,
     heading: Option<String>,
     colours: console::Colours,
     /// What the lines come to.
     account: Option<Account>,
+    /// How tables of system calls look.
+    shape: console::syscalls::Shape,
+    /// Where they are drawn in one place.
+    screen: Option<console::syscalls::Screen>,
 }
 
 /// What the lines of a live command come to.
 enum Account {
     Tcp(Box<console::tcp::Account>),
     Dns(Box<console::dns::Account>),
+    Syscalls(Box<console::syscalls::Account>),
 }
 
 impl Account {
@@ -52,6 +56,11 @@ impl Account {
                 let is_selective = !config.dns.rcodes.is_empty() || config.dns.slower_than.is_some();
                 Some(Self::Dns(Box::new(console::dns::Account::new(is_selective))))
             }
+            "syscalls" => {
+                let options = &config.syscalls;
+                let account = console::syscalls::Account::new(options.by, options.errors_only);
+                Some(Self::Syscalls(Box::new(account)))
+            }
             _ => None,
         }
     }
@@ -60,6 +69,7 @@ impl Account {
         match self {
             Self::Tcp(account) => account.add(event),
             Self::Dns(account) => account.add(event),
+            Self::Syscalls(account) => account.add(event),
         }
     }
 
@@ -69,7 +79,11 @@ impl Account {
             match (&mut *self, summary) {
                 (Self::Tcp(account), Summary::Tcp(tcp)) => account.interval(tcp.segments_sent),
                 (Self::Dns(account), Summary::Dns(dns)) => account.interval(dns.waiting),
-                (Self::Tcp(_) | Self::Dns(_), Summary::Tcp(_) | Summary::Dns(_) | Summary::Syscalls(_)) => {}
+                (Self::Syscalls(account), Summary::Syscalls(calls)) => account.interval(calls),
+                (
+                    Self::Tcp(_) | Self::Dns(_) | Self::Syscalls(_),
+                    Summary::Tcp(_) | Summary::Dns(_) | Summary::Syscalls(_),
+                ) => {}
             }
         }
     }
@@ -85,6 +99,9 @@ impl Account {
             Self::Dns(account) => {
                 console::dns::closing(out, account, account.age(), missing_events(report, "dns"))
             }
+            Self::Syscalls(account) => {
+                console::syscalls::closing(out, account, account.age(), missing_events(report, "syscalls"))
+            }
         }
     }
 }
@@ -92,24 +109,41 @@ impl Account {
 impl StdoutSink {
     pub(super) fn new(config: &Config, style: Style, signal: Option<&str>) -> Self {
         let signal = signal.filter(|_| config.output == Output::Table);
+        let (by, top) = (config.syscalls.by, config.syscalls.top);
+        let shape = console::syscalls::Shape { colours: colours(), ..console::syscalls::Shape::new(by, top) };
+        let is_screen = signal == Some("syscalls") && draws();
         Self {
             out: BufWriter::with_capacity(64 * 1024, io::stdout()),
             form: config.output,
             style,
-            top: config.syscalls.top,
             left: config.count,
             heading: signal.and_then(console::heading),
             colours: colours(),
             account: signal.and_then(|signal| Account::of(signal, config)),
+            shape,
+            screen: is_screen.then(|| console::syscalls::Screen::new(shape)),
         }
     }
 
     /// Writes what there is to say at the end, once losses are known.
     pub(super) fn close(&mut self, report: &Report) -> io::Result<()> {
+        if let Some(screen) = &mut self.screen {
+            screen.catch_up(&mut self.out, true)?;
+        }
         if let Some(account) = &mut self.account {
             account.close(&mut self.out, report)?;
         }
         self.flush()
+    }
+
+    fn syscalls(&mut self, summary: &signals::syscalls::Summary, now_unix_ns: u64) -> io::Result<()> {
+        let interval = console::syscalls::Interval::of(summary, now_unix_ns);
+        match &mut self.screen {
+            Some(screen) => screen.interval(&mut self.out, interval),
+            None => {
+                interval.lines(&self.shape, None).iter().try_for_each(|line| writeln!(self.out, "{line}"))
+            }
+        }
     }
 
     fn write(&mut self, event: &Event) -> io::Result<bool> {
@@ -117,7 +151,11 @@ impl StdoutSink {
             (Output::Json, _, event) => json::write(&mut self.out, event)?,
             // Losses are no data.
             (Output::Table, _, Event::Loss(loss)) => {
-                console::loss(&mut io::stderr().lock(), loss)?;
+                match &mut self.screen {
+                    // On the same terminal it would be drawn over.
+                    Some(screen) if io::stderr().is_terminal() => screen.keep(event),
+                    Some(_) | None => console::loss(&mut io::stderr().lock(), loss)?,
+                }
                 return Ok(false);
             }
             (Output::Table, Style::Summaries, _) | (Output::Table, _, Event::SyscallSummary(_)) => {
@@ -127,7 +165,10 @@ impl StdoutSink {
                 if let Some(heading) = self.heading.take() {
                     writeln!(self.out, "{heading}")?;
                 }
-                console::line(&mut self.out, event, self.colours)?;
+                match &mut self.screen {
+                    Some(screen) => screen.keep(event),
+                    None => console::line(&mut self.out, event, self.colours)?,
+                }
                 if let Some(account) = &mut self.account {
                     account.add(event);
                 }
@@ -170,14 +211,19 @@ impl Sink for StdoutSink {
             )?;
         }
         for summary in summaries {
-            if self.style == Style::Summaries || matches!(summary, Summary::Syscalls(_)) {
-                console::summary(&mut self.out, summary, self.top, self.style == Style::Summaries)?;
+            match (self.style, summary) {
+                (Style::Summaries, summary) => console::summary(&mut self.out, summary)?,
+                (Style::Live, Summary::Syscalls(summary)) => self.syscalls(summary, now_unix_ns)?,
+                (Style::Live, Summary::Tcp(_) | Summary::Dns(_)) => {}
             }
         }
         Ok(())
     }
 
     fn flush(&mut self) -> io::Result<()> {
+        if let Some(screen) = &mut self.screen {
+            screen.catch_up(&mut self.out, false)?;
+        }
         self.out.flush()
     }
 }
@@ -211,6 +257,11 @@ impl Sink for Tee<'_> {
 /// Whether stdout is a terminal.
 pub(super) fn on_terminal() -> bool {
     io::stdout().is_terminal()
+}
+
+/// Whether what is on it can be drawn over: a terminal that knows how.
+fn draws() -> bool {
+    on_terminal() && std::env::var_os("TERM").is_none_or(|term| term != OsStr::new("dumb"))
 }
 
 fn colours() -> console::Colours {

@@ -4,8 +4,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use super::args::{CallArgs, Shared};
+use super::stacks::StackArgs;
 use super::{Failure, live};
-use crate::config::SyscallSort;
+use crate::config::{Output, SyscallBy, SyscallSort};
 use crate::signals;
 use crate::signals::syscalls::names;
 
@@ -23,12 +24,17 @@ pub(super) struct Args {
     /// Only pairs with errors
     #[arg(long)]
     errors: bool,
+    /// What a row adds up: the calls of a process, of a container (and the host beside them), or everybody's
+    #[arg(long, value_name = "BY", default_value = "process")]
+    by: SyscallBy,
     /// Order of the rows, largest first
     #[arg(long, value_name = "ORDER", default_value = "time")]
     sort: SyscallSort,
-    /// Only so many rows an interval [default: 20 in a table, else all]
+    /// Only so many rows an interval [default: as many as a terminal has room for, 20 in a pipe, all as JSON]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     top: Option<u16>,
+    #[command(flatten)]
+    stacks: StackArgs,
 }
 
 /// Runs it.
@@ -37,9 +43,15 @@ pub(super) fn main(args: Args) -> Result<ExitCode, Failure> {
     config.syscalls.names = args.syscall;
     args.calls.apply(&mut config.syscalls)?;
     config.syscalls.errors_only = args.errors;
+    config.syscalls.by = args.by;
     config.syscalls.sort = args.sort;
     config.syscalls.top = args.top.map(usize::from);
-    live::show(&config, &signals::syscalls::Syscalls)
+    config.syscalls.stacks = args.stacks.unit();
+    if config.syscalls.stacks.is_some() && config.syscalls.latency_every == 0 {
+        return Err(Failure::usage("--stacks and --flamegraph weigh time: not with --no-latency".to_owned()));
+    }
+    let stacks = args.stacks.sink(config.output == Output::Table)?;
+    live::show_with(&config, &signals::syscalls::Syscalls, stacks)
 }
 
 fn syscall(text: &str) -> Result<&'static str, String> {

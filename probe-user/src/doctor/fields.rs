@@ -38,6 +38,33 @@ const DETAILS: &[Detail] = &[
         effect: Effect::Lost("arguments of slow system calls"),
     },
     Detail {
+        paths: &["pt_regs.bx", "pt_regs.cx", "pt_regs.bp"],
+        signals: SYSCALLS,
+        effect: Effect::Lost("arguments of slow system calls of 32-bit programs"),
+    },
+    Detail {
+        paths: &["task_struct.files", "files_struct.fdt", "fdtable.max_fds", "fdtable.fd", "inode.i_mode"],
+        signals: SYSCALLS,
+        effect: Effect::Lost(
+            "reads that wait (pipes, terminals) count as work; files and sockets of slow system calls",
+        ),
+    },
+    Detail {
+        paths: &["inode.i_ino", "file.f_path.dentry", "dentry.d_name.name"],
+        signals: SYSCALLS,
+        effect: Effect::Lost("files and sockets of slow system calls"),
+    },
+    Detail {
+        paths: &["pt_regs.orig_ax"],
+        signals: SYSCALLS,
+        effect: Effect::Lost("system calls that hang since before probe began"),
+    },
+    Detail {
+        paths: &["task_struct.__state", "task_struct.state"],
+        signals: SYSCALLS,
+        effect: Effect::LostWithoutAll("system calls that hang since before probe began"),
+    },
+    Detail {
         paths: &["task_struct.cgroups", "css_set.dfl_cgrp"],
         signals: SYSCALLS,
         effect: Effect::Lost("the filters --cgroup and --container: with them, nothing is shown"),

@@ -5,7 +5,7 @@ use crate::config::Config;
 use crate::kernel::cgroup::{CgroupError, CgroupRoot};
 use crate::kernel::fields::Resolved;
 use crate::kernel::least;
-use crate::load::{Attached, LoadError, Loaded, Loader, ObjectSpec, ProgramSpec};
+use crate::load::{Attached, Hook, LoadError, Loaded, Loader, ObjectSpec, ProgramSpec};
 use crate::signals::names::Names;
 use crate::signals::{self, SignalKind};
 
@@ -115,7 +115,8 @@ impl<'a> Trial<'a> {
             let _ring = loaded.take_ring()?;
             let counters = loaded.take_counters()?;
             loaded.attach(self.cgroup.as_ref().ok())?;
-            let older = object.older.map(|_program| loaded.look_for_older(fields));
+            let over_files = object.older.filter(|older| older.over == Hook::OpenFiles);
+            let older = over_files.map(|_program| loaded.look_for_older(fields));
             Ok((bytes, counters, self.attached(object, &loaded), older))
         };
         let (bytes, counters, programs, older) = start().map_err(|error| self.diagnosis(&error))?;

@@ -15,7 +15,7 @@ const MAX_STAT: u64 = 4096;
 /// Longest name of an executable that is kept; file names end at 255 bytes.
 const MAX_EXECUTABLE: usize = 255;
 /// Clock ticks of /proc last 10 ms on every architecture (USER_HZ is 100).
-const TICK_NS: u64 = 10_000_000;
+pub(crate) const TICK_NS: u64 = 10_000_000;
 
 /// What a process is called. Bytes that are not UTF-8 are replaced; text sinks must escape the rest.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -31,6 +31,7 @@ const CALLED: &[bpf_func_id] = &[
     bpf_func_id::BPF_FUNC_get_prandom_u32,
     bpf_func_id::BPF_FUNC_jiffies64,
     bpf_func_id::BPF_FUNC_get_task_stack,
+    bpf_func_id::BPF_FUNC_get_stack,
     bpf_func_id::BPF_FUNC_probe_read_user_str,
     bpf_func_id::BPF_FUNC_probe_read_kernel,
     bpf_func_id::BPF_FUNC_probe_read_kernel_str,
@@ -55,12 +56,14 @@ pub struct Bpf {
     /// Whether programs at raw tracepoints can lose their CPU (from 7.0 on, with CONFIG_PREEMPT_RCU): the kernel then skips what
     /// else would run them there meanwhile.
     pub preempts_programs: bool,
+    /// Whether it has `bpf_task_pt_regs` (5.15).
+    pub has_task_regs: bool,
 }
 
 impl Bpf {
     /// Reads them from a kernel's types. Total.
     pub fn of(btf: &KernelBtf) -> Self {
-        let numbers = |name: &str, prefix: &str| {
+        let numbers = |name: &str, prefix: &str| -> HashSet<u32> {
             let variants = btf.enum_variants(name).into_iter();
             variants
                 // 0 is "unspecified"; the names of an enum's end begin with underscores.
@@ -72,11 +75,13 @@ impl Bpf {
             let mut structs = btf.named(outer).filter(|ty| ty.kind == Kind::Struct);
             structs.any(|ty| btf.member(ty, [member].into_iter()).is_ok())
         };
+        let helpers: HashSet<u32> = numbers("bpf_func_id", "BPF_FUNC_");
         // 7.0 guards tracepoints by SRCU's fast flavour, no longer by keeping preemption off. That flavour is older by one release
         // at most, and known by its function.
         let has_fast_srcu = btf.function_prototype("init_srcu_struct_fast").is_some();
         Self {
-            helpers: numbers("bpf_func_id", "BPF_FUNC_"),
+            has_task_regs: helpers.contains(&(bpf_func_id::BPF_FUNC_task_pt_regs as u32)),
+            helpers,
             map_types: numbers("bpf_map_type", "BPF_MAP_TYPE_"),
             charges_memlock: has("bpf_map", "memory"),
             preempts_programs: has_fast_srcu && has("task_struct", "rcu_read_lock_nesting"),
@@ -157,7 +162,7 @@ mod tests {
         objects.flat_map(move |object| {
             let specs = object.programs.iter();
             let names = specs.flat_map(move |spec| spec.names(preempts_programs));
-            let names = names.chain(object.older).chain(object.walk);
+            let names = names.chain(object.older.map(|older| older.program)).chain(object.walk);
             names.map(|name| (object.elf, name))
         })
     }
@@ -186,7 +191,10 @@ mod tests {
                 assert_eq!(bpf.unknown_maps(kind.object().elf), Vec::<String>::new(), "{kernel}");
             }
             for (elf, name) in programs(bpf.preempts_programs) {
-                assert_eq!(bpf.unknown_helpers(elf, name), Vec::<String>::new(), "{kernel}: {name}");
+                let mut unknown = bpf.unknown_helpers(elf, name);
+                // The programs ask beforehand whether there is such a one.
+                unknown.retain(|helper| bpf.has_task_regs || helper != "helper bpf_task_pt_regs");
+                assert_eq!(unknown, Vec::<String>::new(), "{kernel}: {name}");
             }
         }
     }

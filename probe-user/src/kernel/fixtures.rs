@@ -65,12 +65,16 @@ fn what_each_kernel_lacks() {
         ("tcp_send_reset:reason", "tracepoint tcp_send_reset of this kernel has no argument reason");
     const CONG_STATE: (&str, &str) =
         ("tcp_cong_state_set:ca_state", "this kernel has no tracepoint tcp_cong_state_set");
+    const STATE: (&str, &str) =
+        ("task_struct.__state", "struct task_struct of this kernel has no member __state");
+    const OLD_STATE: (&str, &str) =
+        ("task_struct.state", "struct task_struct of this kernel has no member state");
     let expected: [(&str, &[(&str, &str)]); 5] = [
-        ("5.10", &[VAL, ANCESTORS, ERR, REASON, CONG_STATE]),
-        ("6.1", &[VAL, ANCESTOR_IDS, ERR, REASON]),
-        ("6.12", &[VAL, ANCESTOR_IDS, ERR]),
-        ("6.18", &[VAL, ANCESTOR_IDS]),
-        ("7.2", &[VAL, ANCESTOR_IDS]),
+        ("5.10", &[STATE, VAL, ANCESTORS, ERR, REASON, CONG_STATE]),
+        ("6.1", &[OLD_STATE, VAL, ANCESTOR_IDS, ERR, REASON]),
+        ("6.12", &[OLD_STATE, VAL, ANCESTOR_IDS, ERR]),
+        ("6.18", &[OLD_STATE, VAL, ANCESTOR_IDS]),
+        ("7.2", &[OLD_STATE, VAL, ANCESTOR_IDS]),
     ];
     for (kernel, lacks) in expected {
         let absent = resolved(kernel).absent;
@@ -108,10 +112,11 @@ const PLACES: &[Place] = &[
     place("task_struct.comm", [2736, 2976, 2976, 1752, 3344]),
     place("task_struct.start_boottime", [2544, 2784, 2784, 1560, 3160]),
     place("task_struct.cgroups", [3328, 3600, 3584, 2376, 4000]),
-    place("tcp_sock.srtt_us", [1632, 1632, 1728, 1680, 1784]),
-    place("tcp_sock.snd_cwnd", [1736, 1736, 1452, 1444, 1484]),
-    place("tcp_sock.packets_out", [1676, 1676, 1732, 1684, 1788]),
-    place("inet_connection_sock.icsk_pending", [1234, 1242, 1242, 1250, 1282]),
+    place("task_struct.files", [2808, 3048, 3048, 1824, 3416]),
+    place("tcp_sock.srtt_us", [1632, 1672, 1728, 1680, 1784]),
+    place("tcp_sock.snd_cwnd", [1736, 1776, 1500, 1444, 1484]),
+    place("tcp_sock.packets_out", [1676, 1716, 1732, 1684, 1788]),
+    place("inet_connection_sock.icsk_pending", [1234, 1282, 1290, 1250, 1282]),
     place("sock.sk_protocol", [540, 516, 574, 532, 540]),
     place("sock.sk_err", [568, 544, 284, 284, 284]),
     place("cgroup.kn", [248, 248, 256, 256, 296]),
@@ -128,7 +133,7 @@ const PLACES: &[Place] = &[
     // Renamed; on 7.2 inside an anonymous union with __empty_ancestors.
     Place {
         path: "cgroup.ancestors",
-        offsets: [None, Some(1792), Some(1976), Some(2224), Some(2352)],
+        offsets: [None, Some(1792), Some(2280), Some(2224), Some(2352)],
         shift: 0,
         width: 0,
     },
@@ -137,7 +142,7 @@ const PLACES: &[Place] = &[
     Place {
         shift: 0,
         width: 5,
-        ..place("inet_connection_sock.icsk_ca_state", [1232, 1240, 1240, 1248, 1280])
+        ..place("inet_connection_sock.icsk_ca_state", [1232, 1280, 1288, 1248, 1280])
     },
     Place { shift: 4, width: 1, ..place("sock_common.skc_reuseport", [19, 19, 19, 19, 19]) },
 ];

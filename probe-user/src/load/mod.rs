@@ -163,9 +163,20 @@ pub struct ObjectSpec {
     /// Its programs, in the order in which they are attached.
     pub programs: &'static [ProgramSpec],
     /// The one that looks for what was there before them ([`Loaded::look_for_older`]).
-    pub older: Option<&'static str>,
+    pub older: Option<Older>,
     /// The one that walks over a map of theirs ([`Loaded::walk`]).
     pub walk: Option<&'static str>,
+}
+
+/// A program that looks for what was there before the others.
+#[derive(Clone, Copy, Debug)]
+pub struct Older {
+    /// Its name in the object.
+    pub program: &'static str,
+    /// What it walks over: [`Hook::OpenFiles`] or [`Hook::Tasks`].
+    pub over: Hook,
+    /// What is not known without it.
+    pub without: &'static str,
 }
 
 impl ObjectSpec {
@@ -217,6 +228,8 @@ impl<'a> Loader<'a> {
         aya.override_global(aya_log::LEVEL, log_level, false);
         let backed = if fields.bpf.preempts_programs { &1u8 } else { &0u8 };
         aya.override_global("BACKED", backed, false);
+        let task_regs = if fields.bpf.has_task_regs { &1u8 } else { &0u8 };
+        aya.override_global("TASK_REGS", task_regs, false);
         if !fields.bpf.preempts_programs {
             // Used by backups alone.
             aya.map_max_entries("HANDLED", 1);

@@ -14,7 +14,7 @@ use aya_obj::btf::{BtfType, Func, FuncLinkage, Int, IntEncoding};
 use bytemuck::Pod;
 
 use super::batch::MapFd as _;
-use super::{Hook, LoadError, Loaded, Plain};
+use super::{Hook, LoadError, Loaded, Older, Plain};
 use crate::kernel::fields::{MAP_ENTRIES, OPEN_FILES, Resolved, TASKS};
 
 /// `BPF_LINK_CREATE` of `enum bpf_cmd`.
@@ -44,13 +44,24 @@ impl Loaded {
     ///
     /// When this kernel has no such iterator or field, or refuses the program. The signal runs all the same.
     pub fn look_for_older(&mut self, fields: &Resolved) -> Result<(), LoadError> {
-        let (signal, Some(program)) = (self.spec.name, self.spec.older) else { return Ok(()) };
+        let (signal, Some(older)) = (self.spec.name, self.spec.older) else { return Ok(()) };
+        let Older { program, over, without: _ } = older;
+        let (function, id) = match over {
+            Hook::OpenFiles => (OPEN_FILES, fields.open_files),
+            Hook::Tasks => (TASKS, fields.tasks),
+            Hook::RawTracepoint(_)
+            | Hook::PerfTracepoint(..)
+            | Hook::CgroupEgress
+            | Hook::CgroupIngress
+            | Hook::CgroupSockAddr
+            | Hook::MapEntries => return Err(self.spec.broken(program)),
+        };
         let absent = |path: &&str| fields.absent.iter().any(|field| field.path == *path);
         let missing: Vec<&str> = OPEN_FILES_NEED.into_iter().filter(absent).collect();
-        if !missing.is_empty() {
+        if over == Hook::OpenFiles && !missing.is_empty() {
             return Err(LoadError::MissingFields { signal, fields: missing.join(", ") });
         }
-        let (iter, link) = self.walker(program, Hook::OpenFiles, OPEN_FILES, fields.open_files, None)?;
+        let (iter, link) = self.walker(program, over, function, id, None)?;
         // The program writes nothing, so there is nothing to read but the end.
         let ended = begin(&link).and_then(|walk| read(walk, |_nothing| {}));
         // It has done its work.

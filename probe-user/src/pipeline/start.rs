@@ -164,10 +164,8 @@ fn start_signal(
     let logger = if config.program_log_level == 0 { None } else { loaded.logger() };
     // Last: from here on the programs run.
     loaded.attach(cgroup)?;
-    if let Err(error) = loaded.look_for_older(loader.fields()) {
-        tracing::warn!(
-            "{error}; connections that began before have no owner, and their segments are not counted"
-        );
+    if let (Err(error), Some(older)) = (loaded.look_for_older(loader.fields()), object.older) {
+        tracing::warn!("{error}; {}", older.without);
     }
     if let Some(error) = loaded.attached().iter().find_map(|attached| attached.fallback.as_ref()) {
         tracing::warn!(

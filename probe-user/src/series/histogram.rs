@@ -55,6 +55,22 @@ impl Histogram {
         self.max_ns = self.max_ns.max(max_ns);
     }
 
+    /// Adds what another one counted.
+    pub fn merge(&mut self, other: &Self) {
+        let Self { first, counts, count, sum_ns, max_ns } = other;
+        if let Some(last) = counts.len().checked_sub(1) {
+            self.reach(*first);
+            self.reach(first + last);
+        }
+        let from = first.saturating_sub(self.first);
+        for (mine, theirs) in self.counts.iter_mut().skip(from).zip(counts) {
+            *mine = mine.saturating_add(*theirs);
+        }
+        self.count = self.count.saturating_add(*count);
+        self.sum_ns = self.sum_ns.saturating_add(*sum_ns);
+        self.max_ns = self.max_ns.max(*max_ns);
+    }
+
     /// Values counted.
     #[must_use]
     pub const fn count(&self) -> u64 {
@@ -185,6 +201,37 @@ mod tests {
         let before = from_kernel.clone();
         from_kernel.merge_counts(&[0; BUCKETS], 0, None);
         assert_eq!(from_kernel, before);
+    }
+
+    #[test]
+    fn two_are_what_one_would_have_been() {
+        let of = |durations: &[u64]| {
+            let mut histogram = Histogram::new();
+            durations.iter().for_each(|ns| histogram.record(Duration::from_nanos(*ns)));
+            histogram
+        };
+        for (what, left, right) in [
+            ("nothing and nothing", &[][..], &[][..]),
+            ("nothing and something", &[], &[700, 90_000]),
+            ("something and nothing", &[700, 90_000], &[]),
+            ("shorter ones", &[90_000, 1_000_000], &[40, 700]),
+            ("longer ones", &[40, 700], &[90_000, 1_000_000]),
+            ("around", &[700, 90_000], &[40, 800, 1_000_000]),
+            ("within", &[40, 1_000_000], &[700, 90_000]),
+            ("the same", &[700], &[700]),
+        ] {
+            let mut merged = of(left);
+            merged.merge(&of(right));
+            assert_eq!(merged, of(&[left, right].concat()), "{what}");
+        }
+        // The longest of those that came without their length is not known.
+        let mut longer = Histogram::new();
+        let mut counts = [0; BUCKETS];
+        counts[hist::bucket(1_000_000)] = 1;
+        longer.merge_counts(&counts, 1_000_000, None);
+        let mut merged = of(&[700]);
+        merged.merge(&longer);
+        assert_eq!((merged.count(), merged.max()), (2, None));
     }
 
     #[test]

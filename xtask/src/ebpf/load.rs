@@ -40,7 +40,7 @@ fn load(object: &str, bytes: &[u8]) -> Result<()> {
                 // aya does not keep what the section says.
                 let over = match name {
                     "open_connections" => "bpf_map_elem",
-                    "calls_in_flight" => "task",
+                    "calls_in_flight" | "older_calls" => "task",
                     _ => "task_file",
                 };
                 program.load(over, &kernel_types)

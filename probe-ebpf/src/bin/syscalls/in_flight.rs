@@ -1,5 +1,6 @@
 //! Calls that have not returned for longer than their threshold: a walk over all threads (BPF iterator `task`), whenever user
-//! space has seen that there are some.
+//! space has seen that there are some. And once, when the other programs are attached, a walk for calls that began before: what
+//! hangs has often hung for a while when somebody comes to look.
 
 use core::ffi::c_void;
 use core::ptr::addr_of;
@@ -7,25 +8,25 @@ use core::ptr::addr_of;
 use aya_ebpf::helpers::generated::{bpf_get_task_stack, bpf_seq_write, bpf_task_pt_regs};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::Array;
-use probe_common::fields::KernelPointer;
-use probe_common::loss::Counter;
+use probe_common::fields::{self, KernelPointer};
+use probe_common::settings::FILTER_SYSCALL;
 use probe_common::syscalls::{
-    ABI_COMPAT, CLASS_READS, CLASS_RECEIVES, InFlight, STACK_LEN, Sleeper, SyscallId,
+    ABI_COMPAT, CLASS_READS, CLASS_RECEIVES, InFlight, OLDER, STACK_LEN, Sleeper, SyscallId,
 };
-use probe_ebpf::{Error, Result, emit, kread, socket, task};
+use probe_ebpf::{Error, Result, emit, filter, kread, socket, task};
 
-use crate::blocks::PROCESSES;
 use crate::sleepers::SLEEPERS;
-use crate::{NEUTRAL, now, rules, subject};
+use crate::{NEUTRAL, is_selected, now, rules, subject, syscall_id};
+
+const BPF_NOEXIST: u64 = 1;
 
 /// Where a record is made: it is too large for the stack. Walks come one after the other, from one thread of user space.
 #[map]
 static WALKED: Array<InFlight> = Array::with_max_entries(1, 0);
 
-/// 1: programs at raw tracepoints can lose their CPU (see the head of syscalls.rs); such a kernel has `bpf_task_pt_regs`.
-/// Read-only data, set before loading.
+/// 1: this kernel has `bpf_task_pt_regs` (5.15). Read-only data, set before loading.
 #[unsafe(no_mangle)]
-static BACKED: u8 = 0;
+static TASK_REGS: u8 = 0;
 
 /// `struct bpf_iter__task` of kernel/bpf/task_iter.c: every member takes eight bytes.
 #[repr(C)]
@@ -45,19 +46,81 @@ struct Meta {
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/task")]
 pub fn calls_in_flight(visit: *mut c_void) -> i32 {
+    if let Some((seq, task)) = visited(visit) {
+        // What does not read is on its way out.
+        let _nothing = visit_task(seq, task);
+    }
+    NEUTRAL
+}
+
+/// What is visited: where to write, and the thread. None at the end of the walk.
+#[inline(always)]
+fn visited(visit: *mut c_void) -> Option<(*mut c_void, *mut c_void)> {
     let visit = visit.cast::<Visit>();
     // SAFETY: the context of this hook.
     let (meta, task) =
         unsafe { (addr_of!((*visit).meta).read_volatile(), addr_of!((*visit).task).read_volatile()) };
     if task.is_null() {
-        return NEUTRAL;
+        return None;
     }
     // SAFETY: the kernel's own, typed by its BTF.
-    let seq = unsafe { addr_of!((*meta).seq).read_volatile() };
-    if let Err(Error::Read) = visit_task(seq, task) {
-        emit::count(Counter::KernelRead, 1);
+    Some((unsafe { addr_of!((*meta).seq).read_volatile() }, task))
+}
+
+/// The same hook, for a walk of its own: notes the calls in which threads sleep that nobody has seen begin.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/task")]
+pub fn older_calls(visit: *mut c_void) -> i32 {
+    if let Some((_, task)) = visited(visit) {
+        // As above.
+        let _nothing = note_older(task);
     }
     NEUTRAL
+}
+
+#[inline(always)]
+fn note_older(typed: *mut c_void) -> Result<()> {
+    let task = kread::address_of(typed)?;
+    // SAFETY: a static; volatile, because the compiler sees only the zero that user space overwrites.
+    if unsafe { addr_of!(TASK_REGS).read_volatile() } == 0 || !sleeps(task)? || task::is_kernels(task)? {
+        return Err(Error::NotOurs);
+    }
+    // SAFETY: the walk's own task.
+    let regs = unsafe { bpf_task_pt_regs(typed.cast()) as KernelPointer };
+    let number = kread!(regs, REGS_NUMBER)?;
+    if number as i32 == -1 {
+        return Err(Error::NotOurs);
+    }
+    let settings = emit::settings().ok_or(Error::NotOurs)?;
+    let owner = task::owner_of(task)?;
+    if !filter::owner(settings, &owner)
+        || !filter::cgroup(settings, cgroup(task)?)?
+        || settings.filters & FILTER_SYSCALL != 0 && !is_selected(settings, number, task::is_compat(task))
+    {
+        return Err(Error::NotOurs);
+    }
+    let now_ns = now();
+    let sleeper = Sleeper {
+        start_ns: now_ns,
+        regs,
+        left_ns: now_ns,
+        off_cpu_ns: 0,
+        id: u32::from(syscall_id(number)) | OLDER,
+        tgid: owner.tgid,
+    };
+    let tid = kread!(task, TASK_PID)? as u32;
+    // What has begun since is known better.
+    let _known = SLEEPERS.insert(tid, sleeper, BPF_NOEXIST);
+    Ok(())
+}
+
+/// Whether a thread waits for something.
+#[inline(always)]
+fn sleeps(task: KernelPointer) -> Result<bool> {
+    if kread::present(fields::TASK_STATE) {
+        return Ok(kread!(task, TASK_STATE)? != 0);
+    }
+    Ok(kread!(task, TASK_STATE_LONG)? != 0)
 }
 
 #[inline(always)]
@@ -67,9 +130,14 @@ fn visit_task(seq: *mut c_void, typed: *mut c_void) -> Result<()> {
     let sleeper = SLEEPERS.get_ptr(tid).ok_or(Error::NotOurs)?;
     // SAFETY: a value of the map; it may go, and become another's, while it is read: then it is told wrong once, with the
     // thread's stack of the moment.
-    let Sleeper { start_ns, regs, id, tgid, .. } = unsafe { *sleeper };
+    let Sleeper { start_ns, regs, id, .. } = unsafe { *sleeper };
+    let older = id & OLDER;
+    if older != 0 && !sleeps(task)? {
+        // It has returned from that before it could be noted.
+        return Err(Error::NotOurs);
+    }
     let id = id as SyscallId;
-    let compat = is_compat(tgid);
+    let compat = task::is_compat(task);
     let rule = rules::rule(id, compat).ok_or(Error::NotOurs)?;
     let now_ns = now();
     let elapsed_ns = now_ns.saturating_sub(start_ns);
@@ -77,9 +145,9 @@ fn visit_task(seq: *mut c_void, typed: *mut c_void) -> Result<()> {
         return Err(Error::NotOurs);
     }
     // SAFETY: a static; volatile, because the compiler sees only the zero that user space overwrites.
-    let backed = unsafe { addr_of!(BACKED).read_volatile() } != 0;
+    let has_regs = unsafe { addr_of!(TASK_REGS).read_volatile() } != 0;
     // SAFETY: the walk's own task.
-    let regs = if backed { unsafe { bpf_task_pt_regs(typed.cast()) as KernelPointer } } else { regs };
+    let regs = if has_regs { unsafe { bpf_task_pt_regs(typed.cast()) as KernelPointer } } else { regs };
     let waits =
         rule.class == CLASS_RECEIVES || rule.class == CLASS_READS && !reads_a_disk(task, regs, compat);
     if elapsed_ns < if waits { rule.waited_ns } else { rule.slow_ns } {
@@ -93,9 +161,9 @@ fn visit_task(seq: *mut c_void, typed: *mut c_void) -> Result<()> {
     record.start_ns = start_ns;
     record.now_ns = now_ns;
     record.owner = owner;
-    record.cgroup_id = cgroup_id(task).unwrap_or(0);
+    record.cgroup_id = cgroup(task).and_then(socket::cgroup_id).unwrap_or(0);
     record.tid = tid;
-    record.id = u32::from(id) | if compat { u32::from(ABI_COMPAT) } else { 0 };
+    record.id = u32::from(id) | older | if compat { u32::from(ABI_COMPAT) } else { 0 };
     // SAFETY: the walk's own task, and as many bytes as the array has. What it returns is how many it wrote, or that the thread
     // is gone: then there are zeros.
     let _written = unsafe {
@@ -108,16 +176,9 @@ fn visit_task(seq: *mut c_void, typed: *mut c_void) -> Result<()> {
     Ok(())
 }
 
-/// Whether a process is a 32-bit one.
 #[inline(always)]
-fn is_compat(tgid: u32) -> bool {
-    // SAFETY: a value of the map, of which one word is read.
-    PROCESSES.get_ptr(tgid).is_some_and(|process| unsafe { (*process).abi } & u32::from(ABI_COMPAT) != 0)
-}
-
-#[inline(always)]
-fn cgroup_id(task: KernelPointer) -> Result<u64> {
-    socket::cgroup_id(kread!(kread!(task, TASK_CGROUPS)?, CSS_SET_DFL_CGRP)?)
+fn cgroup(task: KernelPointer) -> Result<KernelPointer> {
+    kread!(kread!(task, TASK_CGROUPS)?, CSS_SET_DFL_CGRP)
 }
 
 #[inline(always)]

@@ -21,9 +21,9 @@ pub(crate) fn keep(tid: u32, sleeper: &Sleeper) {
 }
 
 /// The current thread leaves its CPU, of its own will or not. If it is inside a call, that is kept from now on; if it was kept
-/// before, it has had the CPU since the last switch here.
+/// before, it has had the CPU since the last switch here. Returns whether it is inside a call.
 #[inline(always)]
-pub(crate) fn leave(cpu: &mut CpuState, pid_tgid: u64, sleeps: bool, now_ns: u64) {
+pub(crate) fn leave(cpu: &mut CpuState, pid_tgid: u64, sleeps: bool, now_ns: u64) -> bool {
     let tid = pid_tgid as u32;
     let slept = if sleeps { SLEPT } else { 0 };
     if cpu.tid == tid {
@@ -31,12 +31,16 @@ pub(crate) fn leave(cpu: &mut CpuState, pid_tgid: u64, sleeps: bool, now_ns: u64
         let start_ns = beginning(cpu, now_ns);
         let (regs, id, tgid) = (cpu.regs, cpu.id | slept, (pid_tgid >> 32) as u32);
         keep(tid, &Sleeper { start_ns, regs, left_ns: now_ns, off_cpu_ns: 0, id, tgid });
+        true
     } else if let Some(sleeper) = SLEEPERS.get_ptr_mut(tid) {
         // SAFETY: a value of the map; only this thread, running here, changes or removes it.
         let sleeper = unsafe { &mut *sleeper };
         sleeper.off_cpu_ns += cpu.switched_ns.saturating_sub(sleeper.left_ns);
         sleeper.left_ns = now_ns;
         sleeper.id |= slept;
+        true
+    } else {
+        false
     }
 }
 

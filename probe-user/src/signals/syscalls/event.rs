@@ -2,10 +2,12 @@
 
 use std::borrow::Cow;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::super::Who;
 use super::names;
+use super::stacks::Sampled;
 use crate::event::{AttrValue, Attributes, key, name};
 use crate::series::Histogram;
 
@@ -18,6 +20,8 @@ pub struct Summary {
     pub rows: Vec<Row>,
     /// Calls of the work class that had not returned at its end for longer than their threshold.
     pub in_flight: u64,
+    /// What stacks came to: at the end, where they were wanted.
+    pub sampled: Option<Arc<Sampled>>,
 }
 
 /// What one process, or all of a container, did with one system call in an interval.
@@ -148,6 +152,8 @@ pub struct Slow {
     pub subject: Subject,
     /// Errno's name, where it failed.
     pub error: Option<Cow<'static, str>>,
+    /// Where it was made and slept, folded: outermost function first, `;` between them.
+    pub stack: Option<Box<str>>,
 }
 
 impl Attributes for Slow {
@@ -165,6 +171,9 @@ impl Attributes for Slow {
         }
         if let Some(error) = &self.error {
             visitor(key::ERROR_TYPE, AttrValue::Str(error));
+        }
+        if let Some(stack) = &self.stack {
+            visitor(key::STACK, AttrValue::Str(stack));
         }
         self.subject.visit(visitor);
         visitor(key::THREAD_ID, AttrValue::Int(i64::from(self.tid)));
@@ -185,6 +194,8 @@ pub struct InFlight {
     pub syscall: &'static str,
     /// How long so far.
     pub duration: Duration,
+    /// It began before probe did: it takes longer than that.
+    pub is_older: bool,
     /// What it is about.
     pub subject: Subject,
     /// The kernel's function that it waits in, where symbols can be read.
@@ -203,6 +214,9 @@ impl Attributes for InFlight {
     fn visit(&self, visitor: &mut dyn FnMut(&'static str, AttrValue<'_>)) {
         visitor(key::SYSCALL_NAME, AttrValue::Str(self.syscall));
         visitor(key::DURATION, AttrValue::Float(self.duration.as_secs_f64()));
+        if self.is_older {
+            visitor(key::DURATION_AT_LEAST, AttrValue::Bool(true));
+        }
         for (key, text) in [(key::SYSCALL_WCHAN, &self.wchan), (key::STACK, &self.stack)] {
             if let Some(text) = text {
                 visitor(key, AttrValue::Str(text));

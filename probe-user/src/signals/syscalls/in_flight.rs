@@ -4,14 +4,15 @@
 //! are not known to wait by design are all threads walked over, for arguments, files and stacks.
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use aya::maps::{HashMap as BpfHashMap, MapData};
 use hashbrown::{HashMap, HashSet};
-use probe_common::syscalls::{InFlight as Raw, Rule, Sleeper, SyscallId};
+use probe_common::syscalls::{InFlight as Raw, OLDER, Rule, Sleeper, SyscallId};
 use probe_common::wire::Owner;
 
-use super::{InFlight, names, rules, subject};
+use super::{InFlight, names, rules, stacks, subject};
 use crate::config::Thresholds;
 use crate::entity::Entity;
 use crate::event::key;
@@ -19,6 +20,8 @@ use crate::kernel::clock;
 use crate::load::{Plain, Walk, lookup_batch};
 use crate::series::{attr, metrics};
 use crate::signals::{Context, Event};
+use crate::stacks::KernelSymbols;
+use crate::stacks::names::readable;
 
 /// Calls that a look tells of at most; the gauge and the summary count all.
 const TOLD: usize = 256;
@@ -43,6 +46,7 @@ pub(super) struct Watch {
     /// What the gauge says.
     shown: HashMap<(Entity, &'static str), i64>,
     kept: u64,
+    symbols: Arc<KernelSymbols>,
 }
 
 /// What a look has found.
@@ -60,6 +64,8 @@ struct Late {
     owner: Owner,
     cgroup_id: u64,
     id: SyscallId,
+    /// It began before the programs were there.
+    is_older: bool,
     raw: Option<Box<Raw>>,
 }
 
@@ -68,6 +74,7 @@ impl Watch {
         sleepers: BpfHashMap<MapData, Plain<u32>, Plain<Sleeper>>,
         walk: Option<Walk>,
         thresholds: &Thresholds,
+        symbols: Arc<KernelSymbols>,
     ) -> Self {
         Self {
             sleepers,
@@ -77,6 +84,7 @@ impl Watch {
             told: HashMap::default(),
             shown: HashMap::default(),
             kept: 0,
+            symbols,
         }
     }
 
@@ -126,19 +134,19 @@ impl Watch {
             return Ok(calls
                 .map(|(key, (tgid, id))| {
                     let owner = Owner { tgid: *tgid, ..Owner::UNKNOWN };
-                    Late { key: *key, now_ns, owner, cgroup_id: 0, id: *id, raw: None }
+                    Late { key: *key, now_ns, owner, cgroup_id: 0, id: *id, is_older: false, raw: None }
                 })
                 .collect());
         };
         let mut found = Vec::new();
         walk.records(|raw: &Raw| {
-            let Ok(id) = SyscallId::try_from(raw.id) else { return };
             found.push(Late {
                 key: (raw.tid, raw.start_ns),
                 now_ns: raw.now_ns,
                 owner: raw.owner,
                 cgroup_id: raw.cgroup_id,
-                id,
+                id: raw.id as SyscallId,
+                is_older: raw.id & OLDER != 0,
                 raw: Some(Box::new(*raw)),
             });
         })?;
@@ -174,7 +182,7 @@ impl Watch {
         found.sort_by_key(|late| late.key.1);
         let mut left = TOLD;
         for late in found {
-            let Late { key, now_ns, owner, cgroup_id, id, raw } = late;
+            let Late { key, now_ns, owner, cgroup_id, id, is_older, raw } = late;
             let duration = Duration::from_nanos(now_ns.saturating_sub(key.1));
             let due = self.told.get(&key).is_none_or(|before| duration >= *before * 2);
             if !due || left == 0 {
@@ -183,19 +191,37 @@ impl Watch {
             left -= 1;
             self.told.insert(key, duration);
             let subject = raw.as_ref().map(|raw| subject::of(&raw.subject, owner.tgid)).unwrap_or_default();
+            let (stack, sleeps) = raw.as_ref().map(|raw| self.stack(&raw.stack)).unwrap_or_default();
             let event = Event::SyscallInFlight(InFlight {
                 time_unix_ns: context.clock.wall(now_ns),
                 who: context.owners.who(&owner, cgroup_id, 0),
                 tid: key.0,
                 syscall: names::name(id),
                 duration,
+                is_older,
                 subject,
-                wchan: None,
-                stack: None,
+                wchan: if sleeps { stack.last().map(|function| function.as_str().into()) } else { None },
+                stack: (!stack.is_empty()).then(|| stack.join(";").into()),
             });
             if let Some(events) = &mut context.events {
                 events(event);
             }
         }
+    }
+
+    /// Functions of a kernel stack, outermost first, down to the one that went to sleep, and whether one did. None where symbols
+    /// cannot be read.
+    fn stack(&self, addresses: &[u64]) -> (Vec<String>, bool) {
+        let KernelSymbols::Known(symbols) = self.symbols.as_ref() else { return (Vec::new(), false) };
+        let addresses = addresses.iter().take_while(|address| **address != 0);
+        let mut functions: Vec<String> = addresses
+            .map(|address| match symbols.find(address.saturating_sub(1)) {
+                Some((_, raw)) => readable(raw),
+                None => "[unknown]".to_owned(),
+            })
+            .collect();
+        functions.reverse();
+        let sleeps = stacks::down_to_sleep(&mut functions);
+        (functions, sleeps)
     }
 }

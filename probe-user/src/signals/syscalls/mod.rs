@@ -1,33 +1,44 @@
 //! syscalls: exact figures out of the blocks; slow calls out of the records.
 
 mod event;
+mod group;
 mod harvest;
 mod in_flight;
 pub mod names;
 mod rules;
+mod stacks;
 mod subject;
 
 use std::io;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use probe_common::fields;
 use probe_common::loss::Counter;
 use probe_common::settings::{FILTER_SYSCALL, Settings};
-use probe_common::syscalls::{Block, CpuState, KIND_SLOW, SlowRecord, SyscallId};
+use probe_common::syscalls::{Block, CpuState, KIND_SLOW, KIND_STACK, SlowRecord, StackRecord, SyscallId};
 
 pub use self::event::{InFlight, Row, Slow, Subject, Summary};
 use self::harvest::{Harvest, Latency};
 use self::in_flight::Watch;
 pub use self::rules::waits;
+pub use self::stacks::Sampled;
+use self::stacks::Stacks;
 use super::{Context, Event, Signal, SignalKind, errno_name};
 use crate::collect::{self, DecodeError};
 use crate::config::{Config, Sizes, SyscallOptions};
 use crate::kernel::clock;
 use crate::kernel::fields::Resolved;
-use crate::load::{LoadError, Loaded, ObjectSpec, Plain, ProgramSpec};
+use crate::load::{Hook, LoadError, Loaded, ObjectSpec, Older, Plain, ProgramSpec};
+use crate::stacks::{KernelSymbols, Unit};
 
 /// Blocks for calls counted without their process: all system calls a host makes, on some CPUs.
 const FOLDED_BLOCKS: u32 = 1024;
+
+/// A stack is taken whenever calls have taken so long on a CPU.
+const STACK_EVERY_NS: u64 = 1_000_000;
+/// A stack is taken of one call in so many: a prime, so that no pattern of calls is in step with it.
+const STACK_EVERY_CALLS: u32 = 97;
 
 /// The signal.
 #[derive(Debug)]
@@ -53,7 +64,11 @@ static OBJECT: ObjectSpec = ObjectSpec {
         ProgramSpec::raw("sys_exit").perf("sys_exit_perf", "raw_syscalls").backup("sys_exit_backup"),
         ProgramSpec::raw("sys_enter").perf("sys_enter_perf", "raw_syscalls").backup("sys_enter_backup"),
     ],
-    older: None,
+    older: Some(Older {
+        program: "older_calls",
+        over: Hook::Tasks,
+        without: "calls that hang since before probe began are not seen",
+    }),
     walk: Some("calls_in_flight"),
 };
 
@@ -78,6 +93,7 @@ impl SignalKind for Syscalls {
             ("FREE_FOLDED", FOLDED_BLOCKS),
             ("SLEEPERS", sizes.syscall_threads),
             ("PROCESSES", max_processes(sizes)),
+            ("SLEEPS", if config.syscalls.stacks.is_some() { sizes.syscall_threads } else { 1 }),
         ]
     }
 
@@ -86,6 +102,12 @@ impl SignalKind for Syscalls {
         settings.slow_ns = rules::least_ns(&options.slower_than);
         settings.latency_every = options.latency_every;
         settings.tick_ns = clock::tick_ns();
+        match options.stacks {
+            Some(Unit::Time) => settings.stack_every_ns = STACK_EVERY_NS,
+            Some(Unit::Calls) => settings.stack_every_calls = STACK_EVERY_CALLS,
+            None => {}
+        }
+        settings.stack_waits = u32::from(!options.names.is_empty());
         if !options.names.is_empty() {
             settings.filters |= FILTER_SYSCALL;
             for position in rules::positions(&options.names) {
@@ -120,6 +142,8 @@ impl SignalKind for Syscalls {
         if let Err(error) = &walk {
             tracing::info!("calls in flight have no arguments and no stack: {error}");
         }
+        // Now: later this process may not any more.
+        let symbols = Arc::new(KernelSymbols::read());
         Ok(Box::new(Running {
             harvest: Harvest::new(
                 loaded.take_blocks("BLOCKS")?,
@@ -128,7 +152,13 @@ impl SignalKind for Syscalls {
                 free,
                 Latency::of(options.latency_every),
             ),
-            watch: Watch::new(loaded.take_hash("SLEEPERS")?, walk.ok(), &options.slower_than),
+            watch: Watch::new(
+                loaded.take_hash("SLEEPERS")?,
+                walk.ok(),
+                &options.slower_than,
+                Arc::clone(&symbols),
+            ),
+            stacks: options.stacks.map(|_unit| Stacks::new(symbols)),
             sizes: config.sizes.clone(),
             options: options.clone(),
             interval: 1,
@@ -156,6 +186,8 @@ const READ_PERIOD: Duration = Duration::from_secs(60);
 struct Running {
     harvest: Harvest,
     watch: Watch,
+    /// If they are wanted.
+    stacks: Option<Stacks>,
     sizes: Sizes,
     options: SyscallOptions,
     /// Number of the current interval, as the programs know it.
@@ -174,12 +206,39 @@ struct Running {
 ///
 /// When it is none of this signal's.
 pub fn record(bytes: &[u8], context: &mut Context<'_>) -> Result<(), DecodeError> {
-    let header = collect::header(bytes)?;
-    if header.kind != KIND_SLOW {
-        return Err(DecodeError::Kind(header.kind));
+    take_record(bytes, None, context)
+}
+
+fn take_record(
+    bytes: &[u8],
+    stacks: Option<&mut Stacks>,
+    context: &mut Context<'_>,
+) -> Result<(), DecodeError> {
+    match collect::header(bytes)?.kind {
+        KIND_SLOW => slow(&collect::record(bytes)?, stacks, context),
+        KIND_STACK => {
+            let record: StackRecord = collect::record(bytes)?;
+            system_call(record.id)?;
+            if let Some(stacks) = stacks {
+                stacks.take(Box::new(record));
+            }
+            Ok(())
+        }
+        other => Err(DecodeError::Kind(other)),
     }
-    let record: SlowRecord = collect::record(bytes)?;
-    let id = SyscallId::try_from(record.id).map_err(|_too_large| DecodeError::Value("system call"))?;
+}
+
+fn system_call(id: u32) -> Result<SyscallId, DecodeError> {
+    SyscallId::try_from(id).map_err(|_too_large| DecodeError::Value("system call"))
+}
+
+fn slow(
+    record: &SlowRecord,
+    stacks: Option<&mut Stacks>,
+    context: &mut Context<'_>,
+) -> Result<(), DecodeError> {
+    let id = system_call(record.id)?;
+    let stack = stacks.and_then(|stacks| stacks.of_slow(record.tid));
     if let Some(events) = &mut context.events {
         let errno = (-4095..0).contains(&record.ret).then(|| record.ret.unsigned_abs());
         events(Event::SyscallSlow(Slow {
@@ -191,6 +250,7 @@ pub fn record(bytes: &[u8], context: &mut Context<'_>) -> Result<(), DecodeError
             off_cpu: Some(Duration::from_nanos(record.off_cpu_ns)),
             subject: subject::of(&record.subject, record.owner.tgid),
             error: errno.and_then(|errno| u32::try_from(errno).ok()).map(errno_name),
+            stack,
         }));
     }
     Ok(())
@@ -198,7 +258,7 @@ pub fn record(bytes: &[u8], context: &mut Context<'_>) -> Result<(), DecodeError
 
 impl Signal for Running {
     fn record(&mut self, bytes: &[u8], context: &mut Context<'_>) -> Result<(), DecodeError> {
-        record(bytes, context)
+        take_record(bytes, self.stacks.as_mut(), context)
     }
 
     fn tick(&mut self, context: &mut Context<'_>) -> io::Result<()> {
@@ -220,8 +280,11 @@ impl Signal for Running {
         self.harvest.recycle(self.interval, context)?;
         self.interval = next;
         let covers = std::mem::replace(&mut self.since, self.read).elapsed();
+        let sampled =
+            if self.ending { self.stacks.as_mut().and_then(Stacks::end).map(Arc::new) } else { None };
         let look = self.watch.look(context)?;
-        let mut rows = self.harvest.take_rows(&look.unreturned, self.ending, context)?;
+        let rows = self.harvest.take_rows(&look.unreturned, self.ending, context)?;
+        let mut rows = group::by(self.options.by, rows);
         rows.retain(|row| !self.options.errors_only || row.errors_total() != 0);
         self.options.sort.order(&mut rows);
         if let Some(events) = &mut context.events {
@@ -230,7 +293,7 @@ impl Signal for Running {
                 events(Event::SyscallSummary(row.clone()));
             }
         }
-        Ok(Some(super::Summary::Syscalls(Summary { covers, rows, in_flight: look.late })))
+        Ok(Some(super::Summary::Syscalls(Summary { covers, rows, in_flight: look.late, sampled })))
     }
 
     fn fill(&mut self) -> io::Result<Vec<(&'static str, u64, u64)>> {

@@ -52,8 +52,7 @@ const WAITS: &[&str] = &[
 ];
 
 /// Calls that wait where they sleep, for on a socket they sleep until somebody comes or sends.
-const RECEIVES: &[&str] =
-    &["accept", "accept4", "recv", "recvfrom", "recvmmsg", "recvmmsg_time64", "recvmsg"];
+const RECEIVES: &[&str] = &["accept", "accept4", "recvfrom", "recvmmsg", "recvmmsg_time64", "recvmsg"];
 
 /// Calls that wait where they sleep, unless they read a file of a disk.
 const READS: &[&str] = &["preadv2", "read", "readv"];
@@ -135,12 +134,10 @@ const DESCRIPTOR_FIRST: &[&str] = &[
     "read",
     "readahead",
     "readv",
-    "recv",
     "recvfrom",
     "recvmmsg",
     "recvmmsg_time64",
     "recvmsg",
-    "send",
     "sendfile",
     "sendfile64",
     "sendmmsg",

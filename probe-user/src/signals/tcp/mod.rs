@@ -31,7 +31,9 @@ use crate::collect::{self, DecodeError};
 use crate::config::{Config, Output, Sizes, TcpKind};
 use crate::event::key;
 use crate::kernel::fields::Resolved;
-use crate::load::{LoadError, Loaded, ObjectSpec, Plain, ProgramSpec, count_entries, lookup_batch_per_cpu};
+use crate::load::{
+    Hook, LoadError, Loaded, ObjectSpec, Older, Plain, ProgramSpec, count_entries, lookup_batch_per_cpu,
+};
 use crate::series::{Histogram, attr, metrics};
 
 /// How long an entry of a removed cgroup must not have changed before it is given back. Sockets that outlive their cgroup
@@ -61,7 +63,11 @@ static OBJECT: ObjectSpec = ObjectSpec {
         ProgramSpec::raw("tcp_send_reset").backup("send_reset_backup"),
         ProgramSpec::raw("tcp_receive_reset").backup("receive_reset_backup"),
     ],
-    older: Some("older_sockets"),
+    older: Some(Older {
+        program: "older_sockets",
+        over: Hook::OpenFiles,
+        without: "connections that began before have no owner, and their segments are not counted",
+    }),
     walk: Some("open_connections"),
 };
 

@@ -4,27 +4,24 @@ mod colours;
 pub mod dns;
 mod owners;
 mod rows;
+pub mod syscalls;
 pub mod tcp;
 mod text;
 
 use std::io::{self, Write};
-use std::time::Duration;
 
-use comfy_table::{CellAlignment, Table, presets};
 use probe_common::tcp::Cause;
 
 pub use self::colours::Colours;
-use self::owners::{OWNER, owner};
 pub(in crate::sink) use self::text::is_hostile;
 pub use self::text::{escape, seconds};
+use crate::config::SyscallBy;
 use crate::kernel::clock::rfc3339;
 use crate::series::Histogram;
-use crate::signals::{self, Event, Loss, Summary, syscalls};
+use crate::signals::{self, Event, Loss, Summary};
 
-/// Rows of system calls that a table shows unless told otherwise.
-const TOP: usize = 20;
-/// The same in the summary of `run`, which has three signals to show.
-const TOP_IN_SUMMARY: usize = 8;
+/// Rows of system calls in the summary of `run`, which has three signals to show.
+const TOP: usize = 8;
 
 /// The heading of a live command's lines; `None` for events that are shown as tables.
 #[must_use]
@@ -57,26 +54,10 @@ pub fn line(out: &mut dyn Write, event: &Event, colours: Colours) -> io::Result<
         Event::Connect(event) => tcp::connect(out, event),
         Event::Close(event) => tcp::close(out, event),
         Event::Lookup(lookup) => dns::lookup(out, lookup, colours),
-        Event::SyscallSlow(slow) => writeln!(
-            out,
-            "{:<12} slow {:<16} {:>8} {:<12} tid {:<8} {}",
-            time_of_day(slow.time_unix_ns),
-            slow.syscall,
-            seconds(slow.duration),
-            slow.error.as_deref().unwrap_or(""),
-            slow.tid,
-            owner(&slow.who, OWNER)
-        ),
-        Event::SyscallInFlight(call) => writeln!(
-            out,
-            "{:<12} hang {:<16} {:>8} {:<12} tid {:<8} {}",
-            time_of_day(call.time_unix_ns),
-            call.syscall,
-            seconds(call.duration),
-            call.wchan.as_deref().unwrap_or(""),
-            call.tid,
-            owner(&call.who, OWNER)
-        ),
+        Event::SyscallSlow(call) => writeln!(out, "{}", syscalls::slow(call, syscalls::COLUMNS, colours)),
+        Event::SyscallInFlight(call) => {
+            writeln!(out, "{}", syscalls::hangs(call, syscalls::COLUMNS, colours))
+        }
         Event::Loss(event) => loss(out, event),
         Event::SyscallSummary(_) => Ok(()),
     }
@@ -96,23 +77,19 @@ pub fn loss(out: &mut dyn Write, loss: &Loss) -> io::Result<()> {
     writeln!(out, "lost: {} of {} at {}: {}", loss.count, loss.signal, loss.place, loss.remedy)
 }
 
-/// Writes what an interval brought. `top` cuts tables; `among_others`: beside the other signals, so shorter.
+/// Writes what an interval brought, a signal beside others.
 ///
 /// # Errors
 ///
 /// What `out` returns.
-pub fn summary(
-    out: &mut dyn Write,
-    summary: &Summary,
-    top: Option<usize>,
-    among_others: bool,
-) -> io::Result<()> {
+pub fn summary(out: &mut dyn Write, summary: &Summary) -> io::Result<()> {
     match summary {
         Summary::Tcp(summary) => tcp_summary(out, summary),
         Summary::Dns(summary) => dns_summary(out, summary),
         Summary::Syscalls(summary) => {
-            let top = top.unwrap_or(if among_others { TOP_IN_SUMMARY } else { TOP });
-            syscall_table(out, summary, top)
+            let shape = syscalls::Shape::new(SyscallBy::Process, Some(TOP));
+            let lines = syscalls::Interval::of(summary, 0).among_others(&shape);
+            lines.iter().try_for_each(|line| writeln!(out, "{line}"))
         }
     }
 }
@@ -206,52 +183,15 @@ fn quantiles(durations: &Histogram) -> String {
     format!("p50 {}, p99 {}, max {max}", of(0.5), of(0.99))
 }
 
-fn syscall_table(out: &mut dyn Write, summary: &syscalls::Summary, top: usize) -> io::Result<()> {
-    let rows = &summary.rows;
-    let calls: u64 = rows.iter().map(|row| row.calls).sum();
-    let failed: u64 = rows.iter().map(syscalls::Row::errors_total).sum();
-    writeln!(out, "syscalls  {calls} calls, {failed} failed, {} (process, call) pairs", rows.len())?;
-    if rows.is_empty() {
-        return Ok(());
-    }
-    let mut table = Table::new();
-    table.load_preset(presets::NOTHING);
-    table.set_header(["", "OWNER", "SYSCALL", "CALLS", "TIME", "P50", "P99", "MAX", "ERRORS"]);
-    for column in 3..=7 {
-        if let Some(column) = table.column_mut(column) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-    }
-    for row in rows.iter().take(top) {
-        let errors: Vec<String> =
-            row.errors.iter().map(|(errno, count)| format!("{errno} {count}")).collect();
-        let text = |duration: Option<Duration>| duration.map(seconds).unwrap_or_default();
-        table.add_row([
-            if row.waits { "wait".to_owned() } else { String::new() },
-            owner(&row.who, OWNER),
-            row.syscall.to_owned(),
-            row.calls.to_string(),
-            seconds(Duration::from_secs_f64(row.durations.sum_seconds())),
-            text(row.durations.quantile(0.5)),
-            text(row.durations.quantile(0.99)),
-            text(row.durations.max()),
-            errors.join(" "),
-        ]);
-    }
-    writeln!(out, "{}", table.trim_fmt())?;
-    if rows.len() > top {
-        writeln!(out, "          … and {} more pairs (--top N, or -o json for all)", rows.len() - top)?;
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn dns(summary: signals::dns::Summary) -> String {
         let mut out = Vec::new();
-        super::summary(&mut out, &Summary::Dns(summary), None, true).unwrap();
+        super::summary(&mut out, &Summary::Dns(summary)).unwrap();
         String::from_utf8(out).unwrap()
     }
 

@@ -33,6 +33,11 @@ impl OwnerKey {
     }
 
     pub(super) fn name(&self, processes: Processes) -> String {
+        self.name_within(processes, OWNER)
+    }
+
+    /// In at most so many characters.
+    pub(super) fn name_within(&self, processes: Processes, most: usize) -> String {
         let Self { container, comm, cgroup } = self;
         let number = match processes {
             Processes::One(pid) => pid.map(|pid| format!("[{pid}]")),
@@ -40,7 +45,7 @@ impl OwnerKey {
             Processes::None => None,
         };
         let container = container.as_ref().map(|container| container.container_id.as_str());
-        name(container, comm.as_deref(), number.as_deref(), cgroup.as_deref(), OWNER)
+        name(container, comm.as_deref(), number.as_deref(), cgroup.as_deref(), most)
     }
 }
 

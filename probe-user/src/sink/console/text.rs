@@ -139,6 +139,30 @@ pub(super) fn cut(text: &str, most: usize) -> Cow<'_, str> {
     if most == 0 { kept.into() } else { format!("{kept}…").into() }
 }
 
+/// Text in at most so many characters, without its middle where it is longer: of a path both ends tell most.
+pub(super) fn cut_middle(text: &str, most: usize) -> Cow<'_, str> {
+    let all = width(text);
+    let Some(left) = most.checked_sub(1).filter(|_| all > most) else { return cut(text, most) };
+    let head = left / 3;
+    let tail = left - head;
+    let kept = |from, count| text.chars().skip(from).take(count);
+    kept(0, head).chain(['…']).chain(kept(all - tail, tail)).collect::<String>().into()
+}
+
+/// How often a second, in as many figures as it is worth.
+pub(super) fn rate(count: u64, covers: Duration) -> String {
+    let seconds = covers.as_secs_f64();
+    if seconds == 0.0 {
+        return String::new();
+    }
+    match count as f64 / seconds {
+        0.0 => "0".to_owned(),
+        rate if rate < 0.05 => "<0.1".to_owned(),
+        rate if rate < 9.95 => format!("{rate:.1}"),
+        rate => format!("{rate:.0}"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -221,6 +245,39 @@ mod tests {
             ("", 0, ""),
         ] {
             assert_eq!(cut(text, most), want, "{text} in {most}");
+        }
+    }
+
+    #[test]
+    fn what_is_cut_in_the_middle_keeps_both_ends() {
+        for (text, most, want) in [
+            ("/var/lib/app/data.db", 20, "/var/lib/app/data.db"),
+            ("/var/lib/app/data.db", 13, "/var…/data.db"),
+            ("/var/lib/app/data.db", 2, "…b"),
+            ("/var/lib/app/data.db", 1, "…"),
+            ("/var/lib/app/data.db", 0, ""),
+            ("/名前/です/か", 7, "/名…です/か"),
+        ] {
+            let got = cut_middle(text, most);
+            assert_eq!(got, want, "{text} in {most}");
+            assert!(width(&got) <= most, "{got} in {most}");
+        }
+    }
+
+    #[test]
+    fn rates() {
+        for (count, ms, want) in [
+            (0, 1_000, "0"),
+            (1, 60_000, "<0.1"),
+            (1, 10_000, "0.1"),
+            (3, 1_001, "3.0"),
+            (9, 1_000, "9.0"),
+            (99, 10_000, "9.9"),
+            (100, 10_000, "10"),
+            (57_078, 1_000, "57078"),
+            (1, 0, ""),
+        ] {
+            assert_eq!(rate(count, Duration::from_millis(ms)), want, "{count} in {ms}");
         }
     }
 
