@@ -9,9 +9,18 @@ use crate::{
     toolchain,
 };
 
-/// `ip` and `nft`; real DNS servers, real resolvers, and who else looks at them.
-const TEST_TOOLS: [&str; 7] =
-    ["iproute2", "nftables", "dnsmasq-base", "unbound", "bind9-dnsutils", "tshark", "python3"];
+/// `ip` and `nft`; real DNS servers, real resolvers, and who else looks at them; who else counts system calls.
+const TEST_TOOLS: [&str; 9] = [
+    "iproute2",
+    "nftables",
+    "dnsmasq-base",
+    "unbound",
+    "bind9-dnsutils",
+    "tshark",
+    "python3",
+    "strace",
+    "linux-perf",
+];
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
