@@ -10,20 +10,19 @@ pub const KIND_SLOW: u16 = 1;
 /// [`StackRecord`].
 pub const KIND_STACK: u16 = 2;
 
-/// A system call in one word: the ABI in the two upper bits, the number in the lower fourteen.
+/// A system call in one word: the ABI in the two upper bits, then whether it [`WAITED`], the number in the lower thirteen.
 pub type SyscallId = u16;
 /// Bits of a [`SyscallId`] that hold the number.
-pub const NUMBER_MASK: u16 = 0x3fff;
+pub const NUMBER_MASK: u16 = 0x1fff;
 /// Any number that does not fit.
-pub const NUMBER_UNKNOWN: u16 = 0x3fff;
-/// The 32-bit table of a 64-bit kernel (i386 on x86-64). Asking costs too much for every call, so it is noted with the
-/// process ([`Process::abi`]) and added when names are looked up.
+pub const NUMBER_UNKNOWN: u16 = 0x1fff;
+/// In the key of a block: calls that slept until somebody else did something, of a kind that need not ([`CLASS_READS`],
+/// [`CLASS_RECEIVES`]).
+pub const WAITED: u16 = 1 << 13;
+/// The 32-bit table of a 64-bit kernel (i386 on x86-64).
 pub const ABI_COMPAT: u16 = 1 << 14;
 /// x32 on x86-64.
 pub const ABI_X32: u16 = 1 << 15;
-/// In the key of a block, where [`ABI_COMPAT`] never is: calls that slept until somebody else did something, of a kind that
-/// need not ([`CLASS_READS`], [`CLASS_RECEIVES`]).
-pub const WAITED: u16 = 1 << 14;
 
 /// In [`CpuState::id`] and [`Sleeper::id`], above the [`SyscallId`]: the beginning is not measured, only the tick is known in which
 /// it was (`jiffies_64`). In a [`Sleeper`] that is made a time, never too late.
@@ -204,12 +203,8 @@ pub struct Process {
     pub dead_ns: u64,
     /// Name of its leader, NUL-padded.
     pub comm: [u8; 16],
-    /// [`ABI_COMPAT`] for a 32-bit process on a 64-bit kernel, else 0.
-    pub abi: u32,
-    /// Zero.
-    pub _pad: u32,
 }
-const _: () = assert!(size_of::<Process>() == 48);
+const _: () = assert!(size_of::<Process>() == 40);
 
 /// What a call is about, as far as it reads.
 #[repr(C)]
@@ -265,7 +260,7 @@ pub struct SlowRecord {
     pub owner: Owner,
     /// Thread.
     pub tid: u32,
-    /// [`SyscallId`], with [`ABI_COMPAT`].
+    /// [`SyscallId`].
     pub id: u32,
     /// Registers as they stand at return.
     pub subject: Subject,
@@ -288,7 +283,7 @@ pub struct StackRecord {
     pub owner: Owner,
     /// Thread.
     pub tid: u32,
-    /// [`SyscallId`], with [`ABI_COMPAT`].
+    /// [`SyscallId`].
     pub id: u32,
     /// How long it took, nanoseconds.
     pub duration_ns: u64,
@@ -322,7 +317,7 @@ pub struct InFlight {
     pub owner: Owner,
     /// Thread.
     pub tid: u32,
-    /// [`SyscallId`], with [`ABI_COMPAT`], and [`OLDER`].
+    /// [`SyscallId`], and [`OLDER`].
     pub id: u32,
     /// Where the thread is in the kernel, innermost first; 0: that was all.
     pub stack: [u64; STACK_LEN],

@@ -1,6 +1,8 @@
 //! Who the current task is: only for hooks that run in the process they are about.
 
-use aya_ebpf::helpers::generated::{bpf_get_current_pid_tgid, bpf_get_current_task};
+use aya_ebpf::helpers::generated::{
+    bpf_get_current_pid_tgid, bpf_get_current_task, bpf_get_current_task_btf,
+};
 use probe_common::fields::{self, KernelPointer};
 use probe_common::wire::Owner;
 
@@ -61,18 +63,41 @@ pub fn cgroup() -> Result<KernelPointer> {
     kread!(kread!(task, TASK_CGROUPS)?, CSS_SET_DFL_CGRP)
 }
 
-/// Whether the current task is inside a 32-bit system call (x86: TS_COMPAT in thread_info.status,
-/// arch/x86/include/asm/thread_info.h).
+/// 1: this kernel has `bpf_task_pt_regs` (5.15), and `bpf_get_current_task_btf` with it. Read-only data, set before loading.
+#[unsafe(no_mangle)]
+static TASK_HELPERS: u8 = 0;
+
+/// Whether this kernel has `bpf_task_pt_regs` and `bpf_get_current_task_btf`. The verifier knows, and leaves out what is not for it.
 #[inline(always)]
-pub fn in_compat_call() -> bool {
-    // SAFETY: the helper has no requirement.
-    is_compat(unsafe { bpf_get_current_task() })
+pub fn has_helpers() -> bool {
+    // SAFETY: a static; volatile, because the compiler sees only the zero that user space overwrites.
+    unsafe { core::ptr::addr_of!(TASK_HELPERS).read_volatile() != 0 }
 }
 
-/// The same of a task.
+/// x86: TS_COMPAT of `thread_info.status`, arch/x86/include/asm/thread_info.h.
+const TS_COMPAT: u32 = 0x2;
+
+/// Whether the current task is inside a 32-bit system call. Asked for every call: where it can be had, a load and no helper.
+#[inline(always)]
+pub fn in_compat_call() -> bool {
+    if !kread::present(fields::TASK_THREAD_STATUS) {
+        return false;
+    }
+    if !has_helpers() {
+        // SAFETY: the helper has no requirement.
+        return is_compat(unsafe { bpf_get_current_task() });
+    }
+    // SAFETY: the helper has no requirement; the verifier knows the struct, and that the member lies there.
+    let status = unsafe {
+        let task = bpf_get_current_task_btf().cast::<u8>();
+        task.add(kread::offset(fields::TASK_THREAD_STATUS) as usize).cast::<u32>().read_volatile()
+    };
+    status & TS_COMPAT != 0
+}
+
+/// The same of any task.
 #[inline(always)]
 pub fn is_compat(task: KernelPointer) -> bool {
-    const TS_COMPAT: u32 = 0x2;
     kread::present(fields::TASK_THREAD_STATUS)
         && kread!(task, TASK_THREAD_STATUS).is_ok_and(|status| status & TS_COMPAT != 0)
 }

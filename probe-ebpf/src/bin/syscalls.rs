@@ -38,7 +38,8 @@ use probe_common::settings::{
     FILTER_CGROUP, FILTER_COMM, FILTER_SYSCALL, FILTER_TGID, SYSCALL_SET_BITS, Settings,
 };
 use probe_common::syscalls::{
-    ABI_X32, CpuState, NUMBER_UNKNOWN, OLDER, ROUGHLY, SLEPT, Sleeper, SyscallId, WAITED,
+    ABI_COMPAT, ABI_X32, CpuState, NUMBER_MASK, NUMBER_UNKNOWN, OLDER, ROUGHLY, SLEPT, Sleeper, SyscallId,
+    WAITED,
 };
 use probe_ebpf::{Error, Result, emit, filter, kread, task};
 
@@ -57,7 +58,7 @@ mod stacks;
 #[path = "syscalls/subject.rs"]
 mod subject;
 
-use blocks::{Call, PROCESSES, abi};
+use blocks::{Call, PROCESSES};
 use sleepers::SLEEPERS;
 
 /// Raw tracepoints have no verdict; 0 is what the kernel expects.
@@ -150,12 +151,13 @@ fn enter<const PLACE: Place>(
         return Err(Error::NotOurs);
     }
     let settings = emit::settings().ok_or(Error::NotOurs)?;
-    if settings.filters != 0 && !passes(settings, tgid, number)? {
+    let id = syscall_id(number, task::in_compat_call());
+    if settings.filters != 0 && !passes(settings, tgid, id)? {
         return Err(Error::NotOurs);
     }
     let every = settings.latency_every;
     let rough = every > 1 && !is_measured(cpu, every);
-    let id = u32::from(syscall_id(number)) | if rough { ROUGHLY } else { 0 };
+    let id = u32::from(id) | if rough { ROUGHLY } else { 0 };
     let switches = seen(&cpu.switches);
     put(&mut cpu.id, id);
     put(&mut cpu.regs, regs);
@@ -195,23 +197,30 @@ fn is_measured(cpu: &mut CpuState, every: u32) -> bool {
 }
 
 #[inline(always)]
-pub(crate) fn syscall_id(number: u64) -> SyscallId {
+pub(crate) fn syscall_id(number: u64, compat: bool) -> SyscallId {
     /// `__X32_SYSCALL_BIT`, arch/x86/include/uapi/asm/unistd.h.
     const X32_BIT: u64 = 0x4000_0000;
-    let x32 = number & X32_BIT != 0 && number < 2 * X32_BIT;
+    let x32 = !compat && number & X32_BIT != 0 && number < 2 * X32_BIT;
     let number = if x32 { number & !X32_BIT } else { number };
     let id = if number < u64::from(NUMBER_UNKNOWN) { number as u16 } else { NUMBER_UNKNOWN };
-    if x32 { id | ABI_X32 } else { id }
+    let abi = if compat {
+        ABI_COMPAT
+    } else if x32 {
+        ABI_X32
+    } else {
+        0
+    };
+    id | abi
 }
 
 /// Whether the filter lets the current process's call through.
 #[inline(always)]
-fn passes(settings: &Settings, tgid: u32, number: u64) -> Result<bool> {
+fn passes(settings: &Settings, tgid: u32, id: SyscallId) -> Result<bool> {
     let filters = settings.filters;
     if filters & FILTER_TGID != 0 && tgid != settings.tgid {
         return Ok(false);
     }
-    if filters & FILTER_SYSCALL != 0 && !is_selected(settings, number, task::in_compat_call()) {
+    if filters & FILTER_SYSCALL != 0 && !is_selected(settings, id) {
         return Ok(false);
     }
     if filters & FILTER_CGROUP != 0 && !filter::cgroup(settings, task::cgroup()?)? {
@@ -222,11 +231,12 @@ fn passes(settings: &Settings, tgid: u32, number: u64) -> Result<bool> {
 
 /// Whether a call is one of those that were asked for.
 #[inline(always)]
-fn is_selected(settings: &Settings, number: u64, compat: bool) -> bool {
-    if number >= SYSCALL_SET_BITS as u64 {
+fn is_selected(settings: &Settings, id: SyscallId) -> bool {
+    let number = usize::from(id & NUMBER_MASK);
+    if number >= SYSCALL_SET_BITS {
         return false;
     }
-    let at = number as usize + if compat { SYSCALL_SET_BITS } else { 0 };
+    let at = number + if id & ABI_COMPAT != 0 { SYSCALL_SET_BITS } else { 0 };
     // Laundered, or the compiler leaves the mask out and the verifier finds no bound.
     let word = settings.syscall_set[black_box(at / 64) & (2 * SYSCALL_SET_BITS / 64 - 1)];
     word >> (number & 63) & 1 != 0
@@ -477,7 +487,6 @@ fn exec(ctx: &impl EbpfContext, cpu: &mut CpuState, pid_tgid: u64, old_tid: u32)
         // SAFETY: a value of the map; user space may read half a name, once.
         let process = unsafe { &mut *process };
         process.comm = owner.comm;
-        process.abi = abi();
         // It may have been moved since its first call: container runtimes do just that before they run the program.
         // SAFETY: the helper has no requirement.
         process.cgroup_id = unsafe { bpf_get_current_cgroup_id() };

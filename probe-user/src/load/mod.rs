@@ -229,7 +229,7 @@ impl<'a> Loader<'a> {
         let backed = if fields.bpf.preempts_programs { &1u8 } else { &0u8 };
         aya.override_global("BACKED", backed, false);
         let task_regs = if fields.bpf.has_task_regs { &1u8 } else { &0u8 };
-        aya.override_global("TASK_REGS", task_regs, false);
+        aya.override_global("TASK_HELPERS", task_regs, false);
         if !fields.bpf.preempts_programs {
             // Used by backups alone.
             aya.map_max_entries("HANDLED", 1);

@@ -7,7 +7,7 @@ use aya_ebpf::maps::{Array, HashMap, Queue};
 use probe_common::hist::{self, BUCKETS};
 use probe_common::loss::Counter;
 use probe_common::syscalls::{
-    ABI_COMPAT, Block, CACHE_LINES, CpuState, ERRNO_SLOTS, Process, SyscallId, TGID_FOLDED, block_key, writer,
+    Block, CACHE_LINES, CpuState, ERRNO_SLOTS, Process, SyscallId, TGID_FOLDED, block_key, writer,
 };
 use probe_ebpf::{Error, Result, emit, task};
 
@@ -92,7 +92,7 @@ pub(crate) fn count<const PLACE: Place>(
 #[inline(always)]
 fn cache_line(tgid: u32, id: SyscallId) -> usize {
     // What waited has a line beside that of what did not.
-    (tgid.wrapping_mul(0x9e37_79b1) >> 16 ^ u32::from(id) ^ u32::from(id >> 7)) as usize & (CACHE_LINES - 1)
+    (tgid.wrapping_mul(0x9e37_79b1) >> 16 ^ u32::from(id) ^ u32::from(id >> 6)) as usize & (CACHE_LINES - 1)
 }
 
 #[inline(always)]
@@ -201,18 +201,10 @@ fn note_process(tgid: u32) -> bool {
     };
     // SAFETY: the helper has no requirement.
     let cgroup_id = unsafe { bpf_get_current_cgroup_id() };
-    let process =
-        Process { start_ns: owner.start_ns, cgroup_id, dead_ns: 0, comm: owner.comm, abi: abi(), _pad: 0 };
+    let process = Process { start_ns: owner.start_ns, cgroup_id, dead_ns: 0, comm: owner.comm };
     if PROCESSES.insert(tgid, process, BPF_ANY).is_err() {
         emit::count(Counter::ProcessesFull, 1);
         return false;
     }
     true
-}
-
-/// The table of system calls that the current process uses. In an exec the new program's is in force already
-/// (`SET_PERSONALITY`); the few calls between fork and exec are then named by it too.
-#[inline(always)]
-pub(crate) fn abi() -> u32 {
-    if task::in_compat_call() { u32::from(ABI_COMPAT) } else { 0 }
 }

@@ -24,10 +24,6 @@ const BPF_NOEXIST: u64 = 1;
 #[map]
 static WALKED: Array<InFlight> = Array::with_max_entries(1, 0);
 
-/// 1: this kernel has `bpf_task_pt_regs` (5.15). Read-only data, set before loading.
-#[unsafe(no_mangle)]
-static TASK_REGS: u8 = 0;
-
 /// `struct bpf_iter__task` of kernel/bpf/task_iter.c: every member takes eight bytes.
 #[repr(C)]
 struct Visit {
@@ -81,8 +77,7 @@ pub fn older_calls(visit: *mut c_void) -> i32 {
 #[inline(always)]
 fn note_older(typed: *mut c_void) -> Result<()> {
     let task = kread::address_of(typed)?;
-    // SAFETY: a static; volatile, because the compiler sees only the zero that user space overwrites.
-    if unsafe { addr_of!(TASK_REGS).read_volatile() } == 0 || !sleeps(task)? || task::is_kernels(task)? {
+    if !task::has_helpers() || !sleeps(task)? || task::is_kernels(task)? {
         return Err(Error::NotOurs);
     }
     // SAFETY: the walk's own task.
@@ -91,11 +86,12 @@ fn note_older(typed: *mut c_void) -> Result<()> {
     if number as i32 == -1 {
         return Err(Error::NotOurs);
     }
+    let id = syscall_id(number, task::is_compat(task));
     let settings = emit::settings().ok_or(Error::NotOurs)?;
     let owner = task::owner_of(task)?;
     if !filter::owner(settings, &owner)
         || !filter::cgroup(settings, cgroup(task)?)?
-        || settings.filters & FILTER_SYSCALL != 0 && !is_selected(settings, number, task::is_compat(task))
+        || settings.filters & FILTER_SYSCALL != 0 && !is_selected(settings, id)
     {
         return Err(Error::NotOurs);
     }
@@ -105,7 +101,7 @@ fn note_older(typed: *mut c_void) -> Result<()> {
         regs,
         left_ns: now_ns,
         off_cpu_ns: 0,
-        id: u32::from(syscall_id(number)) | OLDER,
+        id: u32::from(id) | OLDER,
         tgid: owner.tgid,
     };
     let tid = kread!(task, TASK_PID)? as u32;
@@ -137,17 +133,16 @@ fn visit_task(seq: *mut c_void, typed: *mut c_void) -> Result<()> {
         return Err(Error::NotOurs);
     }
     let id = id as SyscallId;
-    let compat = task::is_compat(task);
-    let rule = rules::rule(id, compat).ok_or(Error::NotOurs)?;
+    let compat = id & ABI_COMPAT != 0;
+    let rule = rules::rule(id).ok_or(Error::NotOurs)?;
     let now_ns = now();
     let elapsed_ns = now_ns.saturating_sub(start_ns);
     if elapsed_ns < rule.slow_ns && elapsed_ns < rule.waited_ns {
         return Err(Error::NotOurs);
     }
-    // SAFETY: a static; volatile, because the compiler sees only the zero that user space overwrites.
-    let has_regs = unsafe { addr_of!(TASK_REGS).read_volatile() } != 0;
     // SAFETY: the walk's own task.
-    let regs = if has_regs { unsafe { bpf_task_pt_regs(typed.cast()) as KernelPointer } } else { regs };
+    let regs =
+        if task::has_helpers() { unsafe { bpf_task_pt_regs(typed.cast()) as KernelPointer } } else { regs };
     let waits =
         rule.class == CLASS_RECEIVES || rule.class == CLASS_READS && !reads_a_disk(task, regs, compat);
     if elapsed_ns < if waits { rule.waited_ns } else { rule.slow_ns } {
@@ -163,7 +158,7 @@ fn visit_task(seq: *mut c_void, typed: *mut c_void) -> Result<()> {
     record.owner = owner;
     record.cgroup_id = cgroup(task).and_then(socket::cgroup_id).unwrap_or(0);
     record.tid = tid;
-    record.id = u32::from(id) | older | if compat { u32::from(ABI_COMPAT) } else { 0 };
+    record.id = u32::from(id) | older;
     // SAFETY: the walk's own task, and as many bytes as the array has. What it returns is how many it wrote, or that the thread
     // is gone: then there are zeros.
     let _written = unsafe {

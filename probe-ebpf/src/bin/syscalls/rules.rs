@@ -3,8 +3,9 @@
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::Array;
 use probe_common::fields::KernelPointer;
-use probe_common::syscalls::{CLASS_READS, CLASS_RECEIVES, NUMBER_MASK, RULE_COUNT, Rule, SyscallId};
-use probe_ebpf::task;
+use probe_common::syscalls::{
+    ABI_COMPAT, CLASS_READS, CLASS_RECEIVES, NUMBER_MASK, RULE_COUNT, Rule, SyscallId,
+};
 
 use crate::subject;
 
@@ -12,25 +13,25 @@ use crate::subject;
 #[map]
 static RULES: Array<Rule> = Array::with_max_entries(2 * RULE_COUNT, 0);
 
-/// That of a call. `compat`: of the 32-bit table.
+/// That of a call.
 #[inline(always)]
-pub(crate) fn rule(id: SyscallId, compat: bool) -> Option<&'static Rule> {
+pub(crate) fn rule(id: SyscallId) -> Option<&'static Rule> {
     let number = u32::from(id & NUMBER_MASK);
     if number >= RULE_COUNT {
         return None;
     }
     // SAFETY: a value of an array, written before the programs were attached.
-    RULES.get_ptr(number + if compat { RULE_COUNT } else { 0 }).map(|rule| unsafe { &*rule })
+    RULES.get_ptr(number + if id & ABI_COMPAT != 0 { RULE_COUNT } else { 0 }).map(|rule| unsafe { &*rule })
 }
 
 /// Whether the current thread's call, which slept, did so until somebody else did something: recv(2) on a socket, or read(2) on
 /// what is no file of a disk. (Whether it slept at all is asked first: without, it was work.)
 #[inline(never)]
 pub(crate) fn waited(id: SyscallId, regs: KernelPointer) -> bool {
-    let compat = task::in_compat_call();
-    match rule(id, compat) {
+    match rule(id) {
         Some(rule) => {
-            rule.class == CLASS_RECEIVES || rule.class == CLASS_READS && subject::is_fed(regs, compat)
+            rule.class == CLASS_RECEIVES
+                || rule.class == CLASS_READS && subject::is_fed(regs, id & ABI_COMPAT != 0)
         }
         None => false,
     }

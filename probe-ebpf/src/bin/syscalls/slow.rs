@@ -29,8 +29,7 @@ pub(crate) fn report(slow: &Slow) {
 
 #[inline(always)]
 fn try_report(slow: &Slow) -> Result<()> {
-    let compat = task::in_compat_call();
-    let Some(rule) = rules::rule(slow.id, compat) else { return Ok(()) };
+    let Some(rule) = rules::rule(slow.id) else { return Ok(()) };
     let waited = slow.id & WAITED != 0;
     if slow.duration_ns < if waited { rule.waited_ns } else { rule.slow_ns } {
         return Ok(());
@@ -46,7 +45,8 @@ fn try_report(slow: &Slow) -> Result<()> {
     record.ret = slow.ret;
     record.owner = owner;
     record.tid = slow.pid_tgid as u32;
-    record.id = u32::from(slow.id & !WAITED) | if compat { u32::from(ABI_COMPAT) } else { 0 };
+    record.id = u32::from(slow.id & !WAITED);
+    let compat = slow.id & ABI_COMPAT != 0;
     subject::describe(&mut record.subject, task, slow.regs, rule, compat, true);
     emit::submit(record);
     Ok(())

@@ -10,7 +10,7 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::HashMap;
 use probe_common::settings::Settings;
 use probe_common::syscalls::{
-    ABI_COMPAT, CLASS_WAITS, CpuState, KIND_STACK, STACK_LEN, StackRecord, SyscallId, USER_STACK_LEN, WAITED,
+    CLASS_WAITS, CpuState, KIND_STACK, STACK_LEN, StackRecord, SyscallId, USER_STACK_LEN, WAITED,
 };
 use probe_common::wire::RecordHeader;
 use probe_ebpf::{emit, kread, task};
@@ -61,9 +61,8 @@ fn note_stack(ctx: *mut c_void, tid: u32) {
 /// Takes the stack of a call, if it is its turn.
 #[inline(always)]
 pub(crate) fn consider(ctx: *mut c_void, cpu: &mut CpuState, settings: &Settings, sample: &Sample) {
-    let compat = task::in_compat_call();
-    let waits = sample.id & WAITED != 0
-        || rules::rule(sample.id, compat).is_some_and(|rule| rule.class == CLASS_WAITS);
+    let waits =
+        sample.id & WAITED != 0 || rules::rule(sample.id).is_some_and(|rule| rule.class == CLASS_WAITS);
     let counts = !waits || settings.stack_waits != 0;
     let mut weight_ns = 0;
     let mut weight_calls = 0;
@@ -82,7 +81,7 @@ pub(crate) fn consider(ctx: *mut c_void, cpu: &mut CpuState, settings: &Settings
         forget(sample.pid_tgid as u32);
         return;
     }
-    let weight = Weight { ns: weight_ns, calls: weight_calls, compat };
+    let weight = Weight { ns: weight_ns, calls: weight_calls };
     if take(ctx, sample, &weight) != 0 && weight_calls != 0 {
         cpu.unsampled_ns = 0;
         cpu.unsampled_calls = 0;
@@ -93,7 +92,6 @@ pub(crate) fn consider(ctx: *mut c_void, cpu: &mut CpuState, settings: &Settings
 struct Weight {
     ns: u64,
     calls: u32,
-    compat: bool,
 }
 
 /// Where it slept belongs to a call that is over.
@@ -111,7 +109,7 @@ fn take(ctx: *mut c_void, sample: &Sample, weight: &Weight) -> u32 {
     record.header = RecordHeader::of::<StackRecord>(KIND_STACK, now());
     record.owner = owner;
     record.tid = tid;
-    record.id = u32::from(sample.id & !WAITED) | if weight.compat { u32::from(ABI_COMPAT) } else { 0 };
+    record.id = u32::from(sample.id & !WAITED);
     record.duration_ns = sample.duration_ns;
     record.off_cpu_ns = sample.off_cpu_ns;
     record.weight_ns = weight.ns;

@@ -156,7 +156,7 @@ impl Harvest {
         let tgid = key_tgid(key);
         let process = self.known.get(&tgid);
         let waited = key_id(key) & WAITED != 0;
-        let id = key_id(key) & !WAITED | process.map_or(0, |process| process.abi as SyscallId);
+        let id = key_id(key) & !WAITED;
         let call = CallOf { id, waits: waited || rules::waits(names::name(id)) };
         delta.to_series(call, process, tgid, self.latency, context);
         let tally = self.rows.entry((tgid, id, call.waits)).or_default();
@@ -243,12 +243,11 @@ impl Harvest {
         self.look_at_processes()?;
         for ((tgid, id), count) in unreturned {
             let process = self.known.get(tgid);
-            let id = id | process.map_or(0, |process| process.abi as SyscallId);
-            let name = names::name(id);
+            let name = names::name(*id);
             // What may wait or not most likely does, while it is asleep.
             let waits = rules::may_wait(name);
-            if ending || self.rows.contains_key(&(*tgid, id, waits)) {
-                let tally = self.rows.entry((*tgid, id, waits)).or_default();
+            if ending || self.rows.contains_key(&(*tgid, *id, waits)) {
+                let tally = self.rows.entry((*tgid, *id, waits)).or_default();
                 tally.in_flight += count;
                 tally.process = process.copied().unwrap_or(tally.process);
             }

@@ -260,26 +260,24 @@ fn rule(name: &str, thresholds: &Thresholds) -> Rule {
     }
 }
 
-/// Whether a call that has taken so long may be late, by whichever of the two tables its number is, whatever it is about.
-pub(super) fn may_be_late(rules: &[Rule], id: SyscallId, elapsed_ns: u64) -> bool {
-    of_either_table(rules, id).any(|rule| elapsed_ns >= rule.slow_ns.min(rule.waited_ns))
+/// The rule of a call, in the order of [`all`].
+fn of(rules: &[Rule], id: SyscallId) -> Option<&Rule> {
+    let number = usize::from(id & NUMBER_MASK);
+    let table = if id & ABI_COMPAT != 0 { RULE_COUNT as usize } else { 0 };
+    rules.get(number + table).filter(|_rule| number < RULE_COUNT as usize)
 }
 
-/// Whether a call of the native table is late whatever it is about.
+/// Whether a call that has taken so long may be late, depending on what it is about.
+pub(super) fn may_be_late(rules: &[Rule], id: SyscallId, elapsed_ns: u64) -> bool {
+    of(rules, id).is_some_and(|rule| elapsed_ns >= rule.slow_ns.min(rule.waited_ns))
+}
+
+/// Whether it is late whatever it is about.
 pub(super) fn is_late_whatever(rules: &[Rule], id: SyscallId, elapsed_ns: u64) -> bool {
-    of_either_table(rules, id).next().is_some_and(|rule| {
+    of(rules, id).is_some_and(|rule| {
         let waits = [CLASS_READS, CLASS_RECEIVES].contains(&rule.class);
         elapsed_ns >= if waits { rule.waited_ns } else { rule.slow_ns }
     })
-}
-
-fn of_either_table(rules: &[Rule], id: SyscallId) -> impl Iterator<Item = &Rule> {
-    let number = usize::from(id & NUMBER_MASK);
-    let inside = (number < RULE_COUNT as usize).then_some(number);
-    inside
-        .into_iter()
-        .flat_map(|number| [number, number + RULE_COUNT as usize])
-        .filter_map(|at| rules.get(at))
 }
 
 /// The least threshold of all: what is shorter need not be looked at.
