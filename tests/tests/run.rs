@@ -20,7 +20,7 @@ const LONG: Duration = Duration::from_secs(20);
 const INTERVAL: &[&str] = &["run", "--interval", "1s", "--otlp-endpoint"];
 
 /// What a metric is: counter, gauge or histogram (`u`: an up-down counter), and its unit.
-const METRICS: [(&str, char, &str); 24] = [
+const METRICS: [(&str, char, &str); 26] = [
     ("system.network.tcp.retransmits", 'c', "{segment}"),
     ("system.network.tcp.retransmits.spurious", 'c', "{segment}"),
     ("system.network.tcp.segments", 'c', "{segment}"),
@@ -34,6 +34,8 @@ const METRICS: [(&str, char, &str); 24] = [
     ("dns.lookup.search_misses", 'c', "{lookup}"),
     ("process.syscall.duration", 'h', "s"),
     ("process.syscall.errors", 'c', "{error}"),
+    ("process.syscall.calls", 'c', "{call}"),
+    ("process.syscall.in_flight", 'g', "{call}"),
     ("probe.events", 'c', "{event}"),
     ("probe.events.lost", 'c', "{event}"),
     ("probe.map.entries", 'g', "{entry}"),
