@@ -317,7 +317,7 @@ pub struct InFlight {
     pub owner: Owner,
     /// Thread.
     pub tid: u32,
-    /// [`SyscallId`], and [`OLDER`].
+    /// [`SyscallId`], [`OLDER`], and [`SLEPT`]: it sleeps now.
     pub id: u32,
     /// Where the thread is in the kernel, innermost first; 0: that was all.
     pub stack: [u64; STACK_LEN],

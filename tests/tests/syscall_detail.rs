@@ -159,7 +159,7 @@ fn the_peer_that_a_call_hangs_on_is_named() -> Result<()> {
     let pid = workload.pid().to_string();
     let probe = Probe::start(&["syscalls", "--pid", &pid, "--interval", "300ms"])?;
     workload.order(&format!("push {address}"))?;
-    let line = probe.line("a write that hangs", is_in_flight("write"))?;
+    let line = probe.line("a write that hangs", is_in_flight("sendto"))?;
     assert_eq!(line.text("network.peer.address"), Some("127.0.0.1"), "{}", line.0);
     assert_eq!(line.int("network.peer.port"), Some(i64::from(address.port())), "{}", line.0);
     assert!(line.text("file.path").is_some_and(|path| path.starts_with("socket:[")), "{}", line.0);

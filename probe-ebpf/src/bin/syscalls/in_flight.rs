@@ -11,7 +11,7 @@ use aya_ebpf::maps::Array;
 use probe_common::fields::{self, KernelPointer};
 use probe_common::settings::FILTER_SYSCALL;
 use probe_common::syscalls::{
-    ABI_COMPAT, CLASS_READS, CLASS_RECEIVES, InFlight, OLDER, STACK_LEN, Sleeper, SyscallId,
+    ABI_COMPAT, CLASS_READS, CLASS_RECEIVES, InFlight, OLDER, SLEPT, STACK_LEN, Sleeper, SyscallId,
 };
 use probe_ebpf::{Error, Result, emit, filter, kread, socket, task};
 
@@ -158,7 +158,7 @@ fn visit_task(seq: *mut c_void, typed: *mut c_void) -> Result<()> {
     record.owner = owner;
     record.cgroup_id = cgroup(task).and_then(socket::cgroup_id).unwrap_or(0);
     record.tid = tid;
-    record.id = u32::from(id) | older;
+    record.id = u32::from(id) | older | if sleeps(task)? { SLEPT } else { 0 };
     // SAFETY: the walk's own task, and as many bytes as the array has. What it returns is how many it wrote, or that the thread
     // is gone: then there are zeros.
     let _written = unsafe {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use aya::maps::{HashMap as BpfHashMap, MapData};
 use hashbrown::{HashMap, HashSet};
-use probe_common::syscalls::{InFlight as Raw, OLDER, Rule, Sleeper, SyscallId};
+use probe_common::syscalls::{InFlight as Raw, OLDER, Rule, SLEPT, Sleeper, SyscallId};
 use probe_common::wire::Owner;
 
 use super::{InFlight, names, rules, stacks, subject};
@@ -191,7 +191,8 @@ impl Watch {
             left -= 1;
             self.told.insert(key, duration);
             let subject = raw.as_ref().map(|raw| subject::of(&raw.subject, owner.tgid)).unwrap_or_default();
-            let (stack, sleeps) = raw.as_ref().map(|raw| self.stack(&raw.stack)).unwrap_or_default();
+            let stack = raw.as_ref().map(|raw| self.stack(&raw.stack)).unwrap_or_default();
+            let sleeps = raw.as_ref().is_some_and(|raw| raw.id & SLEPT != 0);
             let event = Event::SyscallInFlight(InFlight {
                 time_unix_ns: context.clock.wall(now_ns),
                 who: context.owners.who(&owner, cgroup_id, 0),
@@ -209,10 +210,9 @@ impl Watch {
         }
     }
 
-    /// Functions of a kernel stack, outermost first, down to the one that went to sleep, and whether one did. None where symbols
-    /// cannot be read.
-    fn stack(&self, addresses: &[u64]) -> (Vec<String>, bool) {
-        let KernelSymbols::Known(symbols) = self.symbols.as_ref() else { return (Vec::new(), false) };
+    /// Functions of a kernel stack, outermost first, down to the one that went to sleep. None where symbols cannot be read.
+    fn stack(&self, addresses: &[u64]) -> Vec<String> {
+        let KernelSymbols::Known(symbols) = self.symbols.as_ref() else { return Vec::new() };
         let addresses = addresses.iter().take_while(|address| **address != 0);
         let mut functions: Vec<String> = addresses
             .map(|address| match symbols.find(address.saturating_sub(1)) {
@@ -221,7 +221,7 @@ impl Watch {
             })
             .collect();
         functions.reverse();
-        let sleeps = stacks::down_to_sleep(&mut functions);
-        (functions, sleeps)
+        stacks::down_to_sleep(&mut functions);
+        functions
     }
 }

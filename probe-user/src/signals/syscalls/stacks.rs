@@ -140,11 +140,10 @@ fn without_switch(mut frames: Vec<Frame>) -> Vec<Frame> {
     frames
 }
 
-/// The same of names alone; whether there was anything to leave out: whether the thread sleeps.
-pub(super) fn down_to_sleep(functions: &mut Vec<String>) -> bool {
+/// The same of names alone. (Newer kernels leave them out themselves.)
+pub(super) fn down_to_sleep(functions: &mut Vec<String>) {
     let first = functions.iter().position(|name| is_scheduler(name));
     functions.truncate(first.unwrap_or(functions.len()));
-    first.is_some()
 }
 
 /// Functions of kernel/sched/core.c and kernel/time/ through which all go that sleep.
