@@ -3,6 +3,7 @@
 mod agent;
 mod connections;
 mod dns;
+mod load;
 mod syscalls;
 mod tcp;
 mod tracer;
@@ -34,6 +35,8 @@ pub(crate) struct Args {
 enum Part {
     /// A getppid loop: nothing, empty programs, probe, and where installed syscount and bpftrace
     Syscalls,
+    /// What `probe syscalls` takes from a build and from requests over loopback
+    Load,
     /// TCP in bulk, to and fro, and connections made and closed: nothing, probe, and where installed tcpstates and others
     Tcp,
     /// Lookups at 100,000 a second, their latency beside tshark, UDP that is not DNS, getaddrinfo beside gethostlatency
@@ -60,6 +63,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let wanted = |part| args.part.is_none_or(|only| only == part);
     if wanted(Part::Syscalls) {
         syscalls::run(&root, &probe, args.rounds)?;
+    }
+    if wanted(Part::Load) {
+        load::run(&root, &probe, args.rounds)?;
     }
     if wanted(Part::Tcp) {
         tcp::run(&root, &probe, args.rounds)?;

@@ -13,6 +13,8 @@ use crate::process::say;
 
 const CALLS: u32 = 1_000_000;
 const WARM_UP: u32 = 100_000;
+/// Programs of `probe syscalls`: five that stay, and a walk.
+pub(super) const PROGRAMS: usize = 6;
 
 /// What runs beside the loop.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -20,6 +22,8 @@ enum Variant {
     Nothing,
     Empty,
     Probe,
+    ProbeSampled,
+    ProbeCounts,
     ProbeElsewhere,
     Syscount,
     Bpftrace,
@@ -31,6 +35,8 @@ impl Variant {
             Self::Nothing => "nothing",
             Self::Empty => "empty programs on sys_enter and sys_exit",
             Self::Probe => "probe syscalls",
+            Self::ProbeSampled => "probe syscalls --latency-sample 16",
+            Self::ProbeCounts => "probe syscalls --no-latency",
             Self::ProbeElsewhere => "probe syscalls --pid OTHER",
             Self::Syscount => "syscount -L (libbpf-tools)",
             Self::Bpftrace => "bpftrace, one-line histogram",
@@ -46,7 +52,14 @@ enum Tracing {
 }
 
 pub(super) fn run(root: &Path, probe: &Path, rounds: u32) -> Result<()> {
-    let mut variants = vec![Variant::Nothing, Variant::Empty, Variant::Probe, Variant::ProbeElsewhere];
+    let mut variants = vec![
+        Variant::Nothing,
+        Variant::Empty,
+        Variant::Probe,
+        Variant::ProbeSampled,
+        Variant::ProbeCounts,
+        Variant::ProbeElsewhere,
+    ];
     if installed("syscount") {
         variants.push(Variant::Syscount);
     }
@@ -104,6 +117,8 @@ fn measure(calls: u32) -> f64 {
 fn start(variant: Variant, root: &Path, probe: &Path) -> Result<Tracing> {
     let process =
         |command: &mut Command, programs| Ok(Tracing::Process { _tracer: Tracer::start(command, programs)? });
+    let traced =
+        |flags: &[&str]| process(Command::new(probe).args(["syscalls", "-o", "json"]).args(flags), PROGRAMS);
     match variant {
         Variant::Nothing => Ok(Tracing::None),
         Variant::Empty => {
@@ -119,11 +134,11 @@ fn start(variant: Variant, root: &Path, probe: &Path) -> Result<Tracing> {
             }
             Ok(Tracing::Programs { _ebpf: Box::new(ebpf) })
         }
-        Variant::Probe => process(Command::new(probe).args(["syscalls", "-o", "json"]), 5),
+        Variant::Probe => traced(&[]),
+        Variant::ProbeSampled => traced(&["--latency-sample", "16"]),
+        Variant::ProbeCounts => traced(&["--no-latency"]),
         // Process 1 is never us.
-        Variant::ProbeElsewhere => {
-            process(Command::new(probe).args(["syscalls", "--pid", "1", "-o", "json"]), 5)
-        }
+        Variant::ProbeElsewhere => traced(&["--pid", "1"]),
         // It wants tracefs: mounted for it alone.
         Variant::Syscount => process(
             Command::new("unshare").args([
