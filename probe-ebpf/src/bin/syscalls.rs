@@ -96,6 +96,11 @@ fn handle<const PLACE: Place>(
 ) -> i32 {
     // SAFETY: the helper has no requirement.
     let pid_tgid = unsafe { bpf_get_current_pid_tgid() };
+    // First of all: whoever is not asked about should pay next to nothing.
+    let Some(settings) = emit::settings() else { return NEUTRAL };
+    if settings.filters & FILTER_TGID != 0 && (pid_tgid >> 32) as u32 != settings.tgid {
+        return NEUTRAL;
+    }
     let Some(cpu) = cpu_state() else { return NEUTRAL };
     let done = event as u32 | pid_tgid as u32;
     if PLACE == BACKUP {
@@ -152,7 +157,7 @@ fn enter<const PLACE: Place>(
     }
     let settings = emit::settings().ok_or(Error::NotOurs)?;
     let id = syscall_id(number, task::in_compat_call());
-    if settings.filters != 0 && !passes(settings, tgid, id)? {
+    if settings.filters != 0 && !passes(settings, id)? {
         return Err(Error::NotOurs);
     }
     let every = settings.latency_every;
@@ -213,13 +218,10 @@ pub(crate) fn syscall_id(number: u64, compat: bool) -> SyscallId {
     id | abi
 }
 
-/// Whether the filter lets the current process's call through.
+/// Whether the filter lets the current process's call through, its process ([`handle`]) aside.
 #[inline(always)]
-fn passes(settings: &Settings, tgid: u32, id: SyscallId) -> Result<bool> {
+fn passes(settings: &Settings, id: SyscallId) -> Result<bool> {
     let filters = settings.filters;
-    if filters & FILTER_TGID != 0 && tgid != settings.tgid {
-        return Ok(false);
-    }
     if filters & FILTER_SYSCALL != 0 && !is_selected(settings, id) {
         return Ok(false);
     }
@@ -298,10 +300,6 @@ pub fn sys_exit_backup(ctx: RawTracePointContext) -> i32 {
 fn exit<const PLACE: Place>(ctx: &impl Exit, cpu: &mut CpuState, pid_tgid: u64) -> Result<()> {
     let (tgid, tid) = ((pid_tgid >> 32) as u32, pid_tgid as u32);
     let settings = emit::settings().ok_or(Error::NotOurs)?;
-    if settings.filters & FILTER_TGID != 0 && tgid != settings.tgid {
-        // It has no beginning either: spares the others the search for one.
-        return Err(Error::NotOurs);
-    }
     let (every, slow_ns) = (settings.latency_every, settings.slow_ns);
     // As early as can be, so that what the programs take is hardly measured.
     let mut end_ns = if every == 1 { now() } else { 0 };
