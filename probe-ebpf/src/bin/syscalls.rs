@@ -440,6 +440,7 @@ fn thread_exit(cpu: &mut CpuState, pid_tgid: u64) -> Result<()> {
     }
     // Even if it was in its slot: it may have been moved just now. It fails when nothing is there, which is as good.
     let _absent = SLEEPERS.remove(tid);
+    stacks::forget(tid);
     // SAFETY: the helper has no requirement.
     let task = unsafe { bpf_get_current_task() };
     if kread!(kread!(task, TASK_SIGNAL)?, SIGNAL_LIVE)? == 0

@@ -47,8 +47,10 @@ pub(super) fn main(args: Args) -> Result<ExitCode, Failure> {
     config.syscalls.sort = args.sort;
     config.syscalls.top = args.top.map(usize::from);
     config.syscalls.stacks = args.stacks.unit();
-    if config.syscalls.stacks.is_some() && config.syscalls.latency_every == 0 {
-        return Err(Failure::usage("--stacks and --flamegraph weigh time: not with --no-latency".to_owned()));
+    if config.syscalls.stacks.is_some() && config.syscalls.latency_every != 1 {
+        return Err(Failure::usage(
+            "--stacks and --flamegraph need every call measured: not with --latency-sample or --no-latency",
+        ));
     }
     let stacks = args.stacks.sink(config.output == Output::Table)?;
     live::show_with(&config, &signals::syscalls::Syscalls, stacks)

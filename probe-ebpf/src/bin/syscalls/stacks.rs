@@ -96,8 +96,10 @@ struct Weight {
 
 /// Where it slept belongs to a call that is over.
 #[inline(always)]
-fn forget(tid: u32) {
-    let _absent = SLEEPS.remove(tid);
+pub(crate) fn forget(tid: u32) {
+    if emit::settings().is_some_and(are_wanted) {
+        let _absent = SLEEPS.remove(tid);
+    }
 }
 
 /// 1: it was taken. 0: there was no room for it, so the next one stands for what it would have.
