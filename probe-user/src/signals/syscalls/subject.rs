@@ -17,8 +17,10 @@ const S_IFIFO: u32 = 0o010_000;
 pub(super) fn of(raw: &Raw, tgid: u32) -> Subject {
     let has = |what: u32| raw.has & what != 0;
     let args = has(HAS_ARGS).then_some(raw.args);
-    let file = if has(HAS_PATH) {
-        Some(text(&raw.path).into_owned().into_boxed_str())
+    // An empty path stands for the descriptor beside it (AT_EMPTY_PATH), or for nothing.
+    let path = text(&raw.path);
+    let file = if has(HAS_PATH) && !path.is_empty() {
+        Some(path.into_owned().into_boxed_str())
     } else if has(HAS_FILE) {
         file(raw, tgid)
     } else {
@@ -120,5 +122,7 @@ mod tests {
         assert_eq!(subject.file.as_deref(), Some("/a\u{fffd}\n"));
         assert_eq!(subject.local, "127.0.0.1:80".parse().ok());
         assert_eq!(subject.peer, None, "it has none");
+        raw.path = [0; _];
+        assert_eq!(of(&raw, 0).file, None, "an empty path is none");
     }
 }
