@@ -98,6 +98,7 @@ fn a_call_that_hangs_is_told_of_while_it_hangs() -> Result<()> {
     );
     assert_eq!(line.text("process.comm"), Some("workload"));
     require_stack(&line, "fifo_open")?;
+    assert_eq!(line.text("file.path"), Some(scratch.path("fifo").as_str()), "{}", line.0);
     let args = line.get("syscall.args").and_then(|args| args.as_array()).context("no arguments")?;
     assert_eq!(args[2].as_str(), Some("0x0"), "O_RDONLY: {}", line.0);
     // Again whenever it has taken twice as long, not at every look.
@@ -139,6 +140,7 @@ fn a_call_that_hung_before_probe_came_is_told_of_and_not_counted() -> Result<()>
     let line = told?;
     assert_eq!(line.get("duration.at_least").and_then(|yes| yes.as_bool()), Some(true), "{}", line.0);
     require_stack(&line, "fifo_open")?;
+    assert_eq!(line.text("file.path"), Some(scratch.path("fifo").as_str()), "{}", line.0);
     scratch.release()?;
     workload.hear()?;
     workload.tell("getppid 5")?;
@@ -212,8 +214,9 @@ fn time_off_the_cpu_is_told() -> Result<()> {
         |call| (sum(&finished.lines, call, "duration.off_cpu"), sum(&finished.lines, call, "duration.sum"));
     let (slept, whole) = of("nanosleep");
     ensure!((0.19..=whole).contains(&slept), "{slept} of {whole} s");
-    let (slept, whole) = of("getppid");
-    ensure!(slept <= whole, "{slept} of {whole} s");
+    let (slept, _) = of("getppid");
+    // It may lose its CPU to others, but it never sleeps.
+    ensure!(slept < 0.19, "{slept} s");
     for line in finished.lines.iter().filter(|line| is_row(line, "nanosleep")) {
         let [min, p50, max] = ["duration.min", "duration.p50", "duration.max"].map(|key| line.float(key));
         assert!(min >= Some(0.02) && min <= max && p50 <= max, "{}", line.0);

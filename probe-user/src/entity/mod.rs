@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 pub use container::{ContainerIdentity, Runtime, container_of};
 pub use names::PeerNames;
-pub use process::{ProcessLimits, ProcessNames, Processes};
+pub use process::{ProcessLimits, ProcessNames, Processes, living};
 pub use scan::containers_below;
 
 use crate::kernel::cgroup::{CgroupTree, ProcessCgroups, ROOT_ID, TreeLimits, TreeStats, process_cgroups};

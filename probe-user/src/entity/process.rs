@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use probe_common::wire::Owner;
+
 /// /proc/PID/stat is some 300 bytes; more is not read.
 const MAX_STAT: u64 = 4096;
 /// Longest name of an executable that is kept; file names end at 255 bytes.
@@ -188,6 +190,18 @@ fn read_names(proc: &Path, tgid: u32, start_ns: u64) -> Option<ProcessNames> {
         text(name.get(..MAX_EXECUTABLE).unwrap_or(name))
     });
     Some(ProcessNames { comm: text(comm), executable })
+}
+
+/// Who has this id now, as /proc tells. Not to be asked for what is past: then it may be another's.
+pub fn living(tgid: u32) -> Option<Owner> {
+    let (comm, ticks) = read_limited(&Path::new("/proc").join(tgid.to_string()).join("stat"))
+        .ok()
+        .and_then(|stat| parse_stat(&stat).map(|(comm, ticks)| (comm.to_vec(), ticks)))?;
+    let mut owner = Owner { start_ns: ticks * TICK_NS, tgid, ..Owner::UNKNOWN };
+    for (slot, byte) in owner.comm.iter_mut().zip(comm) {
+        *slot = byte;
+    }
+    Some(owner)
 }
 
 fn text(bytes: &[u8]) -> Option<Arc<str>> {

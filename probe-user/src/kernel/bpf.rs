@@ -56,8 +56,8 @@ pub struct Bpf {
     /// Whether programs at raw tracepoints can lose their CPU (from 7.0 on, with CONFIG_PREEMPT_RCU): the kernel then skips what
     /// else would run them there meanwhile.
     pub preempts_programs: bool,
-    /// Whether it has `bpf_task_pt_regs` (5.15).
-    pub has_task_regs: bool,
+    /// Whether it has `bpf_task_pt_regs` (5.15), and `bpf_get_current_task_btf` (5.11) with it.
+    pub has_task_helpers: bool,
 }
 
 impl Bpf {
@@ -80,7 +80,7 @@ impl Bpf {
         // at most, and known by its function.
         let has_fast_srcu = btf.function_prototype("init_srcu_struct_fast").is_some();
         Self {
-            has_task_regs: helpers.contains(&(bpf_func_id::BPF_FUNC_task_pt_regs as u32)),
+            has_task_helpers: helpers.contains(&(bpf_func_id::BPF_FUNC_task_pt_regs as u32)),
             helpers,
             map_types: numbers("bpf_map_type", "BPF_MAP_TYPE_"),
             charges_memlock: has("bpf_map", "memory"),
@@ -194,7 +194,7 @@ mod tests {
                 let mut unknown = bpf.unknown_helpers(elf, name);
                 // The programs ask beforehand whether there are such.
                 let asked_for = ["helper bpf_task_pt_regs", "helper bpf_get_current_task_btf"];
-                unknown.retain(|helper| bpf.has_task_regs || !asked_for.contains(&helper.as_str()));
+                unknown.retain(|helper| bpf.has_task_helpers || !asked_for.contains(&helper.as_str()));
                 assert_eq!(unknown, Vec::<String>::new(), "{kernel}: {name}");
             }
         }

@@ -228,8 +228,8 @@ impl<'a> Loader<'a> {
         aya.override_global(aya_log::LEVEL, log_level, false);
         let backed = if fields.bpf.preempts_programs { &1u8 } else { &0u8 };
         aya.override_global("BACKED", backed, false);
-        let task_regs = if fields.bpf.has_task_regs { &1u8 } else { &0u8 };
-        aya.override_global("TASK_HELPERS", task_regs, false);
+        let task_helpers = if fields.bpf.has_task_helpers { &1u8 } else { &0u8 };
+        aya.override_global("TASK_HELPERS", task_helpers, false);
         if !fields.bpf.preempts_programs {
             // Used by backups alone.
             aya.map_max_entries("HANDLED", 1);

@@ -83,6 +83,12 @@ const PERF_32: [(&str, i64, i64); 15] = [
     ("clock_gettime64", -1, -1),
 ];
 
+/// What perf makes of the calls of [`ROWS_32`] and of the execve before them, whose end it reads by the 64-bit table.
+fn perf_of_program(comm: &str) -> Vec<(&str, &'static str, i64, i64)> {
+    const OF_EXECVE: [(&str, i64, i64); 3] = [("execve", -1, 0), ("munmap", 1, 0), ("fork", 1, 0)];
+    PERF_32.iter().chain(&OF_EXECVE).map(|(call, calls, errors)| (comm, *call, *calls, *errors)).collect()
+}
+
 #[test]
 fn a_32_bit_binary() -> Result<()> {
     let scene = Scene::new()?;
@@ -94,11 +100,7 @@ fn a_32_bit_binary() -> Result<()> {
     let outcome = scene.measure(&[&scene.path("equal")], NOTHING)?;
     let mut want = rows(&ROWS_32);
     want.extend(rows(&[("execve", 1, &[])]));
-    let perf: Vec<_> = PERF_32
-        .iter()
-        .chain(&[("execve", -1, 0), ("munmap", 1, 0), ("fork", 1, 0)])
-        .map(|(call, calls, errors)| (comm.as_str(), *call, *calls, *errors))
-        .collect();
+    let perf = perf_of_program(&comm);
     outcome.compare(&[(&comm, &want)], &Beyond { perf: &perf, ends: 1, ..Beyond::default() })
 }
 
@@ -120,11 +122,7 @@ fn a_64_bit_process_that_becomes_a_32_bit_one() -> Result<()> {
     let outcome = scene.measure(&[&scene.path("equal")], NOTHING)?;
     let mut want = rows(&ROWS_32);
     want.extend(rows(&[("execve", 2, &[]), ("getppid", 320, &[]), ("lstat", 5, &[("EFAULT", 5)])]));
-    let perf: Vec<_> = PERF_32
-        .iter()
-        .chain(&[("execve", -1, 0), ("munmap", 1, 0), ("fork", 1, 0)])
-        .map(|(call, calls, errors)| (comm.as_str(), *call, *calls, *errors))
-        .collect();
+    let perf = perf_of_program(&comm);
     outcome.compare(&[(&comm, &want)], &Beyond { perf: &perf, ends: 1, ..Beyond::default() })
 }
 

@@ -17,7 +17,7 @@ use probe_common::wire::Owner;
 
 use super::in_flight::Unreturned;
 use super::{Row, names, rules};
-use crate::entity::sees_host_pids;
+use crate::entity::{living, sees_host_pids};
 use crate::event::key;
 use crate::kernel::clock;
 use crate::load::{Blocks, Plain, lookup_batch};
@@ -250,6 +250,13 @@ impl Harvest {
                 let tally = self.rows.entry((*tgid, *id, waits)).or_default();
                 tally.in_flight += count;
                 tally.process = process.copied().unwrap_or(tally.process);
+                if tally.process.start_ns == 0
+                    && self.sees_host_pids
+                    && let Some(Owner { start_ns, comm, .. }) = living(*tgid)
+                {
+                    // Nothing of it has returned so far, so the programs have not noted it; it is in the call, so it lives.
+                    tally.process = Process { start_ns, comm, ..Process::default() };
+                }
             }
         }
         let time_unix_ns = context.clock.wall(clock::monotonic_ns());

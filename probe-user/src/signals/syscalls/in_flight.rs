@@ -12,7 +12,8 @@ use hashbrown::{HashMap, HashSet};
 use probe_common::syscalls::{InFlight as Raw, OLDER, Rule, SLEPT, Sleeper, SyscallId};
 use probe_common::wire::Owner;
 
-use super::{InFlight, names, rules, stacks, subject};
+use super::paths::Paths;
+use super::{InFlight, Subject, names, rules, stacks, subject};
 use crate::config::Thresholds;
 use crate::entity::Entity;
 use crate::event::key;
@@ -47,6 +48,7 @@ pub(super) struct Watch {
     shown: HashMap<(Entity, &'static str), i64>,
     kept: u64,
     symbols: Arc<KernelSymbols>,
+    paths: Paths,
 }
 
 /// What a look has found.
@@ -85,6 +87,7 @@ impl Watch {
             shown: HashMap::default(),
             kept: 0,
             symbols,
+            paths: Paths::default(),
         }
     }
 
@@ -190,7 +193,11 @@ impl Watch {
             }
             left -= 1;
             self.told.insert(key, duration);
-            let subject = raw.as_ref().map(|raw| subject::of(&raw.subject, owner.tgid)).unwrap_or_default();
+            let mut subject =
+                raw.as_ref().map(|raw| subject::of(&raw.subject, owner.tgid)).unwrap_or_default();
+            if subject.file.is_none() {
+                subject.file = self.path(key, owner.tgid, id, &subject);
+            }
             let stack = raw.as_ref().map(|raw| self.stack(&raw.stack)).unwrap_or_default();
             let sleeps = raw.as_ref().is_some_and(|raw| raw.id & SLEPT != 0);
             let event = Event::SyscallInFlight(InFlight {
@@ -208,6 +215,14 @@ impl Watch {
                 events(event);
             }
         }
+    }
+
+    /// The path that a call was given, if it is still that call once it has been read.
+    fn path(&mut self, key: CallKey, tgid: u32, id: SyscallId, subject: &Subject) -> Option<Box<str>> {
+        let which = rules::path_argument(&self.rules, id)?;
+        let path = self.paths.at(tgid, *subject.args?.get(which)?)?;
+        let Plain(now) = self.sleepers.get(&Plain(key.0), 0).ok()?;
+        (now.start_ns == key.1).then_some(path)
     }
 
     /// Functions of a kernel stack, outermost first, down to the one that went to sleep. None where symbols cannot be read.

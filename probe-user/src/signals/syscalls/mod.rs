@@ -5,6 +5,7 @@ mod group;
 mod harvest;
 mod in_flight;
 pub mod names;
+mod paths;
 mod rules;
 mod stacks;
 mod subject;

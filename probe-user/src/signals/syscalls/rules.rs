@@ -267,6 +267,11 @@ fn of(rules: &[Rule], id: SyscallId) -> Option<&Rule> {
     rules.get(number + table).filter(|_rule| number < RULE_COUNT as usize)
 }
 
+/// Which argument of a call is a path, from 0.
+pub(super) fn path_argument(rules: &[Rule], id: SyscallId) -> Option<usize> {
+    usize::from(of(rules, id)?.path).checked_sub(1)
+}
+
 /// Whether a call that has taken so long may be late, depending on what it is about.
 pub(super) fn may_be_late(rules: &[Rule], id: SyscallId, elapsed_ns: u64) -> bool {
     of(rules, id).is_some_and(|rule| elapsed_ns >= rule.slow_ns.min(rule.waited_ns))

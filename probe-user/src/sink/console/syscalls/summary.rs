@@ -102,14 +102,10 @@ fn more(out: &mut dyn Write, rows: usize, shown: usize, calls: u64) -> io::Resul
     }
 }
 
-fn by_call(out: &mut dyn Write, account: &Account, lasted: Duration) -> io::Result<()> {
-    let mut calls: Vec<(&(&str, bool), &Spread)> = account.calls.rows.iter().collect();
-    calls.sort_by_key(|((name, waits), call)| {
-        (*waits, Reverse(call.tally.time_ns), Reverse(call.tally.calls), *name)
-    });
-    let top = shown(calls.iter().copied(), TOP, KEPT, |((_, waits), _)| *waits);
-    let headings: [Heading; 10] = [
-        ("SYSCALL", false),
+/// What both tables say of a row, between what it is of and what only one of them has.
+const fn headings(first: &'static str, last: &'static str) -> [Heading; 10] {
+    [
+        (first, false),
         ("CALLS", true),
         ("CALLS/S", true),
         ("TIME", true),
@@ -118,8 +114,17 @@ fn by_call(out: &mut dyn Write, account: &Account, lasted: Duration) -> io::Resu
         ("P99", true),
         ("MAX", true),
         ("OFF-CPU", true),
-        ("IN-FLIGHT", true),
-    ];
+        (last, true),
+    ]
+}
+
+fn by_call(out: &mut dyn Write, account: &Account, lasted: Duration) -> io::Result<()> {
+    let mut calls: Vec<(&(&str, bool), &Spread)> = account.calls.rows.iter().collect();
+    calls.sort_by_key(|((name, waits), call)| {
+        (*waits, Reverse(call.tally.time_ns), Reverse(call.tally.calls), *name)
+    });
+    let top = shown(calls.iter().copied(), TOP, KEPT, |((_, waits), _)| *waits);
+    let headings = headings("SYSCALL", "IN-FLIGHT");
     let cells: Vec<[Cell; 10]> = top
         .iter()
         .map(|((name, waits), Spread { tally, durations, in_flight })| {
@@ -155,18 +160,8 @@ fn by_owner(out: &mut dyn Write, account: &Account, lasted: Duration) -> io::Res
         let key = |owner: &Owner| (owner.work.tally.time_ns, owner.calls());
         key(right).cmp(&key(left)).then_with(|| a.cmp(b))
     });
-    let headings: [Heading; 10] = [
-        (if account.by == SyscallBy::Container { "CONTAINER" } else { "OWNER" }, false),
-        ("CALLS", true),
-        ("CALLS/S", true),
-        ("TIME", true),
-        ("SHARE", true),
-        ("P50", true),
-        ("P99", true),
-        ("MAX", true),
-        ("OFF-CPU", true),
-        ("WAITED", true),
-    ];
+    let whose = if account.by == SyscallBy::Container { "CONTAINER" } else { "OWNER" };
+    let headings = headings(whose, "WAITED");
     let cells: Vec<[Cell; 10]> = owners
         .iter()
         .take(TOP)
