@@ -22,7 +22,6 @@ use probe_common::syscalls::{Block, CpuState, KIND_SLOW, KIND_STACK, SlowRecord,
 pub use self::event::{InFlight, Row, Slow, Subject, Summary};
 use self::harvest::{Harvest, Latency};
 use self::in_flight::Watch;
-pub use self::rules::waits;
 pub use self::stacks::Sampled;
 use self::stacks::Stacks;
 use super::{Context, Event, Signal, SignalKind, errno_name};

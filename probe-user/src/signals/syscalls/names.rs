@@ -13,8 +13,7 @@ pub const fn class(waits: bool) -> &'static str {
 }
 
 /// The name of a call of this machine's native table, `syscall_N` where it has none.
-#[must_use]
-pub fn native(number: u32) -> &'static str {
+fn native(number: u32) -> &'static str {
     #[cfg(target_arch = "x86_64")]
     let name = x86_64::Sysno::new(number as usize).map(|sysno| sysno.name());
     #[cfg(target_arch = "aarch64")]

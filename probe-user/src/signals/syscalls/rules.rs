@@ -58,8 +58,7 @@ const RECEIVES: &[&str] = &["accept", "accept4", "recvfrom", "recvmmsg", "recvmm
 const READS: &[&str] = &["preadv2", "read", "readv"];
 
 /// Whether a call waits by design, whatever it is about.
-#[must_use]
-pub fn waits(name: &str) -> bool {
+pub(super) fn waits(name: &str) -> bool {
     WAITS.binary_search(&name).is_ok()
 }
 
