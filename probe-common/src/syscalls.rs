@@ -149,6 +149,9 @@ pub struct CpuState {
     pub regs: KernelPointer,
     /// When a thread last left this CPU, CLOCK_MONOTONIC nanoseconds: since then it has been with the one that runs.
     pub switched_ns: u64,
+    /// The thread that has the CPU, once it has made a call: process and thread id as `bpf_get_current_pid_tgid` has them; 0: none
+    /// since the last switch. While it is known, a call in flight is in this slot and nowhere else.
+    pub who: u64,
     /// Thread inside a call on this CPU; 0: none.
     pub tid: u32,
     /// Its system call, and [`ROUGHLY`].
@@ -157,6 +160,11 @@ pub struct CpuState {
     pub switches: u32,
     /// The last event that a program has dealt with, and its thread; 0 after a thread has left the CPU.
     pub done: u32,
+    /// Whether its process passes the filter: the number of the interval in which that was found, times two, plus one if it does;
+    /// 0: not found yet.
+    pub verdict: u32,
+    /// Zero.
+    pub _pad: u32,
     /// Calls still to begin here until one is measured (`settings::Settings::latency_every`).
     pub until_measured: u32,
     /// Calls that ended here since the last whose stack was taken.
@@ -168,9 +176,9 @@ pub struct CpuState {
     /// Recently used blocks.
     pub cache: [CacheLine; CACHE_LINES],
 }
-const _: () = assert!(size_of::<CpuState>() == 64 + 16 * CACHE_LINES);
+const _: () = assert!(size_of::<CpuState>() == 80 + 16 * CACHE_LINES);
 
-/// A call whose thread lost the CPU inside it (`SLEEPERS`, keyed by thread id).
+/// A call whose thread lost the CPU inside it (`SLEEPERS`, keyed by thread id); it stays there when it is over.
 #[repr(C)]
 #[cfg_attr(feature = "bytemuck", derive(bytemuck::Pod, bytemuck::Zeroable))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -179,7 +187,7 @@ pub struct Sleeper {
     pub start_ns: u64,
     /// Its registers, as [`CpuState::regs`].
     pub regs: KernelPointer,
-    /// When the thread last left a CPU, CLOCK_MONOTONIC nanoseconds.
+    /// When the thread last left a CPU, CLOCK_MONOTONIC nanoseconds; 0: the call is over.
     pub left_ns: u64,
     /// How long it was off its CPU before that, nanoseconds.
     pub off_cpu_ns: u64,

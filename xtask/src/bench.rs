@@ -35,8 +35,10 @@ pub(crate) struct Args {
 enum Part {
     /// A getppid loop: nothing, empty programs, probe, and where installed syscount and bpftrace
     Syscalls,
-    /// What `probe syscalls` takes from a build and from requests over loopback
-    Load,
+    /// How much longer a build takes beside `probe syscalls`
+    Build,
+    /// How many requests over loopback two CPUs still do beside `probe syscalls`, and beside programs that do nothing
+    Requests,
     /// TCP in bulk, to and fro, and connections made and closed: nothing, probe, and where installed tcpstates and others
     Tcp,
     /// Lookups at 100,000 a second, their latency beside tshark, UDP that is not DNS, getaddrinfo beside gethostlatency
@@ -64,8 +66,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if wanted(Part::Syscalls) {
         syscalls::run(&root, &probe, args.rounds)?;
     }
-    if wanted(Part::Load) {
-        load::run(&root, &probe, args.rounds)?;
+    if wanted(Part::Build) {
+        load::builds(&root, &probe, args.rounds)?;
+    }
+    if wanted(Part::Requests) {
+        load::requests(&root, &probe, args.rounds)?;
     }
     if wanted(Part::Tcp) {
         tcp::run(&root, &probe, args.rounds)?;

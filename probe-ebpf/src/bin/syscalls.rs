@@ -65,7 +65,6 @@ use sleepers::SLEEPERS;
 const NEUTRAL: i32 = 0;
 
 const BPF_ANY: u64 = 0;
-const BPF_EXIST: u64 = 2;
 
 /// One entry a possible CPU; sized at load time.
 #[map]
@@ -87,21 +86,31 @@ enum Done {
     Exec = 4 << 24,
 }
 
-/// Runs `work` for an event of the current thread, given as its process and thread id; a backup only if the first was skipped.
+/// What a program knows when it begins its work.
+struct Here {
+    /// The current process and thread, as `bpf_get_current_pid_tgid` has them.
+    pid_tgid: u64,
+    /// A program has dealt with a call of this thread since it got the CPU: if it is inside one, the slot has it.
+    slot_only: bool,
+}
+
+/// Runs `work` for an event of the current thread; a backup only if the first was skipped.
 #[inline(always)]
 fn handle<const PLACE: Place>(
     ctx: &impl EbpfContext,
     event: Done,
-    work: impl FnOnce(&mut CpuState, u64) -> Result<()>,
+    work: impl FnOnce(&mut CpuState, &Settings, Here) -> Result<()>,
 ) -> i32 {
-    // SAFETY: the helper has no requirement.
-    let pid_tgid = unsafe { bpf_get_current_pid_tgid() };
+    let (Some(cpu), Some(settings)) = (cpu_state(), emit::settings()) else { return NEUTRAL };
+    // A backup may lose the CPU, and with it the slot, at any time.
+    let slot_only = PLACE == FIRST && seen(&cpu.who) != 0;
+    // At exec the thread has become another.
+    let pid_tgid =
+        if PLACE == BACKUP || matches!(event, Done::Exec) { current() } else { who(cpu, slot_only) };
     // First of all: whoever is not asked about should pay next to nothing.
-    let Some(settings) = emit::settings() else { return NEUTRAL };
     if settings.filters & FILTER_TGID != 0 && (pid_tgid >> 32) as u32 != settings.tgid {
         return NEUTRAL;
     }
-    let Some(cpu) = cpu_state() else { return NEUTRAL };
     let done = event as u32 | pid_tgid as u32;
     if PLACE == BACKUP {
         if seen(&cpu.done) == done {
@@ -110,29 +119,52 @@ fn handle<const PLACE: Place>(
         // Or the thread lost the CPU since. Then `work` finds nothing left to do.
         emit::count(Counter::MadeUp, 1);
     }
-    if let Err(error) = work(cpu, pid_tgid) {
+    if let Err(error) = work(cpu, settings, Here { pid_tgid, slot_only }) {
         emit::give_up(ctx, error);
     }
     put(&mut cpu.done, done);
     NEUTRAL
 }
 
+/// The thread that has the CPU: asked once, until it leaves.
+#[inline(always)]
+fn who(cpu: &mut CpuState, is_known: bool) -> u64 {
+    if is_known {
+        return seen(&cpu.who);
+    }
+    let pid_tgid = current();
+    put(&mut cpu.who, pid_tgid);
+    pid_tgid
+}
+
+#[inline(always)]
+fn current() -> u64 {
+    // SAFETY: the helper has no requirement.
+    unsafe { bpf_get_current_pid_tgid() }
+}
+
 /// `sys_enter(struct pt_regs *regs, long id)`, in the calling thread.
 #[raw_tracepoint(tracepoint = "sys_enter")]
 pub fn sys_enter(ctx: RawTracePointContext) -> i32 {
-    handle::<FIRST>(&ctx, Done::Enter, |cpu, who| enter::<FIRST>(cpu, who, ctx.arg(1), ctx.arg(0)))
+    handle::<FIRST>(&ctx, Done::Enter, |cpu, settings, here| {
+        enter::<FIRST>(cpu, settings, here, ctx.arg(1), ctx.arg(0))
+    })
 }
 
 /// `raw_syscalls:sys_enter`, include/trace/events/syscalls.h: `long id` at 8.
 #[tracepoint(category = "raw_syscalls", name = "sys_enter")]
 pub fn sys_enter_perf(ctx: TracePointContext) -> i32 {
-    handle::<FIRST>(&ctx, Done::Enter, |cpu, who| enter::<FIRST>(cpu, who, field(&ctx, 8), 0))
+    handle::<FIRST>(&ctx, Done::Enter, |cpu, settings, here| {
+        enter::<FIRST>(cpu, settings, here, field(&ctx, 8), 0)
+    })
 }
 
 /// [`sys_enter_perf`], where that was skipped.
 #[raw_tracepoint(tracepoint = "sys_enter")]
 pub fn sys_enter_backup(ctx: RawTracePointContext) -> i32 {
-    handle::<BACKUP>(&ctx, Done::Enter, |cpu, who| enter::<BACKUP>(cpu, who, ctx.arg(1), ctx.arg(0)))
+    handle::<BACKUP>(&ctx, Done::Enter, |cpu, settings, here| {
+        enter::<BACKUP>(cpu, settings, here, ctx.arg(1), ctx.arg(0))
+    })
 }
 
 /// A field of a tracepoint's record, by its place in /sys/kernel/tracing/events/…/format. The first eight bytes are not to be read.
@@ -146,18 +178,21 @@ fn field<T: Copy>(ctx: &TracePointContext, offset: usize) -> T {
 #[inline(always)]
 fn enter<const PLACE: Place>(
     cpu: &mut CpuState,
-    pid_tgid: u64,
+    settings: &Settings,
+    here: Here,
     number: u64,
     regs: KernelPointer,
 ) -> Result<()> {
-    let (tgid, tid) = ((pid_tgid >> 32) as u32, pid_tgid as u32);
-    if PLACE == BACKUP && SLEEPERS.get_ptr(tid).is_some() {
+    let (tgid, tid) = ((here.pid_tgid >> 32) as u32, here.pid_tgid as u32);
+    if PLACE == BACKUP && sleepers::has_call(tid) {
         // It began, and the thread lost the CPU.
         return Err(Error::NotOurs);
     }
-    let settings = emit::settings().ok_or(Error::NotOurs)?;
+    if settings.filters & (FILTER_CGROUP | FILTER_COMM) != 0 && !passes(cpu, settings)? {
+        return Err(Error::NotOurs);
+    }
     let id = syscall_id(number, task::in_compat_call());
-    if settings.filters != 0 && !passes(settings, id)? {
+    if settings.filters & FILTER_SYSCALL != 0 && !is_selected(settings, id) {
         return Err(Error::NotOurs);
     }
     let every = settings.latency_every;
@@ -182,7 +217,7 @@ fn enter<const PLACE: Place>(
             sleepers::keep(tid, &sleeper);
         } else {
             // Moved already, half written; or counted, where there was no room for it.
-            let _absent = SLEEPERS.insert(tid, sleeper, BPF_EXIST);
+            let _mended = sleepers::mend(tid, &sleeper);
         }
     }
     Ok(())
@@ -218,17 +253,18 @@ pub(crate) fn syscall_id(number: u64, compat: bool) -> SyscallId {
     id | abi
 }
 
-/// Whether the filter lets the current process's call through, its process ([`handle`]) aside.
+/// Whether cgroup and name of the current process are the filter's. What was found is kept while the thread has the CPU, for an
+/// interval at most: names are not read at every call.
 #[inline(always)]
-fn passes(settings: &Settings, id: SyscallId) -> Result<bool> {
-    let filters = settings.filters;
-    if filters & FILTER_SYSCALL != 0 && !is_selected(settings, id) {
-        return Ok(false);
+fn passes(cpu: &mut CpuState, settings: &Settings) -> Result<bool> {
+    let (passed, failed) = (settings.interval << 1 | 1, settings.interval << 1);
+    let verdict = seen(&cpu.verdict);
+    if verdict == passed || verdict == failed {
+        return Ok(verdict == passed);
     }
-    if filters & FILTER_CGROUP != 0 && !filter::cgroup(settings, task::cgroup()?)? {
-        return Ok(false);
-    }
-    Ok(filters & FILTER_COMM == 0 || filter::owner(settings, &task::owner()?))
+    let passes = filter::cgroup(settings, task::cgroup()?)? && filter::owner(settings, &task::owner()?);
+    put(&mut cpu.verdict, if passes { passed } else { failed });
+    Ok(passes)
 }
 
 /// Whether a call is one of those that were asked for.
@@ -281,29 +317,34 @@ impl Exit for TracePointContext {
 /// first return of a new thread, or a call begun before the programs were attached.
 #[raw_tracepoint(tracepoint = "sys_exit")]
 pub fn sys_exit(ctx: RawTracePointContext) -> i32 {
-    handle::<FIRST>(&ctx, Done::Exit, |cpu, who| exit::<FIRST>(&ctx, cpu, who))
+    handle::<FIRST>(&ctx, Done::Exit, |cpu, settings, here| exit::<FIRST>(&ctx, cpu, settings, here))
 }
 
 /// `raw_syscalls:sys_exit`: `long id` at 8, `long ret` at 16.
 #[tracepoint(category = "raw_syscalls", name = "sys_exit")]
 pub fn sys_exit_perf(ctx: TracePointContext) -> i32 {
-    handle::<FIRST>(&ctx, Done::Exit, |cpu, who| exit::<FIRST>(&ctx, cpu, who))
+    handle::<FIRST>(&ctx, Done::Exit, |cpu, settings, here| exit::<FIRST>(&ctx, cpu, settings, here))
 }
 
 /// [`sys_exit_perf`], where that was skipped.
 #[raw_tracepoint(tracepoint = "sys_exit")]
 pub fn sys_exit_backup(ctx: RawTracePointContext) -> i32 {
-    handle::<BACKUP>(&ctx, Done::Exit, |cpu, who| exit::<BACKUP>(&ctx, cpu, who))
+    handle::<BACKUP>(&ctx, Done::Exit, |cpu, settings, here| exit::<BACKUP>(&ctx, cpu, settings, here))
 }
 
 #[inline(always)]
-fn exit<const PLACE: Place>(ctx: &impl Exit, cpu: &mut CpuState, pid_tgid: u64) -> Result<()> {
+fn exit<const PLACE: Place>(
+    ctx: &impl Exit,
+    cpu: &mut CpuState,
+    settings: &Settings,
+    here: Here,
+) -> Result<()> {
+    let pid_tgid = here.pid_tgid;
     let (tgid, tid) = ((pid_tgid >> 32) as u32, pid_tgid as u32);
-    let settings = emit::settings().ok_or(Error::NotOurs)?;
     let (every, slow_ns) = (settings.latency_every, settings.slow_ns);
     // As early as can be, so that what the programs take is hardly measured.
     let mut end_ns = if every == 1 { now() } else { 0 };
-    let mut begun = beginning(cpu, tid).ok_or(Error::NotOurs)?;
+    let mut begun = beginning(cpu, tid, here.slot_only).ok_or(Error::NotOurs)?;
     if begun.id & OLDER != 0 {
         return Err(Error::NotOurs);
     }
@@ -373,9 +414,9 @@ fn ticks() -> u64 {
     unsafe { bpf_jiffies64() }
 }
 
-/// Takes the beginning of the current thread's call.
+/// Takes the beginning of the current thread's call; `slot_only`: as in [`Here`].
 #[inline(always)]
-fn beginning(cpu: &mut CpuState, tid: u32) -> Option<Sleeper> {
+fn beginning(cpu: &mut CpuState, tid: u32, slot_only: bool) -> Option<Sleeper> {
     let switches = seen(&cpu.switches);
     // Before the thread's id: where that is still ours, these were.
     let (start_ns, id, regs) = (seen(&cpu.start_ns), seen(&cpu.id), seen(&cpu.regs));
@@ -383,28 +424,30 @@ fn beginning(cpu: &mut CpuState, tid: u32) -> Option<Sleeper> {
         put(&mut cpu.tid, 0);
         if seen(&cpu.switches) != switches {
             // It may have been moved just before that.
-            let _absent = SLEEPERS.remove(tid);
+            sleepers::end(tid);
         }
         return Some(Sleeper { start_ns, regs, left_ns: 0, off_cpu_ns: 0, id, tgid: 0 });
     }
-    sleepers::take(cpu, tid)
+    if slot_only { None } else { sleepers::take(cpu, tid) }
 }
 
 /// `sched_switch(bool preempt, struct task_struct *prev, struct task_struct *next[, unsigned int prev_state])`. `prev`
 /// is still the current task. A call that sleeps, or is preempted, leaves its CPU's slot here.
 #[raw_tracepoint(tracepoint = "sched_switch")]
 pub fn sched_switch(ctx: RawTracePointContext) -> i32 {
-    // SAFETY: the helper has no requirement.
-    let pid_tgid = unsafe { bpf_get_current_pid_tgid() };
     let Some(cpu) = cpu_state() else { return NEUTRAL };
+    let slot_only = cpu.who != 0;
+    let pid_tgid = if slot_only { cpu.who } else { current() };
     cpu.switches = cpu.switches.wrapping_add(1);
     cpu.done = 0;
+    cpu.who = 0;
+    cpu.verdict = 0;
     let now_ns = now();
     // Not the idle task.
     if pid_tgid as u32 != 0 {
         let preempted: u64 = ctx.arg(0);
         let sleeps = preempted as u8 == 0;
-        if sleepers::leave(cpu, pid_tgid, sleeps, now_ns) && sleeps {
+        if sleepers::leave(cpu, pid_tgid, slot_only, sleeps, now_ns) && sleeps {
             stacks::note(ctx.as_ptr(), pid_tgid as u32);
         }
     }
@@ -433,8 +476,8 @@ pub fn process_exit_backup(ctx: RawTracePointContext) -> i32 {
 
 /// Done twice it is as good as once.
 #[inline(always)]
-fn thread_exit(cpu: &mut CpuState, pid_tgid: u64) -> Result<()> {
-    let (tgid, tid) = ((pid_tgid >> 32) as u32, pid_tgid as u32);
+fn thread_exit(cpu: &mut CpuState, _settings: &Settings, here: Here) -> Result<()> {
+    let (tgid, tid) = ((here.pid_tgid >> 32) as u32, here.pid_tgid as u32);
     if seen(&cpu.tid) == tid {
         put(&mut cpu.tid, 0);
     }
@@ -456,28 +499,31 @@ fn thread_exit(cpu: &mut CpuState, pid_tgid: u64) -> Result<()> {
 /// has taken the process's id, whichever thread called execve, and the process has another name.
 #[raw_tracepoint(tracepoint = "sched_process_exec")]
 pub fn sched_process_exec(ctx: RawTracePointContext) -> i32 {
-    handle::<FIRST>(&ctx, Done::Exec, |cpu, who| exec(&ctx, cpu, who, ctx.arg(1)))
+    handle::<FIRST>(&ctx, Done::Exec, |cpu, _settings, here| exec(&ctx, cpu, here, ctx.arg(1)))
 }
 
 /// `sched:sched_process_exec`: `pid_t old_pid` at 16.
 #[tracepoint(category = "sched", name = "sched_process_exec")]
 pub fn process_exec_perf(ctx: TracePointContext) -> i32 {
-    handle::<FIRST>(&ctx, Done::Exec, |cpu, who| exec(&ctx, cpu, who, field(&ctx, 16)))
+    handle::<FIRST>(&ctx, Done::Exec, |cpu, _settings, here| exec(&ctx, cpu, here, field(&ctx, 16)))
 }
 
 /// [`process_exec_perf`], where that was skipped.
 #[raw_tracepoint(tracepoint = "sched_process_exec")]
 pub fn process_exec_backup(ctx: RawTracePointContext) -> i32 {
-    handle::<BACKUP>(&ctx, Done::Exec, |cpu, who| exec(&ctx, cpu, who, ctx.arg(1)))
+    handle::<BACKUP>(&ctx, Done::Exec, |cpu, _settings, here| exec(&ctx, cpu, here, ctx.arg(1)))
 }
 
 /// Done twice it is as good as once.
 #[inline(always)]
-fn exec(ctx: &impl EbpfContext, cpu: &mut CpuState, pid_tgid: u64, old_tid: u32) -> Result<()> {
-    let (tgid, tid) = ((pid_tgid >> 32) as u32, pid_tgid as u32);
+fn exec(ctx: &impl EbpfContext, cpu: &mut CpuState, here: Here, old_tid: u32) -> Result<()> {
+    let (tgid, tid) = ((here.pid_tgid >> 32) as u32, here.pid_tgid as u32);
+    // Another thread, another name; and its call may be kept, from here on.
+    put(&mut cpu.who, 0);
+    put(&mut cpu.verdict, 0);
     if old_tid != tid {
         debug!(ctx, "thread {} of process {} runs another program and becomes its leader", old_tid, tgid);
-        if let Some(begun) = beginning(cpu, old_tid) {
+        if let Some(begun) = beginning(cpu, old_tid, false) {
             sleepers::keep(tid, &Sleeper { left_ns: now(), tgid, ..begun });
         }
     }

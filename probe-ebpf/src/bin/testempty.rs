@@ -16,6 +16,11 @@ pub fn empty_exit(_ctx: RawTracePointContext) -> i32 {
     0
 }
 
+#[raw_tracepoint(tracepoint = "sched_switch")]
+pub fn empty_switch(_ctx: RawTracePointContext) -> i32 {
+    0
+}
+
 /// What lets a packet or a call pass.
 const NEUTRAL: i32 = 1;
 

@@ -10,9 +10,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use aya::Ebpf;
 
-use super::median;
-use super::syscalls::PROGRAMS;
+use super::spread;
+use super::syscalls::{PROGRAMS, empty};
 use super::tracer::Tracer;
 use crate::process::{self, say};
 
@@ -22,49 +23,103 @@ const REQUESTS: Duration = Duration::from_secs(3);
 const MESSAGE: usize = 64;
 
 /// What runs beside the work.
-const VARIANTS: [(&str, Option<&[&str]>); 4] = [
-    ("nothing", None),
-    ("nothing, once more", None),
-    ("probe syscalls", Some(&[])),
-    ("probe syscalls --latency-sample 16", Some(&["--latency-sample", "16"])),
-];
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Beside {
+    Nothing,
+    NothingAgain,
+    Empty,
+    Probe,
+    Sampled,
+    Counts,
+}
 
-pub(super) fn run(root: &Path, probe: &Path, rounds: u32) -> Result<()> {
-    let target = root.join("target/bench-load");
-    let mut builds = VARIANTS.map(|_| Vec::new());
-    let mut requests = VARIANTS.map(|_| Vec::new());
-    // Once before: what is fetched and cached is so for all.
-    build(root, &target)?;
-    for _ in 0..rounds {
-        for (((_, flags), builds), requests) in VARIANTS.iter().zip(&mut builds).zip(&mut requests) {
-            let tracer = match flags {
-                Some(flags) => {
-                    let mut command = Command::new(probe);
-                    Some(Tracer::start(command.args(["syscalls", "-o", "json"]).args(*flags), PROGRAMS)?)
-                }
-                None => None,
-            };
-            builds.push(build(root, &target)?);
-            requests.push(exchange()?);
-            drop(tracer);
+impl Beside {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Nothing => "nothing",
+            Self::NothingAgain => "nothing, once more",
+            Self::Empty => "empty programs where probe has its own",
+            Self::Probe => "probe syscalls",
+            Self::Sampled => "probe syscalls --latency-sample 16",
+            Self::Counts => "probe syscalls --no-latency",
         }
     }
-    std::fs::remove_dir_all(&target).with_context(|| format!("cannot remove {}", target.display()))?;
-    say(format_args!("real work, {rounds} rounds, variants in turn"));
-    say(format_args!("{:<38} {:>10} {:>8} {:>12} {:>8}", "", "build, s", "ratio", "requests/s", "ratio"));
-    let (mut first_build, mut first_requests) = (f64::NAN, f64::NAN);
-    for (at, (((name, _), builds), requests)) in
-        VARIANTS.iter().zip(&mut builds).zip(&mut requests).enumerate()
-    {
-        let (seconds, rate) = (median(builds), median(requests));
-        if at == 0 {
-            (first_build, first_requests) = (seconds, rate);
+
+    fn start(self, root: &Path, probe: &Path) -> Result<Running> {
+        let traced = |flags: &[&str]| {
+            let mut command = Command::new(probe);
+            Tracer::start(command.args(["syscalls", "-o", "json"]).args(flags), PROGRAMS).map(Running::Tracer)
+        };
+        match self {
+            Self::Nothing | Self::NothingAgain => Ok(Running::Nothing),
+            Self::Empty => empty(
+                root,
+                &[("empty_enter", "sys_enter"), ("empty_exit", "sys_exit"), ("empty_switch", "sched_switch")],
+            )
+            .map(Running::Programs),
+            Self::Probe => traced(&[]),
+            Self::Sampled => traced(&["--latency-sample", "16"]),
+            Self::Counts => traced(&["--no-latency"]),
         }
-        say(format_args!(
-            "{name:<38} {seconds:>10.2} {:>8.3} {rate:>12.0} {:>8.3}",
-            seconds / first_build,
-            rate / first_requests
-        ));
+    }
+}
+
+/// Dropped, it is gone.
+#[expect(dead_code, reason = "kept for what dropping it does")]
+enum Running {
+    Nothing,
+    Programs(Box<Ebpf>),
+    Tracer(Tracer),
+}
+
+pub(super) fn builds(root: &Path, probe: &Path, rounds: u32) -> Result<()> {
+    let target = root.join("target/bench-load");
+    // Once before: what is fetched and cached is so for all.
+    build(root, &target)?;
+    let beside = [Beside::Nothing, Beside::NothingAgain, Beside::Probe, Beside::Sampled];
+    compare("a build, seconds", root, probe, rounds, &beside, || build(root, &target))?;
+    std::fs::remove_dir_all(&target).with_context(|| format!("cannot remove {}", target.display()))
+}
+
+pub(super) fn requests(root: &Path, probe: &Path, rounds: u32) -> Result<()> {
+    let beside = [
+        Beside::Nothing,
+        Beside::NothingAgain,
+        Beside::Empty,
+        Beside::Probe,
+        Beside::Sampled,
+        Beside::Counts,
+    ];
+    compare("requests over loopback, a second", root, probe, rounds, &beside, exchange)
+}
+
+/// Does the work beside each in turn, and says what came of it: the middle of all rounds, and its ratio to that beside nothing.
+fn compare(
+    what: &str,
+    root: &Path,
+    probe: &Path,
+    rounds: u32,
+    beside: &[Beside],
+    work: impl Fn() -> Result<f64>,
+) -> Result<()> {
+    let mut figures: Vec<Vec<f64>> = vec![Vec::new(); beside.len()];
+    for _ in 0..rounds {
+        for (beside, figures) in beside.iter().zip(&mut figures) {
+            let running = beside.start(root, probe)?;
+            figures.push(work()?);
+            drop(running);
+        }
+    }
+    say(format_args!("{what}: {rounds} rounds, variants in turn"));
+    say(format_args!("{:<42} {:>10} {:>10} {:>10} {:>8}", "", "min", "median", "max", "ratio"));
+    let mut first = f64::NAN;
+    for (beside, figures) in beside.iter().zip(&mut figures) {
+        let (min, middle, max) = spread(figures);
+        if *beside == Beside::Nothing {
+            first = middle;
+        }
+        let ratio = middle / first;
+        say(format_args!("{:<42} {min:>10.2} {middle:>10.2} {max:>10.2} {ratio:>8.3}", beside.name()));
     }
     Ok(())
 }

@@ -25,6 +25,7 @@ enum Variant {
     ProbeSampled,
     ProbeCounts,
     ProbeElsewhere,
+    ProbeOthersName,
     Syscount,
     Bpftrace,
 }
@@ -38,6 +39,7 @@ impl Variant {
             Self::ProbeSampled => "probe syscalls --latency-sample 16",
             Self::ProbeCounts => "probe syscalls --no-latency",
             Self::ProbeElsewhere => "probe syscalls --pid OTHER",
+            Self::ProbeOthersName => "probe syscalls --comm OTHER",
             Self::Syscount => "syscount -L (libbpf-tools)",
             Self::Bpftrace => "bpftrace, one-line histogram",
         }
@@ -59,6 +61,7 @@ pub(super) fn run(root: &Path, probe: &Path, rounds: u32) -> Result<()> {
         Variant::ProbeSampled,
         Variant::ProbeCounts,
         Variant::ProbeElsewhere,
+        Variant::ProbeOthersName,
     ];
     if installed("syscount") {
         variants.push(Variant::Syscount);
@@ -121,24 +124,15 @@ fn start(variant: Variant, root: &Path, probe: &Path) -> Result<Tracing> {
         |flags: &[&str]| process(Command::new(probe).args(["syscalls", "-o", "json"]).args(flags), PROGRAMS);
     match variant {
         Variant::Nothing => Ok(Tracing::None),
-        Variant::Empty => {
-            let object = root.join("probe-ebpf/prebuilt/testempty.bpf.o");
-            let mut ebpf = EbpfLoader::new()
-                .load_file(&object)
-                .with_context(|| format!("cannot load {}", object.display()))?;
-            for (program, tracepoint) in [("empty_enter", "sys_enter"), ("empty_exit", "sys_exit")] {
-                let program: &mut RawTracePoint =
-                    ebpf.program_mut(program).with_context(|| format!("no program {program}"))?.try_into()?;
-                program.load()?;
-                program.attach(tracepoint)?;
-            }
-            Ok(Tracing::Programs { _ebpf: Box::new(ebpf) })
-        }
+        Variant::Empty => Ok(Tracing::Programs {
+            _ebpf: empty(root, &[("empty_enter", "sys_enter"), ("empty_exit", "sys_exit")])?,
+        }),
         Variant::Probe => traced(&[]),
         Variant::ProbeSampled => traced(&["--latency-sample", "16"]),
         Variant::ProbeCounts => traced(&["--no-latency"]),
         // Process 1 is never us.
         Variant::ProbeElsewhere => traced(&["--pid", "1"]),
+        Variant::ProbeOthersName => traced(&["--comm", "nobody"]),
         // It wants tracefs: mounted for it alone.
         Variant::Syscount => process(
             Command::new("unshare").args([
@@ -162,6 +156,20 @@ fn start(variant: Variant, root: &Path, probe: &Path) -> Result<Tracing> {
             2,
         ),
     }
+}
+
+/// Programs that do nothing, at raw tracepoints.
+pub(super) fn empty(root: &Path, programs: &[(&str, &str)]) -> Result<Box<Ebpf>> {
+    let object = root.join("probe-ebpf/prebuilt/testempty.bpf.o");
+    let mut ebpf =
+        EbpfLoader::new().load_file(&object).with_context(|| format!("cannot load {}", object.display()))?;
+    for (name, tracepoint) in programs {
+        let program: &mut RawTracePoint =
+            ebpf.program_mut(name).with_context(|| format!("no program {name}"))?.try_into()?;
+        program.load()?;
+        program.attach(tracepoint)?;
+    }
+    Ok(Box::new(ebpf))
 }
 
 #[cfg(test)]

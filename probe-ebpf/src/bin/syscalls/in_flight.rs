@@ -126,7 +126,10 @@ fn visit_task(seq: *mut c_void, typed: *mut c_void) -> Result<()> {
     let sleeper = SLEEPERS.get_ptr(tid).ok_or(Error::NotOurs)?;
     // SAFETY: a value of the map; it may go, and become another's, while it is read: then it is told wrong once, with the
     // thread's stack of the moment.
-    let Sleeper { start_ns, regs, id, .. } = unsafe { *sleeper };
+    let Sleeper { start_ns, regs, left_ns, id, .. } = unsafe { *sleeper };
+    if left_ns == 0 {
+        return Err(Error::NotOurs);
+    }
     let older = id & OLDER;
     if older != 0 && !sleeps(task)? {
         // It has returned from that before it could be noted.

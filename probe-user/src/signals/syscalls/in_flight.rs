@@ -91,7 +91,7 @@ impl Watch {
         }
     }
 
-    /// Calls kept at the last look.
+    /// Threads with room of their own at the last look: the fill of the map.
     pub(super) const fn sleepers(&self) -> u64 {
         self.kept
     }
@@ -106,6 +106,9 @@ impl Watch {
         *kept = 0;
         lookup_batch(sleepers, |tid: &u32, sleeper: &Sleeper| {
             *kept += 1;
+            if sleeper.left_ns == 0 {
+                return;
+            }
             let id = sleeper.id as SyscallId;
             *look.unreturned.entry((sleeper.tgid, id)).or_default() += 1;
             let elapsed_ns = now_ns.saturating_sub(sleeper.start_ns);
@@ -222,7 +225,7 @@ impl Watch {
         let which = rules::path_argument(&self.rules, id)?;
         let path = self.paths.at(tgid, *subject.args?.get(which)?)?;
         let Plain(now) = self.sleepers.get(&Plain(key.0), 0).ok()?;
-        (now.start_ns == key.1).then_some(path)
+        (now.left_ns != 0 && now.start_ns == key.1).then_some(path)
     }
 
     /// Functions of a kernel stack, outermost first, down to the one that went to sleep. None where symbols cannot be read.
