@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use probe_tests::drop::Cgroup;
+use probe_tests::otlp_receiver::{PointValue, Receiver};
 use probe_tests::probe::{self, DEADLINE, Line, Probe, patient, poll};
 use probe_tests::require;
 use probe_tests::workload::Workload;
@@ -266,6 +268,56 @@ fn counts_stay_exact_when_one_call_in_sixteen_is_measured() -> Result<()> {
     assert!((3.0 * HELD.as_secs_f64()..4.0 * HELD.as_secs_f64() + 3.0).contains(&seconds), "{seconds}");
     let measured = sum(lines, "getppid", "duration.sum");
     assert!(measured > CALLS as f64 * 20e-9, "{measured} s for all");
+    workload.end()
+}
+
+/// Every call is counted where one in sixteen is measured, and a call that hangs is in a gauge until it returns.
+#[test]
+fn a_collector_has_all_counts_and_what_hangs() -> Result<()> {
+    const CALLS: f64 = 3_000.0;
+    let scratch = Scratch::new("collector")?;
+    let container = "13579bdf".repeat(8);
+    let outer = Cgroup::new()?;
+    let docker = outer.below("docker")?;
+    let cgroup = docker.below(&container)?;
+    let mut workload = Workload::start(WORKLOAD)?;
+    cgroup.add(workload.pid())?;
+    let receiver = Receiver::start()?;
+    let endpoint = receiver.endpoint();
+    let probe = Probe::start(&[
+        "run",
+        "--interval",
+        "300ms",
+        "--otlp-endpoint",
+        &endpoint,
+        "--syscall-latency-sample",
+        "16",
+    ])?;
+    let last = |receiver: &Receiver, metric: &str, call: &str| {
+        let of = |point: &&probe_tests::otlp_receiver::Point| {
+            point.name == metric
+                && point.resource.get("container.id") == Some(&container)
+                && point.attributes.get("syscall.name").is_some_and(|name| name == call)
+        };
+        match receiver.points().iter().rev().find(of)?.value {
+            PointValue::Sum { value, .. } | PointValue::Gauge(value) => Some(value),
+            PointValue::Exponential { count, .. } | PointValue::Explicit { count, .. } => Some(count as f64),
+        }
+    };
+    let hangs = |receiver: &Receiver| last(receiver, "process.syscall.in_flight", "openat");
+    workload.tell("getppid 3000")?;
+    workload.order(&format!("slow {}", scratch.path("fifo")))?;
+    receiver.wait_for("a call that hangs", LONG, |receiver| hangs(receiver).filter(|calls| *calls == 1.0))?;
+    scratch.release()?;
+    workload.hear()?;
+    receiver.wait_for("none that hangs", LONG, |receiver| hangs(receiver).filter(|calls| *calls == 0.0))?;
+    probe.stop()?.require_complete()?;
+    let counted = |call| last(&receiver, "process.syscall.calls", call);
+    assert_eq!((counted("getppid"), counted("openat")), (Some(CALLS), Some(1.0)));
+    // Those after the last that was measured have none to stand for them: less than two in sixteen on each CPU.
+    let stood_for = last(&receiver, "process.syscall.duration", "getppid").context("no durations")?;
+    let cpus = std::thread::available_parallelism()?.get() as f64;
+    assert!((CALLS - 31.0 * cpus..=CALLS).contains(&stood_for), "{stood_for}");
     workload.end()
 }
 

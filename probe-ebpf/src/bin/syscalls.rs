@@ -526,6 +526,8 @@ fn exec(ctx: &impl EbpfContext, cpu: &mut CpuState, here: Here, old_tid: u32) ->
         if let Some(begun) = beginning(cpu, old_tid, false) {
             sleepers::keep(tid, &Sleeper { left_ns: now(), tgid, ..begun });
         }
+        // Nobody exits with that id.
+        let _absent = SLEEPERS.remove(old_tid);
     }
     if let Some(process) = PROCESSES.get_ptr_mut(tgid) {
         let owner = task::owner()?;

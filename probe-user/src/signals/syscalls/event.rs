@@ -20,6 +20,8 @@ pub struct Summary {
     pub rows: Vec<Row>,
     /// Calls of the work class that had not returned at its end for longer than their threshold.
     pub in_flight: u64,
+    /// Times are of one call in so many; 1: of every one, 0: there are none.
+    pub latency_every: u32,
     /// What stacks came to: at the end, where they were wanted.
     pub sampled: Option<Arc<Sampled>>,
 }
@@ -48,6 +50,17 @@ pub struct Row {
     pub errors: Vec<(Cow<'static, str>, u64)>,
     /// Calls that had begun and not returned at the end of the interval. Those that never lost the CPU inside are not among them.
     pub in_flight: u64,
+}
+
+/// How far a figure is off that rests on so many calls, of which one in `every` was measured: the standard error of a time, of a
+/// share of them, of a bucket, relative to it. 0: it is exact.
+///
+/// Each that was measured stands for as many as there were since the last, at random from 1 to `2 * every - 1`: `calls / every`
+/// weights, of mean `every` and mean square `every² * 4/3`. (Times that differ much have more: this is what the sampling adds
+/// where they are alike.)
+#[must_use]
+pub fn standard_error(every: u32, calls: u64) -> f64 {
+    if every <= 1 { 0.0 } else { (4.0 / 3.0 * f64::from(every) / calls.max(1) as f64).sqrt() }
 }
 
 impl Row {

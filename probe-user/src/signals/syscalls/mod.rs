@@ -19,7 +19,7 @@ use probe_common::loss::Counter;
 use probe_common::settings::{FILTER_SYSCALL, Settings};
 use probe_common::syscalls::{Block, CpuState, KIND_SLOW, KIND_STACK, SlowRecord, StackRecord, SyscallId};
 
-pub use self::event::{InFlight, Row, Slow, Subject, Summary};
+pub use self::event::{InFlight, Row, Slow, Subject, Summary, standard_error};
 use self::harvest::{Harvest, Latency};
 use self::in_flight::Watch;
 pub use self::stacks::Sampled;
@@ -293,7 +293,13 @@ impl Signal for Running {
                 events(Event::SyscallSummary(row.clone()));
             }
         }
-        Ok(Some(super::Summary::Syscalls(Summary { covers, rows, in_flight: look.late, sampled })))
+        Ok(Some(super::Summary::Syscalls(Summary {
+            covers,
+            rows,
+            in_flight: look.late,
+            latency_every: self.options.latency_every,
+            sampled,
+        })))
     }
 
     fn fill(&mut self) -> io::Result<Vec<(&'static str, u64, u64)>> {

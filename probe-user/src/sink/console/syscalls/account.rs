@@ -166,6 +166,8 @@ pub struct Account {
     pub(super) by: SyscallBy,
     /// Rows were let through for their errors.
     pub(super) is_selective: bool,
+    /// As in [`Summary`].
+    pub(super) latency_every: u32,
     pub(super) work: Tally,
     pub(super) waits: Tally,
     /// By name, and whether they wait.
@@ -192,6 +194,7 @@ impl Account {
             begun: Instant::now(),
             by,
             is_selective,
+            latency_every: 1,
             work: Tally::default(),
             waits: Tally::default(),
             calls: Bounded::new(CALLS),
@@ -219,6 +222,7 @@ impl Account {
     /// Takes in what an interval brought.
     pub fn interval(&mut self, summary: &Summary) {
         self.in_flight = summary.in_flight;
+        self.latency_every = summary.latency_every;
         for spread in self.calls.rows.values_mut() {
             spread.in_flight = 0;
         }

@@ -202,7 +202,7 @@ pub(super) mod tests {
     }
 
     pub(super) fn brought(rows: Vec<Row>) -> Summary {
-        Summary { covers: Duration::from_secs(1), rows, in_flight: 0, sampled: None }
+        Summary { covers: Duration::from_secs(1), rows, in_flight: 0, latency_every: 1, sampled: None }
     }
 
     pub(super) fn file(path: &str) -> Subject {

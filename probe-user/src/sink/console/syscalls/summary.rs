@@ -13,6 +13,7 @@ use super::reading::readings;
 use super::{COLUMNS, errors, hangs, shown, slow};
 use crate::config::SyscallBy;
 use crate::series::Histogram;
+use crate::signals::syscalls::standard_error;
 
 /// Rows of calls that wait, of all that a table shows.
 const KEPT: usize = 3;
@@ -33,6 +34,9 @@ pub fn write(out: &mut dyn Write, account: &Account, lasted: Duration, lost: u64
     writeln!(out, "\n── {}", total(account, lasted))?;
     if account.is_selective {
         writeln!(out, "of those that had errors in their interval (--errors): shares are of these alone")?;
+    }
+    if account.latency_every > 1 {
+        writeln!(out, "{}", estimate(account))?;
     }
     if lost != 0 {
         writeln!(out, "lost: {}, by so many at most all figures are short", counted(lost, "record"))?;
@@ -63,6 +67,19 @@ fn total(account: &Account, lasted: Duration) -> String {
         parts.extend((count != 0).then_some(text));
     }
     parts.join(", ")
+}
+
+/// How good the times are: what all calls took together, and the slowest hundredth of them.
+fn estimate(account: &Account) -> String {
+    let every = account.latency_every;
+    let calls = account.work.calls + account.waits.calls;
+    let percent = |calls| format!("{:.0}%", (standard_error(every, calls) * 100.0).clamp(1.0, 100.0).ceil());
+    format!(
+        "times are of one call in {every}: of all calls good to about {}, of their slowest hundredth to {} (one standard error), of a row \
+         with fewer calls less so; counts and errors are exact",
+        percent(calls),
+        percent(calls / 100)
+    )
 }
 
 fn times(durations: &Histogram) -> [Cell; 3] {
@@ -286,6 +303,18 @@ SLOWEST CALLS
 ";
         let text = written(&account, 2);
         assert_eq!(text, want, "{text}");
+    }
+
+    #[test]
+    fn estimates_say_how_good_they_are() {
+        let mut account = Account::new(SyscallBy::Process, false);
+        let rows = vec![row(who("app", 1, "/"), "read", 100_000, 100)];
+        account.interval(&Summary { latency_every: 16, ..brought(rows) });
+        let text = written(&account, 0);
+        // 4/3 * 16 / 100,000 is 0.0146 squared, and of a thousand calls ten times that.
+        let want =
+            "times are of one call in 16: of all calls good to about 2%, of their slowest hundredth to 15% (";
+        assert!(text.contains(want), "{text}");
     }
 
     #[test]

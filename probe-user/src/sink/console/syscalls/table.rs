@@ -58,13 +58,15 @@ pub struct Interval {
     /// Of calls that work.
     work_ns: u128,
     in_flight: u64,
+    /// As in [`Summary`].
+    latency_every: u32,
 }
 
 impl Interval {
     /// Of what it brought, and when it ended.
     #[must_use]
     pub fn of(summary: &Summary, time_unix_ns: u64) -> Self {
-        let Summary { covers, rows, in_flight, sampled: _ } = summary;
+        let Summary { covers, rows, in_flight, latency_every, sampled: _ } = summary;
         Self {
             time_unix_ns,
             covers: *covers,
@@ -74,6 +76,7 @@ impl Interval {
             failed: rows.iter().map(Row::errors_total).sum(),
             work_ns: work(rows.iter()),
             in_flight: *in_flight,
+            latency_every: *latency_every,
         }
     }
 
@@ -92,7 +95,7 @@ impl Interval {
     }
 
     fn totals(&self, by: SyscallBy) -> String {
-        let Self { covers, all, calls, failed, work_ns, in_flight, .. } = self;
+        let Self { covers, all, calls, failed, work_ns, in_flight, latency_every, .. } = self;
         let mut parts = if covers.is_zero() {
             vec![format!("{calls} calls"), format!("{failed} failed")]
         } else {
@@ -107,6 +110,9 @@ impl Interval {
             parts.push(format!("{in_flight} hang"));
         }
         parts.push(pairs(*all, by));
+        if *latency_every > 1 {
+            parts.push(format!("times of one call in {latency_every}"));
+        }
         parts.join(", ")
     }
 
@@ -281,7 +287,7 @@ nginx[4711]           epoll_wait       20   wait  48.2ms  48.2ms  50.0ms      99
         let unmeasured =
             |row: Row| Row { durations: crate::series::Histogram::new(), off_cpu: None, in_flight: 0, ..row };
         let rows: Vec<_> = rows().into_iter().map(unmeasured).collect();
-        let summary = Summary { covers: Duration::ZERO, rows, in_flight: 2, sampled: None };
+        let summary = Summary { covers: Duration::ZERO, rows, in_flight: 2, latency_every: 1, sampled: None };
         let lines = Interval::of(&summary, NOON).lines(&Shape::new(SyscallBy::Process, None), None);
         let want = "
 ── 12:00:00 UTC  423 calls, 324 failed, 2 hang, 3 (process, call) pairs
