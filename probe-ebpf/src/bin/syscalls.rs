@@ -341,6 +341,10 @@ fn exit<const PLACE: Place>(
 ) -> Result<()> {
     let pid_tgid = here.pid_tgid;
     let (tgid, tid) = ((pid_tgid >> 32) as u32, pid_tgid as u32);
+    if here.slot_only && seen(&cpu.tid) != tid {
+        // A call that a filter left out: most of them, where there is one.
+        return Err(Error::NotOurs);
+    }
     let (every, slow_ns) = (settings.latency_every, settings.slow_ns);
     // As early as can be, so that what the programs take is hardly measured.
     let mut end_ns = if every == 1 { now() } else { 0 };
