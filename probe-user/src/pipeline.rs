@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use probe_common::loss::Counter;
 use probe_common::settings::Settings;
 use tokio::signal::unix::{SignalKind as UnixSignal, signal};
+use tokio::sync::mpsc;
 
 mod start;
 
@@ -28,6 +29,8 @@ const DRAIN_PERIOD: Duration = Duration::from_millis(100);
 const TICK_PERIOD: Duration = Duration::from_millis(250);
 /// Records taken from one ring before the others have their turn.
 const BATCH: usize = 4096;
+/// Visitors that wait for an answer; further ones wait to be let in.
+const VISITORS: usize = 16;
 /// Turns of all rings before everything else has its own: the clock, the end, ticks and exports.
 const TURNS: usize = 4;
 /// Where runs of programs get lost that the kernel skips.
@@ -70,6 +73,9 @@ pub enum Flow {
     Enough,
 }
 
+/// A question to the store, asked from another task and answered between two turns, once the rings have been read.
+pub type Visit = Box<dyn FnOnce(&Store) + Send>;
+
 /// How a run ended.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
@@ -93,6 +99,7 @@ pub struct Pipeline {
     /// Length of the first interval.
     first: Duration,
     duration: Option<Duration>,
+    visits: Option<mpsc::Receiver<Visit>>,
     _cgroup: Option<CgroupRoot>,
 }
 
@@ -165,6 +172,13 @@ impl Pipeline {
         self.first = first.min(self.interval);
     }
 
+    /// A way to ask for what there is while it runs.
+    pub fn visitors(&mut self) -> mpsc::Sender<Visit> {
+        let (visitors, visits) = mpsc::channel(VISITORS);
+        self.visits = Some(visits);
+        visitors
+    }
+
     /// Runs until the time is up, the sink has enough, or SIGINT or SIGTERM comes. The last, incomplete interval is handed
     /// to the sink like every other.
     ///
@@ -185,14 +199,17 @@ impl Pipeline {
         let mut next_interval = begun + self.first;
         let mut stop = false;
         let mut more = false;
+        let mut visits = self.visits.take();
         while !stop {
             let rings: Vec<&Ring> = self.signals.iter().map(|running| &running.ring).collect();
+            let mut visit = None;
             tokio::select! {
                 // The end first, and no waiting at all while the rings hold more.
                 biased;
                 _ = interrupt.recv() => stop = true,
                 _ = terminate.recv() => stop = true,
                 () = tokio::task::yield_now(), if more => {}
+                asked = next_visit(&mut visits) => visit = Some(asked),
                 ready = woken(&rings) => ready?,
                 _ = drain.tick() => {}
             }
@@ -202,6 +219,9 @@ impl Pipeline {
             (flow, more) = self.drain(sink)?;
             if flow == Flow::Enough {
                 break;
+            }
+            if let Some(visit) = visit {
+                visit(&self.store);
             }
             if now >= next_tick && self.tick(sink)? == Flow::Enough {
                 break;
@@ -402,6 +422,16 @@ impl Pipeline {
         }
         report.ignored = ignored;
     }
+}
+
+/// The next question; never, where nobody can ask.
+async fn next_visit(visits: &mut Option<mpsc::Receiver<Visit>>) -> Visit {
+    if let Some(visits) = visits
+        && let Some(visit) = visits.recv().await
+    {
+        return visit;
+    }
+    std::future::pending().await
 }
 
 /// The map that did not take an entry whenever a counter rose; [`Signal::fill`] calls it the same.

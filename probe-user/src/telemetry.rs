@@ -242,14 +242,14 @@ fn key_value(key: &'static str, value: &Value) -> KeyValue {
 }
 
 /// CPU time of this process in seconds, user and system, exited threads included.
-fn cpu_seconds() -> (f64, f64) {
+pub(crate) fn cpu_seconds() -> (f64, f64) {
     let Ok(stat) = procfs::process::Process::myself().and_then(|me| me.stat()) else { return (0.0, 0.0) };
     let ticks = procfs::ticks_per_second() as f64;
     (stat.utime as f64 / ticks, stat.stime as f64 / ticks)
 }
 
 /// Resident memory of this process.
-fn resident_bytes() -> Option<i64> {
+pub(crate) fn resident_bytes() -> Option<i64> {
     let statm = procfs::process::Process::myself().and_then(|me| me.statm()).ok()?;
     i64::try_from(statm.resident.saturating_mul(procfs::page_size())).ok()
 }

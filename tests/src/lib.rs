@@ -13,6 +13,7 @@ pub mod elf;
 pub mod flood;
 pub mod flooding;
 pub mod guest;
+pub mod http;
 pub mod netns;
 pub mod orders;
 pub mod otlp_receiver;

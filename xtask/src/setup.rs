@@ -9,8 +9,8 @@ use crate::{
     toolchain,
 };
 
-/// `ip` and `nft`; real DNS servers, real resolvers, and who else looks at them; who else counts system calls.
-const TEST_TOOLS: [&str; 9] = [
+/// `ip` and `nft`; real DNS servers, real resolvers, and who else looks at them; who else counts system calls; who reads pages.
+const TEST_TOOLS: [&str; 10] = [
     "iproute2",
     "nftables",
     "dnsmasq-base",
@@ -20,6 +20,7 @@ const TEST_TOOLS: [&str; 9] = [
     "python3",
     "strace",
     "linux-perf",
+    "prometheus",
 ];
 
 #[derive(clap::Args)]

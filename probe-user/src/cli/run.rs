@@ -1,6 +1,7 @@
 //! `probe run`.
 
 use std::io;
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,6 +15,7 @@ use crate::pipeline::{Flow, Pipeline, Sink};
 use crate::series::Store;
 use crate::signals::{self, Event, Summary};
 use crate::sink::otlp::{Exporter, Options, OtlpConfig, OtlpFlags, Resources, new_instance_id, phase};
+use crate::sink::prometheus::{Listener, Server};
 use crate::telemetry::{SelfStats, Telemetry};
 
 /// Export period and summary interval where neither flag nor environment says otherwise.
@@ -35,6 +37,34 @@ pub(super) struct Args {
     calls: RunCallArgs,
     #[command(flatten)]
     otlp: OtlpArgs,
+    #[command(flatten)]
+    prometheus: PrometheusArgs,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Prometheus")]
+struct PrometheusArgs {
+    /// Answer HTTP there: /metrics for Prometheus, /healthz and /readyz; 127.0.0.1:9464, or [::]:9464 for every address of the host
+    #[arg(long, value_name = "ADDRESS:PORT", value_parser = listen_address)]
+    prometheus_listen: Option<SocketAddr>,
+}
+
+impl PrometheusArgs {
+    /// Takes the address.
+    fn listen(&self) -> Result<Option<Listener>, Failure> {
+        let Some(address) = self.prometheus_listen else { return Ok(None) };
+        let listener = Listener::bind(address).map_err(|error| {
+            Failure::running(format_args!("cannot listen on {address} (--prometheus-listen): {error}"))
+        })?;
+        Ok(Some(listener))
+    }
+}
+
+fn listen_address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_unclear| {
+        "an IP address and a port are allowed: 127.0.0.1:9464, [::1]:9464, or [::]:9464 for every address"
+            .to_owned()
+    })
 }
 
 #[derive(Debug, clap::Args)]
@@ -104,10 +134,23 @@ pub(super) fn main(args: Args) -> Result<ExitCode, Failure> {
     let resources =
         Resources::resolve(&lookup, &host, &instance).map_err(|error| Failure::usage(error.to_string()))?;
 
+    let listener = args.prometheus.listen()?;
     let stats = Arc::new(SelfStats::new());
     let mut pipeline = Pipeline::start(&config, signals::ALL, true, Arc::clone(&stats))?;
     tracing::info!(signals = ?pipeline.signals(), "running");
     block_on(async {
+        let server = match listener {
+            Some(listener) => {
+                let address = listener.address().map_err(Failure::running)?;
+                let (visitors, signals) = (pipeline.visitors(), pipeline.signals());
+                let server =
+                    Server::start(listener, visitors, Arc::clone(&stats), resources.clone(), &signals)
+                        .map_err(Failure::running)?;
+                tracing::info!("http://{address} has /metrics, /healthz and /readyz");
+                Some(server)
+            }
+            None => None,
+        };
         let otlp = match &config.otlp {
             Some(otlp) => {
                 Some(OtlpSink::start(otlp, resources, &stats, config.interval, args.otlp.otlp_events)?)
@@ -118,7 +161,7 @@ pub(super) fn main(args: Args) -> Result<ExitCode, Failure> {
             pipeline.begin_with(phase(&host, config.interval));
         }
         // As a service that exports, the summary would only fill the journal.
-        let speaks = otlp.is_none() || args.shared.output.is_some() || on_terminal();
+        let speaks = otlp.is_none() && server.is_none() || args.shared.output.is_some() || on_terminal();
         let mut stdout = StdoutSink::new(&config, Style::Summaries, None);
         let mut otlp = otlp;
         let result = {
@@ -131,6 +174,7 @@ pub(super) fn main(args: Args) -> Result<ExitCode, Failure> {
             }
             pipeline.run(&mut Tee(sinks)).await
         };
+        drop(server);
         // Detached before the last export: it may take its time.
         drop(pipeline);
         if let Some(otlp) = otlp {

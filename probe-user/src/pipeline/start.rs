@@ -124,6 +124,7 @@ impl Pipeline {
             interval: config.interval,
             first: config.interval,
             duration: config.duration,
+            visits: None,
             _cgroup: cgroup,
         })
     }

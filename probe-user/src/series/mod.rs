@@ -175,6 +175,12 @@ impl Store {
         Snapshot { time_unix_ns: self.collected_unix_ns, entities: &self.entities }
     }
 
+    /// Everything there is, as of the last [`Self::snapshot`]: no series begins anew.
+    #[must_use]
+    pub const fn peek(&self) -> Snapshot<'_> {
+        Snapshot { time_unix_ns: self.collected_unix_ns, entities: &self.entities }
+    }
+
     /// Series kept and values folded, by metric.
     pub fn usage(&self) -> impl Iterator<Item = MetricUsage> {
         metrics::ALL.iter().zip(&self.usage).map(|(metric, usage)| MetricUsage {

@@ -1,0 +1,368 @@
+//! A page of metrics as Prometheus reads it: OpenMetrics text, names and labels as the OpenTelemetry specification translates
+//! OTLP's ("Prometheus and OpenMetrics Compatibility"). There are no resources on a page: who a series is of is told by labels.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt::{self, Write as _};
+use std::sync::Arc;
+
+use probe_common::hist::OTLP_OFFSET;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{
+    DescriptorEncoder, EncodeLabel as _, EncodeLabelSet, EncodeLabelValue, LabelSetEncoder,
+    LabelValueEncoder, MetricEncoder, NoLabelSet, text,
+};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::entity::Entity;
+use crate::event::key;
+use crate::series::{Attrs, Data, Histogram, Kind, MetricDef, Store, Value, metrics};
+use crate::telemetry::{SelfStats, cpu_seconds, resident_bytes};
+
+/// What a page is: <https://prometheus.io/docs/specs/om/open_metrics_spec/>.
+pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Upper bounds of a histogram's buckets: powers of two of a second, from 2^-20 (about a microsecond) to 2^3, which are bounds
+/// of the buckets that are counted (`probe_common::hist`): nothing is estimated. The last of those has no upper bound, and begins
+/// above 2^3. The same for every series, so that they can be added up.
+const EXPONENTS: std::ops::RangeInclusive<i32> = -20..=3;
+
+/// A label as it is written.
+type Label = (Arc<str>, Value);
+
+/// What is on a page. It is taken out of the store at once, and written as text by whoever asked for it.
+#[derive(Debug)]
+pub(super) struct Page {
+    families: Vec<Family>,
+    /// Attributes of the host's resource.
+    target: BTreeMap<String, String>,
+}
+
+/// All series of a metric.
+#[derive(Debug)]
+struct Family {
+    def: &'static MetricDef,
+    rows: Vec<Row>,
+}
+
+#[derive(Debug)]
+struct Row {
+    labels: Labels,
+    number: Number,
+}
+
+#[derive(Debug)]
+enum Number {
+    Count(u64),
+    Seconds(f64),
+    Level(i64),
+    Times { sum: f64, count: u64, buckets: Box<[(f64, u64)]> },
+}
+
+impl Page {
+    /// What has been observed.
+    pub(super) fn of(store: &Store) -> Self {
+        let mut names = Names::default();
+        let mut families: Vec<Family> =
+            metrics::ALL.iter().map(|def| Family { def, rows: Vec::new() }).collect();
+        for owner in store.peek().entities() {
+            let whose = names.owner(owner.entity);
+            for (def, series) in owner.metrics() {
+                let Some(family) = families.iter_mut().find(|family| family.def == def) else { continue };
+                family.rows.extend(series.map(|series| Row {
+                    labels: names.labels(&whose, series.attrs()),
+                    number: Number::of(series.data()),
+                }));
+            }
+        }
+        Self { families, target: BTreeMap::new() }
+    }
+
+    /// With what the agent counts about itself, and what is known of the host (attribute and value).
+    pub(super) fn with_own<'a>(
+        mut self,
+        stats: &SelfStats,
+        host: impl Iterator<Item = (&'a str, &'a str)>,
+    ) -> Self {
+        let mut names = Names::default();
+        for def in metrics::OWN {
+            let def: &'static MetricDef = def;
+            let mut rows: Vec<Row> = Vec::new();
+            if def == metrics::PROCESS_CPU_TIME {
+                let (user, system) = cpu_seconds();
+                for (mode, seconds) in [("user", user), ("system", system)] {
+                    let mode = Attrs::new(&[(key::CPU_MODE, Value::Static(mode))]);
+                    rows.push(Row { labels: names.labels(&[], &mode), number: Number::Seconds(seconds) });
+                }
+            } else if def == metrics::PROCESS_MEMORY_USAGE {
+                let none = Attrs::new(&[]);
+                rows.extend(
+                    resident_bytes()
+                        .map(|bytes| Row { labels: names.labels(&[], &none), number: Number::Level(bytes) }),
+                );
+            } else {
+                rows.extend(stats.all(def).into_iter().map(|(attrs, value)| Row {
+                    labels: names.labels(&[], &attrs),
+                    number: match def.kind {
+                        Kind::Counter | Kind::Histogram => Number::Count(value),
+                        Kind::Gauge | Kind::UpDownCounter => {
+                            Number::Level(i64::try_from(value).unwrap_or(i64::MAX))
+                        }
+                    },
+                }));
+            }
+            self.families.push(Family { def, rows });
+        }
+        for (key, value) in host {
+            // Two that become the same name: both values, as the specification has it.
+            let values: &mut String = self.target.entry(label_name(key)).or_default();
+            if !values.is_empty() {
+                values.push(';');
+            }
+            values.push_str(value);
+        }
+        self
+    }
+
+    /// As text.
+    ///
+    /// # Errors
+    ///
+    /// None that is known: the writer is memory.
+    pub(super) fn write(self) -> Result<String, fmt::Error> {
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(self));
+        let mut text = String::new();
+        text::encode(&mut text, &registry)?;
+        Ok(text)
+    }
+}
+
+impl Number {
+    fn of(data: &Data) -> Self {
+        match data {
+            Data::Count(count) => Self::Count(*count),
+            Data::Level(level) => Self::Level(*level),
+            Data::Times(histogram) => Self::Times {
+                sum: histogram.sum_seconds(),
+                count: histogram.count(),
+                buckets: buckets(histogram),
+            },
+        }
+    }
+
+    fn encode(&self, encoder: &mut MetricEncoder<'_>) -> fmt::Result {
+        match self {
+            Self::Count(count) => encoder.encode_counter::<NoLabelSet, _, u64>(count, None),
+            Self::Seconds(seconds) => encoder.encode_counter::<NoLabelSet, _, u64>(seconds, None),
+            Self::Level(level) => encoder.encode_gauge(level),
+            Self::Times { sum, count, buckets } => {
+                encoder.encode_histogram::<NoLabelSet>(*sum, *count, buckets, None)
+            }
+        }
+    }
+}
+
+/// Upper bound in seconds and count of each bucket of a page.
+fn buckets(histogram: &Histogram) -> Box<[(f64, u64)]> {
+    let mut buckets: Vec<(f64, u64)> = EXPONENTS.map(|exponent| (f64::from(exponent).exp2(), 0)).collect();
+    buckets.push((f64::INFINITY, 0));
+    let (first, counts) = histogram.buckets();
+    let indices = i32::try_from(first).unwrap_or(i32::MAX).saturating_add(OTLP_OFFSET)..;
+    for (index, count) in indices.zip(counts) {
+        // Up to 2^((index + 1) / 4) seconds: rounded up to the next power of two.
+        let exponent = index.saturating_add(4).div_euclid(4);
+        let at = usize::try_from(exponent - EXPONENTS.start()).unwrap_or(0).min(buckets.len() - 1);
+        if let Some((_, sum)) = buckets.get_mut(at) {
+            *sum = sum.saturating_add(*count);
+        }
+    }
+    buckets.into()
+}
+
+impl Collector for Page {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        if !self.target.is_empty() {
+            let labels: Vec<(&str, &str)> =
+                self.target.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+            let help = "What the metrics are of: attributes of the host's resource.";
+            encoder.encode_descriptor("target", help, None, MetricType::Info)?.encode_info(&labels)?;
+        }
+        for Family { def, rows } in &self.families {
+            if rows.is_empty() {
+                continue;
+            }
+            let (name, unit) = name_of(def);
+            let kind = match def.kind {
+                Kind::Counter => MetricType::Counter,
+                Kind::Gauge | Kind::UpDownCounter => MetricType::Gauge,
+                Kind::Histogram => MetricType::Histogram,
+            };
+            let mut family = encoder.encode_descriptor(&name, def.description, unit.as_ref(), kind)?;
+            for Row { labels, number } in rows {
+                if labels.0.is_empty() {
+                    // The family's encoder would write braces around nothing.
+                    number.encode(&mut family)?;
+                } else {
+                    number.encode(&mut family.encode_family(labels)?)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Name without the unit that is appended to it, and that unit.
+fn name_of(def: &MetricDef) -> (String, Option<Unit>) {
+    let unit = match def.unit {
+        "s" => Some(Unit::Seconds),
+        "By" => Some(Unit::Bytes),
+        // An annotation in braces is none.
+        _ => None,
+    };
+    (def.name.replace('.', "_"), unit)
+}
+
+/// A label's name: letters, digits and underscores, no digit at the beginning.
+fn label_name(attribute: &str) -> String {
+    let mut name: String =
+        attribute.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
+    if name.is_empty() || name.starts_with(|c: char| c.is_ascii_digit()) {
+        name.insert_str(0, "key_");
+    }
+    name
+}
+
+/// Names of labels: each is made once.
+#[derive(Debug, Default)]
+struct Names(HashMap<&'static str, Arc<str>>);
+
+impl Names {
+    fn of(&mut self, attribute: &'static str) -> Arc<str> {
+        Arc::clone(self.0.entry(attribute).or_insert_with(|| label_name(attribute).into()))
+    }
+
+    /// Who a series is of; the host's have no such labels.
+    fn owner(&mut self, entity: &Entity) -> Vec<Label> {
+        let Entity::Container(identity) = entity else { return Vec::new() };
+        let shared = |text: &str| Value::Shared(text.into());
+        let mut labels = vec![(self.of(key::CONTAINER_ID), shared(&identity.container_id))];
+        labels.extend(
+            identity.runtime.map(|runtime| (self.of(key::CONTAINER_RUNTIME), Value::Static(runtime.name()))),
+        );
+        labels.extend(identity.pod_uid.as_deref().map(|uid| (self.of(key::K8S_POD_UID), shared(uid))));
+        labels
+    }
+
+    fn labels(&mut self, owner: &[Label], attrs: &Attrs) -> Labels {
+        let own = attrs.iter().map(|(key, value)| (self.of(key), value.clone()));
+        Labels(owner.iter().cloned().chain(own).collect())
+    }
+}
+
+#[derive(Debug)]
+struct Labels(Box<[Label]>);
+
+impl EncodeLabelSet for Labels {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
+        for (name, value) in &self.0 {
+            (name.as_ref(), Text(value)).encode(encoder.encode_label())?;
+        }
+        Ok(())
+    }
+}
+
+/// A value as a label's; the encoder escapes it.
+#[derive(Debug)]
+struct Text<'a>(&'a Value);
+
+impl EncodeLabelValue for Text<'_> {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
+        write!(encoder, "{}", self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::entity::ContainerIdentity;
+    use crate::series::{Limits, attr};
+
+    fn container() -> Entity {
+        let (container_id, pod_uid) = ("c0ffee".to_owned(), Some("pod-1".to_owned()));
+        Entity::Container(Arc::new(ContainerIdentity { container_id, runtime: None, pod_uid }))
+    }
+
+    #[test]
+    fn names_units_and_owners_are_those_of_the_specification() {
+        let mut store = Store::new(Limits::default(), 0);
+        let ipv4 = [attr(key::NETWORK_TYPE, "ipv4")];
+        store.add(&Entity::Host, metrics::TCP_RETRANSMITS, &ipv4, 2);
+        store.add(&container(), metrics::TCP_RETRANSMITS, &ipv4, 3);
+        let hostile = [attr(key::SYSCALL_NAME, "a\"b\\c\nd".to_owned())];
+        store.set(&Entity::Host, metrics::SYSCALL_IN_FLIGHT, &hostile, 7);
+        let stats = SelfStats::new();
+        stats.add(metrics::PROBE_EVENTS, &[attr(key::SIGNAL, "tcp")], 5);
+        let host = [("host.name", "node1"), ("1st", "x"), ("a.b", "y"), ("a_b", "z")];
+        let text = Page::of(&store).with_own(&stats, host.into_iter()).write().unwrap();
+        for want in [
+            "# TYPE target info\n",
+            "target_info{a_b=\"y;z\",host_name=\"node1\",key_1st=\"x\"} 1\n",
+            "# TYPE system_network_tcp_retransmits counter\n",
+            "system_network_tcp_retransmits_total{network_type=\"ipv4\"} 2\n",
+            "system_network_tcp_retransmits_total{container_id=\"c0ffee\",k8s_pod_uid=\"pod-1\",network_type=\"ipv4\"} 3\n",
+            "process_syscall_in_flight{syscall_name=\"a\\\"b\\\\c\\nd\"} 7\n",
+            "probe_events_total{signal=\"tcp\"} 5\n",
+            "# UNIT process_cpu_time_seconds seconds\n",
+            "process_cpu_time_seconds_total{cpu_mode=\"user\"} ",
+            "\nprocess_memory_usage_bytes ",
+        ] {
+            assert!(text.contains(want), "{want} is not in\n{text}");
+        }
+        assert!(text.ends_with("# EOF\n"), "{text}");
+        assert!(metrics::ALL.iter().chain(metrics::OWN).all(|def| !def.description.contains(['\n', '\\'])));
+    }
+
+    #[test]
+    fn buckets_are_powers_of_two_and_nothing_is_lost() {
+        let mut histogram = Histogram::new();
+        // 2^-20 s is 953.67 ns; bounds are good to a ten-millionth; beyond the last nothing is known but that.
+        for ns in [
+            1,
+            953,
+            954,
+            1_900,
+            1_908,
+            499_999_900,
+            500_000_100,
+            7_999_999_000,
+            8_000_001_000,
+            60_000_000_000,
+        ] {
+            histogram.record(Duration::from_nanos(ns));
+        }
+        let found: Vec<(i32, u64)> = EXPONENTS
+            .chain([99])
+            .zip(buckets(&histogram))
+            .filter(|(_, (_, count))| *count != 0)
+            .map(|(exponent, (_, count))| (exponent, count))
+            .collect();
+        assert_eq!(found, [(-20, 2), (-19, 2), (-18, 1), (-1, 1), (0, 1), (3, 1), (99, 2)]);
+        let bounds: Vec<f64> = buckets(&Histogram::new()).iter().map(|(bound, _)| *bound).collect();
+        assert_eq!((bounds[0], bounds[20], bounds[24]), (0.000_000_953_674_316_406_25, 1.0, f64::INFINITY));
+        let mut store = Store::new(Limits::default(), 0);
+        store.record(&Entity::Host, metrics::SYSCALL_DURATION, &[], Duration::from_millis(3));
+        let text = Page::of(&store).write().unwrap();
+        for want in [
+            "process_syscall_duration_seconds_sum 0.003\n",
+            "process_syscall_duration_seconds_count 1\n",
+            "process_syscall_duration_seconds_bucket{le=\"0.001953125\"} 0\n",
+            "process_syscall_duration_seconds_bucket{le=\"0.00390625\"} 1\n",
+            "process_syscall_duration_seconds_bucket{le=\"+Inf\"} 1\n",
+        ] {
+            assert!(text.contains(want), "{want} is not in\n{text}");
+        }
+    }
+}
