@@ -18,7 +18,7 @@ use crate::event::key;
 use crate::kernel::cgroup::CgroupRoot;
 use crate::kernel::clock::{self, Clock};
 use crate::load::{self, Counters, Loaded, SettingsMap};
-use crate::series::{Store, attr, metrics};
+use crate::series::{Snapshot, Store, attr, metrics};
 use crate::signals::tcp::Tcp;
 use crate::signals::{Context, Event, Loss, Owners, Signal, SignalKind as _, Summary, names, next_interval};
 use crate::telemetry::SelfStats;
@@ -49,12 +49,12 @@ pub trait Sink {
     /// The output's; `BrokenPipe` ends the command quietly.
     fn event(&mut self, event: &Event) -> io::Result<Flow>;
 
-    /// An interval has ended.
+    /// An interval has ended, with this as what everything has come to.
     ///
     /// # Errors
     ///
     /// As [`Self::event`].
-    fn interval(&mut self, summaries: &[Summary], store: &mut Store, now_unix_ns: u64) -> io::Result<()>;
+    fn interval(&mut self, summaries: &[Summary], snapshot: &Snapshot<'_>) -> io::Result<()>;
 
     /// What was written so far should be seen.
     ///
@@ -368,7 +368,7 @@ impl Pipeline {
         events.append(&mut losses);
         self.stats.observe_series(&self.store);
         let flow = hand_over(sink, &events)?;
-        sink.interval(&summaries, &mut self.store, now)?;
+        sink.interval(&summaries, &self.store.snapshot(now))?;
         Ok(flow)
     }
 

@@ -6,11 +6,16 @@
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use foldhash::fast::RandomState;
 use hashbrown::HashMap;
 use opentelemetry::metrics::{Histogram, Meter, MeterProvider as _};
 use opentelemetry::{InstrumentationScope, KeyValue};
-use opentelemetry_otlp::{Compression as SdkCompression, MetricExporter, WithExportConfig, WithTonicConfig};
+use opentelemetry_http::{HttpClient, HttpError, Request, Response};
+use opentelemetry_otlp::{
+    Compression as SdkCompression, MetricExporter, Protocol as SdkProtocol, WithExportConfig, WithHttpConfig,
+    WithTonicConfig,
+};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::metrics::periodic_reader_with_async_runtime::PeriodicReader;
 use opentelemetry_sdk::metrics::{SdkMeterProvider, Temporality};
@@ -18,7 +23,9 @@ use opentelemetry_sdk::runtime;
 
 use crate::event::key;
 use crate::series::{Attr, Attrs, Kind, MetricDef, Value, metrics};
-use crate::sink::otlp::{self, ClientError, Compression, Resources, SCHEMA_URL, Target};
+use crate::sink::otlp::{
+    self, ClientError, Compression, Connection, Protocol, Resources, SCHEMA_URL, Target,
+};
 
 type Values = HashMap<(&'static str, Attrs), u64, RandomState>;
 
@@ -72,6 +79,7 @@ impl SelfStats {
             let attrs = [(key::METRIC, Value::Static(usage.metric.name))];
             self.set(metrics::PROBE_SERIES_ACTIVE, &attrs, u64::try_from(usage.active).unwrap_or(u64::MAX));
             self.set(metrics::PROBE_SERIES_FOLDED, &attrs, usage.folded);
+            self.set(metrics::PROBE_SERIES_ENDED, &attrs, usage.ended);
         }
     }
 
@@ -117,28 +125,11 @@ impl Telemetry {
         interval: Duration,
         stats: &Arc<SelfStats>,
     ) -> Result<Self, TelemetryError> {
-        // The SDK's own channel has no keep-alive and no limit for connecting.
-        let channel = otlp::endpoint(target)?
-            .http2_keep_alive_interval(target.timeout / 2)
-            .keep_alive_timeout(target.timeout / 2)
-            .connect_lazy();
-        let headers = target.headers.clone();
-        let mut builder = MetricExporter::builder()
-            .with_tonic()
-            .with_channel(channel)
-            .with_timeout(target.timeout)
-            .with_temporality(Temporality::Cumulative)
-            // The SDK reads the variable for headers by itself; what was resolved here has the last word.
-            .with_interceptor(move |mut request: tonic::Request<()>| {
-                for header in &headers {
-                    request.metadata_mut().insert(header.key.clone(), header.value.clone());
-                }
-                Ok(request)
-            });
-        if target.compression == Compression::Gzip {
-            builder = builder.with_compression(SdkCompression::Gzip);
-        }
-        let reader = PeriodicReader::builder(builder.build()?, runtime::Tokio)
+        let exporter = match target.protocol {
+            Protocol::Grpc => over_grpc(target)?,
+            Protocol::HttpProtobuf => over_http(target)?,
+        };
+        let reader = PeriodicReader::builder(exporter, runtime::Tokio)
             .with_interval(interval)
             .with_timeout(target.timeout)
             .build();
@@ -158,6 +149,57 @@ impl Telemetry {
         // be a deadlock as soon as there is no other.
         let shutdown = tokio::task::spawn_blocking(move || provider.shutdown());
         matches!(tokio::time::timeout(deadline, shutdown).await, Ok(Ok(Ok(()))))
+    }
+}
+
+/// The SDK's exporter over gRPC.
+fn over_grpc(target: &Target) -> Result<MetricExporter, TelemetryError> {
+    // The SDK's own channel has no keep-alive and no limit for connecting.
+    let channel = otlp::endpoint(target)?
+        .http2_keep_alive_interval(target.timeout / 2)
+        .keep_alive_timeout(target.timeout / 2)
+        .connect_lazy();
+    let headers = target.headers.clone();
+    let mut builder = MetricExporter::builder()
+        .with_tonic()
+        .with_channel(channel)
+        .with_timeout(target.timeout)
+        .with_temporality(Temporality::Cumulative)
+        // The SDK reads the variable for headers by itself; what was resolved here has the last word.
+        .with_interceptor(move |mut request: tonic::Request<()>| {
+            for header in &headers {
+                request.metadata_mut().insert(header.key.clone(), header.value.clone());
+            }
+            Ok(request)
+        });
+    if target.compression == Compression::Gzip {
+        builder = builder.with_compression(SdkCompression::Gzip);
+    }
+    Ok(builder.build()?)
+}
+
+/// The same over HTTP; requests are made by probe's own client.
+fn over_http(target: &Target) -> Result<MetricExporter, TelemetryError> {
+    let client = OwnClient(Connection::new(target.clone())?, target.timeout);
+    let exporter = MetricExporter::builder()
+        .with_http()
+        .with_http_client(client)
+        .with_protocol(SdkProtocol::HttpBinary)
+        .with_endpoint(target.endpoint.to_string())
+        .with_timeout(target.timeout)
+        .with_temporality(Temporality::Cumulative);
+    Ok(exporter.build()?)
+}
+
+/// Address, headers and compression are the target's, whatever the SDK has read from the environment.
+#[derive(Debug)]
+struct OwnClient(Connection, Duration);
+
+#[async_trait::async_trait]
+impl HttpClient for OwnClient {
+    async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
+        let Self(connection, timeout) = self;
+        Ok(tokio::time::timeout(*timeout, connection.post(request.into_body())).await??)
     }
 }
 

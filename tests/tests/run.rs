@@ -20,7 +20,7 @@ const LONG: Duration = Duration::from_secs(20);
 const INTERVAL: &[&str] = &["run", "--interval", "1s", "--otlp-endpoint"];
 
 /// What a metric is: counter, gauge or histogram (`u`: an up-down counter), and its unit.
-const METRICS: [(&str, char, &str); 26] = [
+const METRICS: [(&str, char, &str); 27] = [
     ("system.network.tcp.retransmits", 'c', "{segment}"),
     ("system.network.tcp.retransmits.spurious", 'c', "{segment}"),
     ("system.network.tcp.segments", 'c', "{segment}"),
@@ -42,6 +42,7 @@ const METRICS: [(&str, char, &str); 26] = [
     ("probe.map.limit", 'g', "{entry}"),
     ("probe.series.active", 'g', "{series}"),
     ("probe.series.folded", 'c', "{value}"),
+    ("probe.series.ended", 'c', "{series}"),
     ("probe.export.sent", 'c', "{item}"),
     ("probe.export.failed", 'c', "{item}"),
     ("probe.export.duration", 'h', "s"),

@@ -10,7 +10,7 @@ use super::Failure;
 use crate::config::{Config, Output};
 use crate::kernel::clock::rfc3339;
 use crate::pipeline::{Flow, Report, SKIPPED, Sink};
-use crate::series::Store;
+use crate::series::Snapshot;
 use crate::signals::tcp::Tcp;
 use crate::signals::{self, Event, SignalKind as _, Summary};
 use crate::sink::{console, json};
@@ -196,7 +196,8 @@ impl Sink for StdoutSink {
         Ok(Flow::More)
     }
 
-    fn interval(&mut self, summaries: &[Summary], _store: &mut Store, now_unix_ns: u64) -> io::Result<()> {
+    fn interval(&mut self, summaries: &[Summary], snapshot: &Snapshot<'_>) -> io::Result<()> {
+        let now_unix_ns = snapshot.time_unix_ns();
         if self.form == Output::Json {
             return Ok(());
         }
@@ -245,8 +246,8 @@ impl Sink for Tee<'_> {
         Ok(Flow::More)
     }
 
-    fn interval(&mut self, summaries: &[Summary], store: &mut Store, now_unix_ns: u64) -> io::Result<()> {
-        self.0.iter_mut().try_for_each(|sink| sink.interval(summaries, store, now_unix_ns))
+    fn interval(&mut self, summaries: &[Summary], snapshot: &Snapshot<'_>) -> io::Result<()> {
+        self.0.iter_mut().try_for_each(|sink| sink.interval(summaries, snapshot))
     }
 
     fn flush(&mut self) -> io::Result<()> {

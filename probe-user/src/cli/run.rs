@@ -12,7 +12,7 @@ use super::{Failure, block_on};
 use crate::config::{DnsOptions, OtlpEvents, Output, QuestionNames};
 use crate::entity::Entity;
 use crate::pipeline::{Flow, Pipeline, Sink};
-use crate::series::Store;
+use crate::series::Snapshot;
 use crate::signals::{self, Event, Summary};
 use crate::sink::otlp::{Exporter, Options, OtlpConfig, OtlpFlags, Resources, new_instance_id, phase};
 use crate::sink::prometheus::{Listener, Server};
@@ -94,10 +94,10 @@ impl DnsArgs {
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "OTLP (a flag beats its OTEL_EXPORTER_OTLP_* variable)")]
 struct OtlpArgs {
-    /// Collector, e.g. http://localhost:4317
+    /// Collector, e.g. http://localhost:4317; over HTTP http://localhost:4318, /v1/metrics and /v1/logs are appended
     #[arg(long, value_name = "URL")]
     otlp_endpoint: Option<String>,
-    /// Protocol: grpc
+    /// Protocol: grpc (unless told otherwise), or http/protobuf
     #[arg(long, value_name = "NAME")]
     otlp_protocol: Option<String>,
     /// Headers of every request: key=value,key=value
@@ -266,8 +266,8 @@ impl Sink for OtlpSink {
         Ok(Flow::More)
     }
 
-    fn interval(&mut self, _summaries: &[Summary], store: &mut Store, now_unix_ns: u64) -> io::Result<()> {
-        self.exporter.submit(&store.snapshot(now_unix_ns));
+    fn interval(&mut self, _summaries: &[Summary], snapshot: &Snapshot<'_>) -> io::Result<()> {
+        self.exporter.submit(snapshot);
         Ok(())
     }
 

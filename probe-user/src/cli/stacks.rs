@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::Failure;
 use crate::pipeline::{Flow, Sink};
-use crate::series::Store;
+use crate::series::Snapshot;
 use crate::signals::syscalls::Sampled;
 use crate::signals::{Event, Summary};
 use crate::sink::console::escape;
@@ -82,7 +82,7 @@ impl Sink for StackSink {
         Ok(Flow::More)
     }
 
-    fn interval(&mut self, summaries: &[Summary], _store: &mut Store, _now_unix_ns: u64) -> io::Result<()> {
+    fn interval(&mut self, summaries: &[Summary], _snapshot: &Snapshot<'_>) -> io::Result<()> {
         for summary in summaries {
             match summary {
                 Summary::Syscalls(summary) if summary.sampled.is_some() => {

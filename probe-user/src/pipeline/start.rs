@@ -118,7 +118,7 @@ impl Pipeline {
             signals,
             owners: Owners::new(tree, Processes::new(ProcessLimits::default())).with_conntrack(conntrack),
             clock,
-            store: Store::new(Limits::default(), now),
+            store: Store::new(Limits::with_interval(config.interval), now),
             stats,
             report: Report::default(),
             interval: config.interval,

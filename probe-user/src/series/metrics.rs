@@ -196,6 +196,9 @@ registry! {
     PROBE_SERIES_FOLDED: Counter = "probe.series.folded", "{value}",
         "Values that went into an overflow series because their metric was at its limit of series.",
         [key::METRIC];
+    PROBE_SERIES_ENDED: Counter = "probe.series.ended", "{series}",
+        "Series that were idle and are forgotten: of containers that are gone, or where room was short.",
+        [key::METRIC];
     PROBE_EXPORT_SENT: Counter = "probe.export.sent", "{item}",
         "Data points and log records that a sink's other end accepted.",
         [key::SINK];

@@ -34,7 +34,7 @@ use serde_json::Value;
 /// Give the record a header that is in order except for the kind: what lies behind it is then decoded.
 const REPAIR: u8 = 0x80;
 /// Too few for what an input can hold, so that series are folded too.
-const LIMITS: Limits = Limits { per_metric: 6, per_entity: 4, entities: 2 };
+const LIMITS: Limits = Limits { per_metric: 6, per_entity: 4, entities: 2, idle: 1 };
 
 fuzz_target!(|input: &[u8]| {
     let nowhere = Path::new("/dev/null/proc");

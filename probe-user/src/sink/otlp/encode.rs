@@ -7,9 +7,9 @@
 use bytes::Bytes;
 use opentelemetry_proto::tonic::common::v1::{InstrumentationScope, KeyValue, any_value};
 use opentelemetry_proto::tonic::metrics::v1::{
-    AggregationTemporality, ExponentialHistogram, ExponentialHistogramDataPoint, Gauge, Metric,
-    NumberDataPoint, ResourceMetrics, ScopeMetrics, Sum, exponential_histogram_data_point::Buckets, metric,
-    number_data_point,
+    AggregationTemporality, DataPointFlags, ExponentialHistogram, ExponentialHistogramDataPoint, Gauge,
+    Metric, NumberDataPoint, ResourceMetrics, ScopeMetrics, Sum, exponential_histogram_data_point::Buckets,
+    metric, number_data_point,
 };
 use opentelemetry_proto::tonic::resource::v1::Resource;
 use probe_common::hist;
@@ -229,6 +229,9 @@ impl Point {
     fn new(series: &Series, time_unix_nano: u64) -> Self {
         let attributes = series.attrs().iter().map(|(key, value)| attribute(key, value)).collect();
         let start_time_unix_nano = series.start_unix_ns();
+        if series.is_ended() {
+            return Self::last(series, attributes, time_unix_nano);
+        }
         match series.data() {
             Data::Count(count) => Self::Number(NumberDataPoint {
                 attributes,
@@ -263,6 +266,34 @@ impl Point {
         }
     }
 
+    /// Of a series that ends: a point without a value (data model, "No recorded value").
+    fn last(series: &Series, attributes: Vec<KeyValue>, time_unix_nano: u64) -> Self {
+        let start_time_unix_nano = series.start_unix_ns();
+        let flags = DataPointFlags::NoRecordedValueMask as u32;
+        match series.data() {
+            Data::Count(_) => Self::Number(NumberDataPoint {
+                attributes,
+                start_time_unix_nano,
+                time_unix_nano,
+                flags,
+                ..NumberDataPoint::default()
+            }),
+            Data::Level(_) => Self::Number(NumberDataPoint {
+                attributes,
+                time_unix_nano,
+                flags,
+                ..NumberDataPoint::default()
+            }),
+            Data::Times(_) => Self::Histogram(ExponentialHistogramDataPoint {
+                attributes,
+                start_time_unix_nano,
+                time_unix_nano,
+                flags,
+                ..ExponentialHistogramDataPoint::default()
+            }),
+        }
+    }
+
     fn encoded_len(&self) -> usize {
         match self {
             Self::Number(point) => point.encoded_len(),
@@ -284,7 +315,7 @@ fn attribute(key: &str, value: &Value) -> KeyValue {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::entity::Entity;
+    use crate::entity::{ContainerIdentity, Entity};
     use crate::event::key;
     use crate::series::{Limits, Store, attr, metrics};
     use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
@@ -335,7 +366,7 @@ mod tests {
 
     #[test]
     fn requests_are_cut_by_items_and_by_bytes_and_nothing_is_lost() {
-        let mut store = Store::new(Limits { per_metric: 20_000, per_entity: 20_000, entities: 10 }, 0);
+        let mut store = Store::new(Limits { per_metric: 20_000, per_entity: 20_000, ..Limits::default() }, 0);
         for i in 0..9_001i64 {
             store.add(&Entity::Host, metrics::SYSCALL_ERRORS, &[attr(key::SYSCALL_NAME, i)], 1);
         }
@@ -370,6 +401,40 @@ mod tests {
             }
             assert_eq!(points, 9_301);
         }
+    }
+
+    #[test]
+    fn what_ends_has_a_last_point_without_a_value() {
+        let mut store = Store::new(Limits { idle: 1, ..Limits::default() }, 5);
+        let (container_id, runtime, pod_uid) = ("c".to_owned(), None, None);
+        let container =
+            Entity::Container(std::sync::Arc::new(ContainerIdentity { container_id, runtime, pod_uid }));
+        store.record(&container, metrics::DNS_LOOKUP_DURATION, &[], Duration::from_millis(1));
+        store.add(&container, metrics::TCP_RETRANSMITS, &[attr(key::NETWORK_TYPE, "ipv4")], 1);
+        store.snapshot(6);
+        let requests = decode(&encode_metrics(&store.snapshot(9), &resources(), RequestLimits::default()));
+        let no_value = DataPointFlags::NoRecordedValueMask as u32;
+        let mut kinds = Vec::new();
+        for metric in &requests[0].resource_metrics[0].scope_metrics[0].metrics {
+            match metric.data.as_ref().unwrap() {
+                metric::Data::Sum(sum) => {
+                    let point = &sum.data_points[0];
+                    assert_eq!((point.flags, point.value, point.time_unix_nano), (no_value, None, 9));
+                    assert_eq!(point.attributes.len(), 1);
+                    kinds.push("sum");
+                }
+                metric::Data::ExponentialHistogram(histogram) => {
+                    let point = &histogram.data_points[0];
+                    assert_eq!((point.flags, point.count, point.sum), (no_value, 0, None));
+                    assert_eq!((point.start_time_unix_nano, point.time_unix_nano), (5, 9));
+                    kinds.push("histogram");
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        kinds.sort_unstable();
+        assert_eq!(kinds, ["histogram", "sum"]);
+        assert_eq!(encode_metrics(&store.snapshot(10), &resources(), RequestLimits::default()), []);
     }
 
     #[test]

@@ -69,7 +69,7 @@ impl Page {
             let whose = names.owner(owner.entity);
             for (def, series) in owner.metrics() {
                 let Some(family) = families.iter_mut().find(|family| family.def == def) else { continue };
-                family.rows.extend(series.map(|series| Row {
+                family.rows.extend(series.filter(|series| !series.is_ended()).map(|series| Row {
                     labels: names.labels(&whose, series.attrs()),
                     number: Number::of(series.data()),
                 }));
