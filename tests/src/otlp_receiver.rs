@@ -1,8 +1,10 @@
-//! An OTLP collector in the test's own process: a real gRPC server that keeps what arrives, and that can be
+//! An OTLP collector in the test's own process: a real server, of gRPC or HTTP, that keeps what arrives, and that can be
 //! told to misbehave.
 //!
 //! It runs on threads of its own, so that tests need not be async. Nothing here sleeps to synchronise:
 //! [`Receiver::wait_for`] is woken by arrivals.
+
+mod http;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -47,6 +49,15 @@ pub enum Fault {
         rejected: i64,
         /// With this reason.
         message: String,
+    },
+    /// Over HTTP: answers with this, whatever was asked.
+    Answer {
+        /// 100 to 999.
+        status: u16,
+        /// Names in lower case.
+        headers: Vec<(&'static str, String)>,
+        /// Of any kind.
+        body: Vec<u8>,
     },
 }
 
@@ -155,18 +166,21 @@ impl Shared {
 
     /// What to answer: items rejected and why.
     async fn admit(&self) -> Result<Option<(i64, String)>, Status> {
-        let fault = {
-            let mut inbox = self.lock();
-            inbox.calls += 1;
-            self.arrived.notify_all();
-            inbox.fault.clone()
-        };
-        match fault {
+        match self.next_fault() {
             Fault::None => Ok(None),
             Fault::Refuse(status) => Err(status),
             Fault::Hang => std::future::pending().await,
             Fault::Partial { rejected, message } => Ok(Some((rejected, message))),
+            Fault::Answer { status, .. } => Err(Status::unknown(format!("{status} is one of HTTP"))),
         }
+    }
+
+    /// Counts a request; how it is to be treated.
+    fn next_fault(&self) -> Fault {
+        let mut inbox = self.lock();
+        inbox.calls += 1;
+        self.arrived.notify_all();
+        inbox.fault.clone()
     }
 }
 
@@ -239,12 +253,7 @@ impl Receiver {
     ///
     /// The address is taken, or the system gives no socket or thread.
     pub fn start_on(address: SocketAddr) -> Result<Self> {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .enable_all()
-            .thread_name("otlp-receiver")
-            .build()
-            .context("cannot start the receiver's runtime")?;
+        let runtime = runtime()?;
         let shared = Arc::new(Shared::default());
         let incoming = {
             let _inside = runtime.enter();
@@ -256,6 +265,25 @@ impl Receiver {
         let logs = LogsServiceServer::new(service).accept_compressed(CompressionEncoding::Gzip);
         let server = Server::builder().add_service(metrics).add_service(logs);
         runtime.spawn(server.serve_with_incoming(incoming));
+        Ok(Self { shared, address, runtime: Some(runtime) })
+    }
+
+    /// The same over HTTP, on a free port of 127.0.0.1.
+    ///
+    /// # Errors
+    ///
+    /// The system gives no socket or thread.
+    pub fn start_http() -> Result<Self> {
+        let runtime = runtime()?;
+        let shared = Arc::new(Shared::default());
+        let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
+        listener.set_nonblocking(true)?;
+        let address = listener.local_addr()?;
+        let listener = {
+            let _inside = runtime.enter();
+            tokio::net::TcpListener::from_std(listener)?
+        };
+        runtime.spawn(http::serve(listener, Arc::clone(&shared)));
         Ok(Self { shared, address, runtime: Some(runtime) })
     }
 
@@ -348,6 +376,15 @@ impl Receiver {
             drop(self.shared.arrived.wait_timeout(inbox, left).unwrap_or_else(PoisonError::into_inner));
         }
     }
+}
+
+fn runtime() -> Result<Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .thread_name("otlp-receiver")
+        .build()
+        .context("cannot start the receiver's runtime")
 }
 
 impl Drop for Receiver {

@@ -1,6 +1,9 @@
 //! What arrives at a collector, and what happens when the collector misbehaves. No privileges needed.
 #![expect(clippy::indexing_slicing, clippy::panic, reason = "a test fails by panicking, its helpers too")]
 
+#[path = "otlp/http.rs"]
+mod http;
+
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener};

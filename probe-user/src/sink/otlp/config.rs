@@ -35,6 +35,15 @@ pub struct ConfigError {
     pub allowed: String,
 }
 
+/// How requests are made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// OTLP/gRPC.
+    Grpc,
+    /// OTLP/HTTP with protobuf bodies.
+    HttpProtobuf,
+}
+
 /// How request bodies are compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Compression {
@@ -62,7 +71,9 @@ impl fmt::Debug for Header {
 /// Where one signal goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
-    /// `http://` or `https://`, host and port.
+    /// gRPC or HTTP.
+    pub protocol: Protocol,
+    /// `http://` or `https://`, host and port; for HTTP the whole URL of the signal.
     pub endpoint: Uri,
     /// Sent with every request.
     pub headers: Vec<Header>,
@@ -79,6 +90,13 @@ impl Target {
     #[must_use]
     pub fn is_tls(&self) -> bool {
         self.endpoint.scheme_str() == Some("https")
+    }
+
+    /// Whether it goes to the same collector.
+    #[must_use]
+    pub fn is_beside(&self, other: &Self) -> bool {
+        self.endpoint.authority() == other.endpoint.authority()
+            && self.endpoint.scheme() == other.endpoint.scheme()
     }
 }
 
@@ -147,11 +165,16 @@ fn target(
             _ => return Err(setting.refuse("true, false")),
         },
     };
-    if let Some(protocol) = find(Some(("--otlp-protocol", &flags.protocol)), "PROTOCOL")
-        && protocol.value.trim() != "grpc"
-    {
-        return Err(protocol.refuse("grpc (port 4317 of a collector)"));
-    }
+    let protocol = match find(Some(("--otlp-protocol", &flags.protocol)), "PROTOCOL") {
+        None => Protocol::Grpc,
+        Some(setting) => match setting.value.trim() {
+            "grpc" => Protocol::Grpc,
+            "http/protobuf" => Protocol::HttpProtobuf,
+            _ => {
+                return Err(setting.refuse("grpc (port 4317 of a collector), http/protobuf (port 4318)"));
+            }
+        },
+    };
     let compression = match find(None, "COMPRESSION") {
         None => Compression::None,
         Some(setting) => match setting.value.trim() {
@@ -177,8 +200,18 @@ fn target(
         Some(setting) => headers(&setting)?,
     };
     let certificate = find(None, "CERTIFICATE").map(|setting| setting.value.into());
+    let url = parse_endpoint(&endpoint, insecure)?;
     Ok(Some(Target {
-        endpoint: parse_endpoint(&endpoint, insecure)?,
+        protocol,
+        // The specification: what is set for one signal is used as it is.
+        endpoint: match protocol {
+            Protocol::HttpProtobuf if !endpoint.key.contains(signal) => {
+                below(&url, &format!("v1/{}", signal.to_ascii_lowercase())).ok_or_else(|| {
+                    endpoint.refuse("a URL to which /v1/metrics and /v1/logs can be appended: no query")
+                })?
+            }
+            Protocol::HttpProtobuf | Protocol::Grpc => url,
+        },
         headers,
         timeout,
         compression,
@@ -205,6 +238,16 @@ fn parse_endpoint(setting: &Setting, insecure: bool) -> Result<Uri, ConfigError>
     let scheme_is_known = matches!(uri.scheme_str(), Some("http" | "https"));
     let host_is_there = uri.host().is_some_and(|host| !host.is_empty());
     if scheme_is_known && host_is_there { Ok(uri) } else { Err(refuse()) }
+}
+
+/// A URL below another.
+fn below(url: &Uri, path: &str) -> Option<Uri> {
+    if url.query().is_some() {
+        return None;
+    }
+    let mut parts = url.clone().into_parts();
+    parts.path_and_query = format!("{}/{path}", url.path().trim_end_matches('/')).parse().ok();
+    Uri::from_parts(parts).ok()
 }
 
 /// `key=value,key=value`, values percent-encoded (W3C Baggage without properties).
@@ -321,6 +364,35 @@ mod tests {
     }
 
     #[test]
+    fn over_http_each_signal_has_a_path() {
+        for (base, metrics, logs) in [
+            ("http://c:4318", "http://c:4318/v1/metrics", "http://c:4318/v1/logs"),
+            ("https://c/otlp/", "https://c/otlp/v1/metrics", "https://c/otlp/v1/logs"),
+        ] {
+            let env = [(ENDPOINT, base), ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")];
+            let config = resolve(&OtlpFlags::default(), &env).unwrap().unwrap();
+            let (of_metrics, of_logs) = (config.metrics.unwrap(), config.logs.unwrap());
+            assert_eq!(
+                (of_metrics.endpoint.to_string(), of_logs.endpoint.to_string()),
+                (metrics.into(), logs.into())
+            );
+            assert!(of_metrics.is_beside(&of_logs));
+        }
+        let env = [
+            (ENDPOINT, "http://c:4317"),
+            ("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "http://m:8428/opentelemetry/api/v1/push?x=y"),
+            ("OTEL_EXPORTER_OTLP_METRICS_PROTOCOL", "http/protobuf"),
+        ];
+        let config = resolve(&OtlpFlags::default(), &env).unwrap().unwrap();
+        let (metrics, logs) = (config.metrics.unwrap(), config.logs.unwrap());
+        assert_eq!(metrics.endpoint.to_string(), "http://m:8428/opentelemetry/api/v1/push?x=y", "as it is");
+        assert_eq!((metrics.protocol, logs.protocol), (Protocol::HttpProtobuf, Protocol::Grpc));
+        assert!(!metrics.is_beside(&logs));
+        let env = [(ENDPOINT, "http://c/?x=y"), ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")];
+        assert!(resolve(&OtlpFlags::default(), &env).unwrap_err().allowed.contains("no query"));
+    }
+
+    #[test]
     fn an_endpoint_without_scheme_is_https_unless_insecure() {
         for (insecure, want) in
             [(None, "https://c:1/"), (Some("true"), "http://c:1/"), (Some("False"), "https://c:1/")]
@@ -338,7 +410,7 @@ mod tests {
             (ENDPOINT, "ftp://x", "http://HOST:PORT"),
             (ENDPOINT, "http://", "http://HOST:PORT"),
             (ENDPOINT, "http://a b", "http://HOST:PORT"),
-            ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf", "grpc"),
+            ("OTEL_EXPORTER_OTLP_PROTOCOL", "http", "http/protobuf"),
             ("OTEL_EXPORTER_OTLP_LOGS_PROTOCOL", "http/json", "grpc"),
             ("OTEL_EXPORTER_OTLP_TIMEOUT", "10s", "milliseconds"),
             ("OTEL_EXPORTER_OTLP_TIMEOUT", "0", "milliseconds"),

@@ -126,7 +126,7 @@ impl Exporter {
         let endpoints = (&config.metrics, &config.logs);
         let health_of_metrics = Arc::new(Health::default());
         let health_of_logs = match endpoints {
-            (Some(metrics), Some(logs)) if metrics.endpoint == logs.endpoint => health_of_metrics.clone(),
+            (Some(metrics), Some(logs)) if metrics.is_beside(logs) => health_of_metrics.clone(),
             _ => Arc::new(Health::default()),
         };
         let delivery = |sink, signal, endpoint: String, health| Delivery {

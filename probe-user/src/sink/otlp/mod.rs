@@ -1,4 +1,4 @@
-//! OTLP over gRPC: metrics and events of what probe observes.
+//! OTLP over gRPC or HTTP: metrics and events of what probe observes.
 //!
 //! The messages are assembled here and not recorded through an SDK, which cannot take histograms that were
 //! counted elsewhere, a start time per series, or a resource per container. The agent's own metrics do go
@@ -15,8 +15,8 @@ mod logs;
 mod resource;
 
 pub use self::client::ClientError;
-pub(crate) use self::client::endpoint;
-pub use self::config::{Compression, ConfigError, Header, OtlpConfig, OtlpFlags, Target};
+pub(crate) use self::client::{Connection, endpoint};
+pub use self::config::{Compression, ConfigError, Header, OtlpConfig, OtlpFlags, Protocol, Target};
 pub use self::encode::{EncodedRequest, RequestLimits, encode_metrics};
 pub use self::export::{Exporter, Flushed, Options, phase};
 pub use self::resource::{Resources, SCHEMA_URL, new_instance_id};

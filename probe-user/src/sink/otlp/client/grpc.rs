@@ -1,0 +1,189 @@
+//! OTLP over gRPC.
+
+use std::marker::PhantomData;
+use std::time::Duration;
+
+use bytes::{BufMut, Bytes};
+use tonic::codec::{Codec, CompressionEncoding, DecodeBuf, Decoder, EncodeBuf, Encoder};
+use tonic::codegen::http::uri::PathAndQuery;
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
+use tonic::{Code, Request, Status};
+use tonic_types::StatusExt;
+
+use super::super::config::{Compression, Target};
+use super::{CONNECT_TIMEOUT, ClientError, Failure, LONGEST_ASKED_WAIT, Response, Retry, certificate};
+
+/// A connection that is made when it is first needed, and again when it hung.
+#[derive(Debug)]
+pub(super) struct Grpc<R> {
+    target: Target,
+    endpoint: Endpoint,
+    channel: Channel,
+    response: PhantomData<fn() -> R>,
+}
+
+/// The transport settings of a target.
+pub(crate) fn endpoint(target: &Target) -> Result<Endpoint, ClientError> {
+    let refuse = |source: tonic::transport::Error| ClientError::refused(target, source);
+    let mut endpoint = Endpoint::from(target.endpoint.clone())
+        .user_agent(super::USER_AGENT)
+        .map_err(refuse)?
+        .connect_timeout(target.timeout.min(CONNECT_TIMEOUT))
+        .tcp_nodelay(true)
+        .tcp_keepalive(Some(Duration::from_secs(60)));
+    if target.is_tls() {
+        let mut tls = ClientTlsConfig::new();
+        match certificate(target)? {
+            None => tls = tls.with_native_roots(),
+            Some(pem) => tls = tls.ca_certificate(Certificate::from_pem(pem)),
+        }
+        endpoint = endpoint.tls_config(tls).map_err(refuse)?;
+    }
+    Ok(endpoint)
+}
+
+impl<R: Response> Grpc<R> {
+    /// Must be called inside a runtime.
+    pub(super) fn new(target: Target) -> Result<Self, ClientError> {
+        let endpoint = endpoint(&target)?;
+        let channel = endpoint.connect_lazy();
+        Ok(Self { target, endpoint, channel, response: PhantomData })
+    }
+
+    /// Gives the connection up.
+    pub(super) fn reconnect(&mut self) {
+        self.channel = self.endpoint.connect_lazy();
+    }
+
+    pub(super) async fn call(&self, body: Bytes) -> Result<R, Failure> {
+        self.unary(body).await.map_err(|status| judge(&status))
+    }
+
+    async fn unary(&self, body: Bytes) -> Result<R, Status> {
+        let mut grpc = tonic::client::Grpc::new(self.channel.clone());
+        match self.target.compression {
+            Compression::None => {}
+            Compression::Gzip => grpc = grpc.send_compressed(CompressionEncoding::Gzip),
+        }
+        grpc.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
+        let mut request = Request::new(body);
+        for header in &self.target.headers {
+            request.metadata_mut().insert(header.key.clone(), header.value.clone());
+        }
+        let path = PathAndQuery::from_static(R::SERVICE);
+        Ok(grpc.unary(request, path, Encoded::<R>(PhantomData)).await?.into_inner())
+    }
+}
+
+/// What a status means for the request that got it.
+fn judge(status: &Status) -> Failure {
+    let asked = status.get_details_retry_info().and_then(|info| info.retry_delay);
+    let back_off = asked.map_or(Retry::BackOff, |wait| Retry::After(wait.min(LONGEST_ASKED_WAIT)));
+    let (kind, retry) = match status.code() {
+        Code::Ok => ("ok", Retry::Never),
+        Code::Cancelled => ("cancelled", back_off),
+        Code::DeadlineExceeded => ("deadline_exceeded", back_off),
+        Code::Aborted => ("aborted", back_off),
+        Code::OutOfRange => ("out_of_range", back_off),
+        Code::Unavailable => ("unavailable", back_off),
+        Code::DataLoss => ("data_loss", back_off),
+        // Only with RetryInfo does it mean "later" and not "never".
+        Code::ResourceExhausted if asked.is_some() => ("resource_exhausted", back_off),
+        Code::ResourceExhausted => ("resource_exhausted", Retry::Never),
+        Code::Unknown => ("unknown", Retry::Never),
+        Code::InvalidArgument => ("invalid_argument", Retry::Never),
+        Code::NotFound => ("not_found", Retry::Never),
+        Code::AlreadyExists => ("already_exists", Retry::Never),
+        Code::PermissionDenied => ("permission_denied", Retry::Never),
+        Code::FailedPrecondition => ("failed_precondition", Retry::Never),
+        Code::Unimplemented => ("unimplemented", Retry::Never),
+        Code::Internal => ("internal", Retry::Never),
+        Code::Unauthenticated => ("unauthenticated", Retry::Never),
+    };
+    let mut message = status.message().to_owned();
+    let mut source = std::error::Error::source(status);
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !message.contains(&cause_text) {
+            message.push_str(": ");
+            message.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    // A status with a cause was made here, when the connection broke or talked nonsense; it says nothing about
+    // the request, whatever its code.
+    if std::error::Error::source(status).is_some() && retry == Retry::Never {
+        return Failure { kind: "connection", message, unreachable: true, retry: Retry::BackOff };
+    }
+    let unreachable = matches!(status.code(), Code::Unavailable | Code::Cancelled);
+    Failure { kind, message, unreachable, retry }
+}
+
+/// Passes an encoded body through; decodes the answer.
+#[derive(Debug)]
+struct Encoded<R>(PhantomData<fn() -> R>);
+
+impl<R: Response> Codec for Encoded<R> {
+    type Encode = Bytes;
+    type Decode = R;
+    type Encoder = Self;
+    type Decoder = Self;
+
+    fn encoder(&mut self) -> Self {
+        Self(PhantomData)
+    }
+
+    fn decoder(&mut self) -> Self {
+        Self(PhantomData)
+    }
+}
+
+impl<R> Encoder for Encoded<R> {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn encode(&mut self, item: Bytes, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        buffer.put(item);
+        Ok(())
+    }
+}
+
+impl<R: Response> Decoder for Encoded<R> {
+    type Item = R;
+    type Error = Status;
+
+    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<R>, Status> {
+        R::decode(buffer).map(Some).map_err(|error| Status::internal(error.to_string()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tonic_types::ErrorDetails;
+
+    #[test]
+    fn retryable_codes_are_those_of_the_specification() {
+        let retryable =
+            ["cancelled", "deadline_exceeded", "aborted", "out_of_range", "unavailable", "data_loss"];
+        for code in (0..17).map(Code::from_i32) {
+            let failure = judge(&Status::new(code, "x"));
+            assert_eq!(
+                failure.retry == Retry::BackOff,
+                retryable.contains(&failure.kind),
+                "{}",
+                failure.kind
+            );
+        }
+        let wait = |seconds| Some(Duration::from_secs(seconds));
+        for (code, asked, want) in [
+            (Code::ResourceExhausted, wait(7), Retry::After(Duration::from_secs(7))),
+            (Code::Unavailable, wait(7), Retry::After(Duration::from_secs(7))),
+            (Code::Unavailable, wait(86_400), Retry::After(LONGEST_ASKED_WAIT)),
+            (Code::Internal, wait(7), Retry::Never),
+        ] {
+            let status = Status::with_error_details(code, "x", ErrorDetails::with_retry_info(asked));
+            assert_eq!(judge(&status).retry, want, "{code:?}");
+        }
+    }
+}
