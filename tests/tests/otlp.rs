@@ -281,20 +281,8 @@ async fn what_is_refused_for_good_is_counted_and_not_tried_again() -> Result<()>
         ("unimplemented", Code::Unimplemented),
     ];
     for (kind, code) in cases {
-        let receiver = Receiver::start()?;
-        receiver.set_fault(Fault::Refuse(Status::new(code, "not like this")));
-        let mut agent = Agent::start(&receiver.endpoint(), &[])?;
-        for tick in 1..=3 {
-            agent.tick();
-            assert_eq!(agent.exporter.flush(DEADLINE).await, Flushed::Done);
-            assert_eq!((receiver.calls(), agent.failed("otlp_metrics", kind)), (tick, tick as u64), "{kind}");
-        }
-        assert_eq!(said(&receiver.endpoint()).len(), 1, "{:?}", said(&receiver.endpoint()));
-        assert!(said(&receiver.endpoint())[0].contains("not like this"));
-        receiver.set_fault(Fault::None);
-        agent.tick();
-        assert_eq!(agent.exporter.flush(DEADLINE).await, Flushed::Done);
-        assert_eq!(receiver.points()[0].value, PointValue::Sum { value: 4.0, monotonic: true });
+        let fault = Fault::Refuse(Status::new(code, "not like this"));
+        is_counted_and_not_tried_again(&Receiver::start()?, fault, &[], kind).await?;
     }
     Ok(())
 }
@@ -302,17 +290,47 @@ async fn what_is_refused_for_good_is_counted_and_not_tried_again() -> Result<()>
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_refused_for_now_is_tried_again() -> Result<()> {
     for code in [Code::Unavailable, Code::Aborted, Code::DataLoss] {
-        let receiver = Receiver::start()?;
-        receiver.set_fault(Fault::Refuse(Status::new(code, "later")));
-        let mut agent = Agent::start(&receiver.endpoint(), &[])?;
-        agent.tick();
-        receiver.wait_for("a second attempt", DEADLINE, |r| (r.calls() >= 2).then_some(()))?;
-        receiver.set_fault(Fault::None);
-        let point = receiver.wait_for("the snapshot", DEADLINE, |r| r.points().first().cloned())?;
-        assert_eq!(point.value, PointValue::Sum { value: 1.0, monotonic: true });
-        assert_eq!(agent.exporter.flush(DEADLINE).await, Flushed::Done);
-        assert_eq!((agent.sent(), agent.failed_in_all()), (1, 0), "{code:?}");
+        is_tried_again(&Receiver::start()?, Fault::Refuse(Status::new(code, "later")), &[]).await?;
     }
+    Ok(())
+}
+
+/// A collector that misbehaves so, and then does not, has everything.
+async fn is_tried_again(receiver: &Receiver, fault: Fault, env: &[(&str, &str)]) -> Result<()> {
+    let what = format!("{fault:?}");
+    receiver.set_fault(fault);
+    let mut agent = Agent::start(&receiver.endpoint(), env)?;
+    agent.tick();
+    receiver.wait_for("a second attempt", DEADLINE, |r| (r.calls() >= 2).then_some(()))?;
+    receiver.set_fault(Fault::None);
+    let point = receiver.wait_for("the snapshot", DEADLINE, |r| r.points().first().cloned())?;
+    assert_eq!(point.value, PointValue::Sum { value: 1.0, monotonic: true });
+    assert_eq!(agent.exporter.flush(DEADLINE).await, Flushed::Done);
+    assert_eq!((agent.sent(), agent.failed_in_all()), (1, 0), "{what}");
+    Ok(())
+}
+
+/// One that refuses for good is asked once for each snapshot, which is counted under `kind`; said once; and the total is right
+/// when it no longer does.
+async fn is_counted_and_not_tried_again(
+    receiver: &Receiver,
+    fault: Fault,
+    env: &[(&str, &str)],
+    kind: &'static str,
+) -> Result<()> {
+    receiver.set_fault(fault);
+    let mut agent = Agent::start(&receiver.endpoint(), env)?;
+    for tick in 1..=3 {
+        agent.tick();
+        assert_eq!(agent.exporter.flush(DEADLINE).await, Flushed::Done);
+        assert_eq!((receiver.calls(), agent.failed("otlp_metrics", kind)), (tick, tick as u64), "{kind}");
+    }
+    let said = said(&receiver.endpoint());
+    assert!(said.len() == 1 && said[0].contains("not like this"), "{said:?}");
+    receiver.set_fault(Fault::None);
+    agent.tick();
+    assert_eq!(agent.exporter.flush(DEADLINE).await, Flushed::Done);
+    assert_eq!(receiver.points()[0].value, PointValue::Sum { value: 4.0, monotonic: true });
     Ok(())
 }
 

@@ -107,7 +107,7 @@ fn handle<const PLACE: Place>(
     // At exec the thread has become another.
     let pid_tgid =
         if PLACE == BACKUP || matches!(event, Done::Exec) { current() } else { who(cpu, slot_only) };
-    // First of all: whoever is not asked about should pay next to nothing.
+    // Before all else: whoever is not asked about should pay next to nothing.
     if settings.filters & FILTER_TGID != 0 && (pid_tgid >> 32) as u32 != settings.tgid {
         return NEUTRAL;
     }
@@ -217,7 +217,7 @@ fn enter<const PLACE: Place>(
             sleepers::keep(tid, &sleeper);
         } else {
             // Moved already, half written; or counted, where there was no room for it.
-            let _mended = sleepers::mend(tid, &sleeper);
+            let _moved = sleepers::overwrite(tid, &sleeper);
         }
     }
     Ok(())

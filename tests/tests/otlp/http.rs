@@ -54,20 +54,8 @@ async fn what_is_refused_for_good_is_counted_and_not_tried_again() -> Result<()>
         ("internal_server_error", 500),
         ("redirection", 302),
     ] {
-        let receiver = Receiver::start_http()?;
-        receiver.set_fault(answer(status, &[("location", "http://127.0.0.1:1/")], "not like this"));
-        let mut agent = Agent::start(&receiver.endpoint(), &[HTTP])?;
-        for tick in 1..=2 {
-            agent.tick();
-            assert_eq!(agent.exporter.flush(DEADLINE).await, Flushed::Done);
-            assert_eq!((receiver.calls(), agent.failed("otlp_metrics", kind)), (tick, tick as u64), "{kind}");
-        }
-        let said = said(&receiver.endpoint());
-        assert!(said.len() == 1 && said[0].contains("not like this"), "{said:?}");
-        receiver.set_fault(Fault::None);
-        agent.tick();
-        assert_eq!(agent.exporter.flush(DEADLINE).await, Flushed::Done);
-        assert_eq!(receiver.points()[0].value, PointValue::Sum { value: 3.0, monotonic: true });
+        let fault = answer(status, &[("location", "http://127.0.0.1:1/")], "not like this");
+        is_counted_and_not_tried_again(&Receiver::start_http()?, fault, &[HTTP], kind).await?;
     }
     Ok(())
 }
@@ -82,17 +70,7 @@ async fn what_is_refused_for_now_is_tried_again() -> Result<()> {
         // Somebody else's page is no success.
         answer(200, &[("content-type", "text/html")], "<html>log in</html>"),
     ] {
-        let what = format!("{fault:?}");
-        let receiver = Receiver::start_http()?;
-        receiver.set_fault(fault);
-        let mut agent = Agent::start(&receiver.endpoint(), &[HTTP])?;
-        agent.tick();
-        receiver.wait_for("a second attempt", DEADLINE, |r| (r.calls() >= 2).then_some(()))?;
-        receiver.set_fault(Fault::None);
-        let point = receiver.wait_for("the snapshot", DEADLINE, |r| r.points().first().cloned())?;
-        assert_eq!(point.value, PointValue::Sum { value: 1.0, monotonic: true });
-        assert_eq!(agent.exporter.flush(DEADLINE).await, Flushed::Done);
-        assert_eq!((agent.sent(), agent.failed_in_all()), (1, 0), "{what}");
+        is_tried_again(&Receiver::start_http()?, fault, &[HTTP]).await?;
     }
     Ok(())
 }

@@ -10,10 +10,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use aya::Ebpf;
 
 use super::spread;
-use super::syscalls::{PROGRAMS, empty};
+use super::syscalls::{PROGRAMS, Tracing, empty};
 use super::tracer::Tracer;
 use crate::process::{self, say};
 
@@ -45,31 +44,24 @@ impl Beside {
         }
     }
 
-    fn start(self, root: &Path, probe: &Path) -> Result<Running> {
+    fn start(self, root: &Path, probe: &Path) -> Result<Tracing> {
         let traced = |flags: &[&str]| {
             let mut command = Command::new(probe);
-            Tracer::start(command.args(["syscalls", "-o", "json"]).args(flags), PROGRAMS).map(Running::Tracer)
+            let tracer = Tracer::start(command.args(["syscalls", "-o", "json"]).args(flags), PROGRAMS)?;
+            Ok(Tracing::Process { _tracer: tracer })
         };
         match self {
-            Self::Nothing | Self::NothingAgain => Ok(Running::Nothing),
+            Self::Nothing | Self::NothingAgain => Ok(Tracing::None),
             Self::Empty => empty(
                 root,
                 &[("empty_enter", "sys_enter"), ("empty_exit", "sys_exit"), ("empty_switch", "sched_switch")],
             )
-            .map(Running::Programs),
+            .map(|ebpf| Tracing::Programs { _ebpf: ebpf }),
             Self::Probe => traced(&[]),
             Self::Sampled => traced(&["--latency-sample", "16"]),
             Self::Counts => traced(&["--no-latency"]),
         }
     }
-}
-
-/// Dropped, it is gone.
-#[expect(dead_code, reason = "kept for what dropping it does")]
-enum Running {
-    Nothing,
-    Programs(Box<Ebpf>),
-    Tracer(Tracer),
 }
 
 pub(super) fn builds(root: &Path, probe: &Path, rounds: u32) -> Result<()> {

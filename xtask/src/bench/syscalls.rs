@@ -47,7 +47,7 @@ impl Variant {
 }
 
 /// Whatever traces; dropped, it is gone.
-enum Tracing {
+pub(super) enum Tracing {
     None,
     Programs { _ebpf: Box<Ebpf> },
     Process { _tracer: Tracer },

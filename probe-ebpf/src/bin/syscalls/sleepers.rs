@@ -19,14 +19,14 @@ pub(crate) static SLEEPERS: HashMap<u32, Sleeper> = HashMap::with_max_entries(16
 /// Keeps the beginning of a thread's call.
 #[inline(always)]
 pub(crate) fn keep(tid: u32, sleeper: &Sleeper) {
-    if !mend(tid, sleeper) && SLEEPERS.insert(tid, sleeper, BPF_ANY).is_err() {
+    if !overwrite(tid, sleeper) && SLEEPERS.insert(tid, sleeper, BPF_ANY).is_err() {
         emit::count(Counter::SleepersFull, 1);
     }
 }
 
 /// Writes into the entry that a thread has. Returns whether it has one.
 #[inline(always)]
-pub(crate) fn mend(tid: u32, sleeper: &Sleeper) -> bool {
+pub(crate) fn overwrite(tid: u32, sleeper: &Sleeper) -> bool {
     match SLEEPERS.get_ptr_mut(tid) {
         // SAFETY: a value of the map; only this thread, running here, changes or removes it.
         Some(entry) => unsafe {
@@ -48,7 +48,7 @@ pub(crate) fn has_call(tid: u32) -> bool {
 #[inline(always)]
 pub(crate) fn end(tid: u32) {
     if let Some(sleeper) = SLEEPERS.get_ptr_mut(tid) {
-        // SAFETY: as in `mend`.
+        // SAFETY: as in `overwrite`.
         unsafe { (*sleeper).left_ns = 0 };
     }
 }
@@ -72,7 +72,7 @@ pub(crate) fn leave(cpu: &mut CpuState, pid_tgid: u64, slot_only: bool, sleeps: 
         return false;
     }
     let Some(sleeper) = SLEEPERS.get_ptr_mut(tid) else { return false };
-    // SAFETY: as in `mend`.
+    // SAFETY: as in `overwrite`.
     let sleeper = unsafe { &mut *sleeper };
     if sleeper.left_ns == 0 {
         return false;
@@ -102,7 +102,7 @@ fn beginning(cpu: &CpuState, now_ns: u64) -> u64 {
 #[inline(always)]
 pub(crate) fn take(cpu: &CpuState, tid: u32) -> Option<Sleeper> {
     let sleeper = SLEEPERS.get_ptr_mut(tid)?;
-    // SAFETY: as in `mend`.
+    // SAFETY: as in `overwrite`.
     let sleeper = unsafe { &mut *sleeper };
     let mut begun = *sleeper;
     if begun.left_ns == 0 {

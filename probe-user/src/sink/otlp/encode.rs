@@ -229,10 +229,7 @@ impl Point {
     fn new(series: &Series, time_unix_nano: u64) -> Self {
         let attributes = series.attrs().iter().map(|(key, value)| attribute(key, value)).collect();
         let start_time_unix_nano = series.start_unix_ns();
-        if series.is_ended() {
-            return Self::last(series, attributes, time_unix_nano);
-        }
-        match series.data() {
+        let point = match series.data() {
             Data::Count(count) => Self::Number(NumberDataPoint {
                 attributes,
                 start_time_unix_nano,
@@ -263,34 +260,27 @@ impl Point {
                     ..ExponentialHistogramDataPoint::default()
                 })
             }
-        }
+        };
+        if series.is_ended() { point.without_value() } else { point }
     }
 
-    /// Of a series that ends: a point without a value (data model, "No recorded value").
-    fn last(series: &Series, attributes: Vec<KeyValue>, time_unix_nano: u64) -> Self {
-        let start_time_unix_nano = series.start_unix_ns();
+    /// The last of a series: without a value (data model, "No recorded value").
+    fn without_value(self) -> Self {
         let flags = DataPointFlags::NoRecordedValueMask as u32;
-        match series.data() {
-            Data::Count(_) => Self::Number(NumberDataPoint {
-                attributes,
-                start_time_unix_nano,
-                time_unix_nano,
-                flags,
-                ..NumberDataPoint::default()
-            }),
-            Data::Level(_) => Self::Number(NumberDataPoint {
-                attributes,
-                time_unix_nano,
-                flags,
-                ..NumberDataPoint::default()
-            }),
-            Data::Times(_) => Self::Histogram(ExponentialHistogramDataPoint {
-                attributes,
-                start_time_unix_nano,
-                time_unix_nano,
-                flags,
-                ..ExponentialHistogramDataPoint::default()
-            }),
+        match self {
+            Self::Number(point) => Self::Number(NumberDataPoint { value: None, flags, ..point }),
+            Self::Histogram(point) => {
+                let ExponentialHistogramDataPoint {
+                    attributes, start_time_unix_nano, time_unix_nano, ..
+                } = point;
+                Self::Histogram(ExponentialHistogramDataPoint {
+                    attributes,
+                    start_time_unix_nano,
+                    time_unix_nano,
+                    flags,
+                    ..ExponentialHistogramDataPoint::default()
+                })
+            }
         }
     }
 

@@ -11,7 +11,9 @@ use tonic::{Code, Request, Status};
 use tonic_types::StatusExt;
 
 use super::super::config::{Compression, Target};
-use super::{CONNECT_TIMEOUT, ClientError, Failure, LONGEST_ASKED_WAIT, Response, Retry, certificate};
+use super::{
+    CONNECT_TIMEOUT, ClientError, Failure, LONGEST_ASKED_WAIT, Response, Retry, certificate, with_causes,
+};
 
 /// A connection that is made when it is first needed, and again when it hung.
 #[derive(Debug)]
@@ -100,16 +102,7 @@ fn judge(status: &Status) -> Failure {
         Code::Internal => ("internal", Retry::Never),
         Code::Unauthenticated => ("unauthenticated", Retry::Never),
     };
-    let mut message = status.message().to_owned();
-    let mut source = std::error::Error::source(status);
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !message.contains(&cause_text) {
-            message.push_str(": ");
-            message.push_str(&cause_text);
-        }
-        source = cause.source();
-    }
+    let message = with_causes(status.message(), status);
     // A status with a cause was made here, when the connection broke or talked nonsense; it says nothing about
     // the request, whatever its code.
     if std::error::Error::source(status).is_some() && retry == Retry::Never {

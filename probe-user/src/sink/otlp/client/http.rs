@@ -23,6 +23,7 @@ use tonic_types::pb::Status;
 use super::super::config::{Compression, Target};
 use super::{
     CONNECT_TIMEOUT, ClientError, Failure, LONGEST_ASKED_WAIT, Response, Retry, USER_AGENT, certificate,
+    with_causes,
 };
 
 const PROTOBUF: &str = "application/x-protobuf";
@@ -159,7 +160,7 @@ impl<R: Response> Http<R> {
     pub(super) async fn call(&self, body: Bytes) -> Result<R, Failure> {
         match self.connection.post(body).await {
             Ok(answer) => judge(&answer, SystemTime::now()),
-            Err(error) => Err(broken(with_causes(&error))),
+            Err(error) => Err(broken(with_causes(&error.to_string(), &error))),
         }
     }
 }
@@ -167,16 +168,6 @@ impl<R: Response> Http<R> {
 /// The connection, and not the request, is what went wrong.
 fn broken(message: String) -> Failure {
     Failure { kind: "connection", message, unreachable: true, retry: Retry::BackOff }
-}
-
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut message = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        message = format!("{message}: {cause}");
-        source = cause.source();
-    }
-    message
 }
 
 /// What an answer means for the request that got it.
