@@ -154,3 +154,19 @@ async fn own_metrics_arrive_and_shutdown_ends() -> Result<()> {
     assert!(telemetry.shutdown(DEADLINE).await);
     Ok(())
 }
+
+/// What goes wrong first: the port of the other protocol, and TLS where there is none.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wrong_port_or_scheme_is_named_with_the_way_out() -> Result<()> {
+    let (grpc, http) = (Receiver::start()?, Receiver::start_http()?);
+    let secure = format!("https://localhost:{}", http.address().port());
+    for (endpoint, way_out) in
+        [(grpc.endpoint(), "--otlp-protocol grpc"), (secure, "http:// and not https://")]
+    {
+        let mut agent = Agent::start(&endpoint, &[HTTP])?;
+        agent.tick();
+        eventually("it is said", || !said(&endpoint).is_empty())?;
+        assert!(said(&endpoint)[0].contains(way_out), "{:?}", said(&endpoint));
+    }
+    Ok(())
+}

@@ -207,7 +207,7 @@ fn target(
         endpoint: match protocol {
             Protocol::HttpProtobuf if !endpoint.key.contains(signal) => {
                 below(&url, &format!("v1/{}", signal.to_ascii_lowercase())).ok_or_else(|| {
-                    endpoint.refuse("a URL to which /v1/metrics and /v1/logs can be appended: no query")
+                    endpoint.refuse("a URL to which /v1/metrics and /v1/logs are appended: without them, and without a query (for one signal: OTEL_EXPORTER_OTLP_METRICS_ENDPOINT, OTEL_EXPORTER_OTLP_LOGS_ENDPOINT)")
                 })?
             }
             Protocol::HttpProtobuf | Protocol::Grpc => url,
@@ -240,13 +240,14 @@ fn parse_endpoint(setting: &Setting, insecure: bool) -> Result<Uri, ConfigError>
     if scheme_is_known && host_is_there { Ok(uri) } else { Err(refuse()) }
 }
 
-/// A URL below another.
+/// A URL below another, unless that is one of a signal already.
 fn below(url: &Uri, path: &str) -> Option<Uri> {
-    if url.query().is_some() {
+    let base = url.path().trim_end_matches('/');
+    if url.query().is_some() || base.ends_with("/v1/metrics") || base.ends_with("/v1/logs") {
         return None;
     }
     let mut parts = url.clone().into_parts();
-    parts.path_and_query = format!("{}/{path}", url.path().trim_end_matches('/')).parse().ok();
+    parts.path_and_query = format!("{base}/{path}").parse().ok();
     Uri::from_parts(parts).ok()
 }
 
@@ -388,8 +389,13 @@ mod tests {
         assert_eq!(metrics.endpoint.to_string(), "http://m:8428/opentelemetry/api/v1/push?x=y", "as it is");
         assert_eq!((metrics.protocol, logs.protocol), (Protocol::HttpProtobuf, Protocol::Grpc));
         assert!(!metrics.is_beside(&logs));
-        let env = [(ENDPOINT, "http://c/?x=y"), ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")];
-        assert!(resolve(&OtlpFlags::default(), &env).unwrap_err().allowed.contains("no query"));
+        for base in ["http://c/?x=y", "http://c:4318/v1/metrics", "http://c:4318/v1/logs/"] {
+            let env = [(ENDPOINT, base), ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")];
+            assert!(
+                resolve(&OtlpFlags::default(), &env).unwrap_err().allowed.contains("are appended"),
+                "{base}"
+            );
+        }
     }
 
     #[test]

@@ -75,6 +75,17 @@ fn with_causes(said: &str, error: &dyn std::error::Error) -> String {
     message
 }
 
+/// What is most often wrong where the transports say this: a port of the other protocol, TLS with one that has none. Their errors
+/// have no kinds for that, only words.
+fn way_out(message: &str) -> Option<&'static str> {
+    let ways = [
+        ("invalid HTTP version", "is it a port for gRPC (4317)? then --otlp-protocol grpc"),
+        ("grpc-status header missing", "is it a port for HTTP (4318)? then --otlp-protocol http/protobuf"),
+        ("InvalidContentType", "does it speak TLS? if not, http:// and not https://"),
+    ];
+    ways.into_iter().find(|(said, _)| message.contains(said)).map(|(_, way_out)| way_out)
+}
+
 /// How a request ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Outcome {
@@ -162,7 +173,13 @@ impl<R: Response> Client<R> {
                 let (rejected, message) = response.partial().unwrap_or_default();
                 Outcome::Accepted { rejected: u64::try_from(rejected).unwrap_or(0), message }
             }
-            Ok(Err(failure)) => Outcome::Failed(failure),
+            Ok(Err(mut failure)) => {
+                if let Some(way_out) = way_out(&failure.message) {
+                    failure.message.push_str("; ");
+                    failure.message.push_str(way_out);
+                }
+                Outcome::Failed(failure)
+            }
             Err(_elapsed) => {
                 // The peer may be gone without a word, and then this connection stays silent until the
                 // kernel gives up, a quarter of an hour later.
@@ -178,5 +195,18 @@ impl<R: Response> Client<R> {
                 })
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_collector_that_speaks_the_other_protocol_is_told_from_others() {
+        // What a collector says that answers HTTP/2, but no gRPC on that port.
+        let said = "grpc-status header missing, mapped from HTTP status code 404";
+        assert!(way_out(said).is_some_and(|way_out| way_out.contains("http/protobuf")));
+        assert_eq!(way_out("tcp connect error: Connection refused (os error 111)"), None);
     }
 }
