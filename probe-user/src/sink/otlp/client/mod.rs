@@ -79,7 +79,9 @@ fn with_causes(said: &str, error: &dyn std::error::Error) -> String {
 /// have no kinds for that, only words.
 fn way_out(message: &str) -> Option<&'static str> {
     let ways = [
+        // Its greeting comes as an answer, or before anything was asked.
         ("invalid HTTP version", "is it a port for gRPC (4317)? then --otlp-protocol grpc"),
+        ("unexpected message from connection", "is it a port for gRPC (4317)? then --otlp-protocol grpc"),
         ("grpc-status header missing", "is it a port for HTTP (4318)? then --otlp-protocol http/protobuf"),
         ("InvalidContentType", "does it speak TLS? if not, http:// and not https://"),
     ];
