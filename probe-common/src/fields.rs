@@ -13,6 +13,8 @@ pub const TCP: u8 = 1 << 0;
 pub const DNS: u8 = 1 << 1;
 /// Bit in [`FieldSpec::required_by`]: the syscalls signal cannot run without the field.
 pub const SYSCALLS: u8 = 1 << 2;
+/// Bit in [`FieldSpec::required_by`]: names of cgroups cannot be learned as they are made without the field.
+pub const CGROUPS: u8 = 1 << 3;
 
 /// What a row asks of BTF.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -217,9 +219,13 @@ kernel_fields! {
     /// cgroup v2 of the socket before that: a pointer where bit 0 is clear.
     SK_CGROUP_VAL: u64 = Member "sock.sk_cgrp_data.val", 0;
     /// kernfs node of a cgroup.
-    CGROUP_KN: KernelPointer = Pointer "cgroup.kn", TCP;
+    CGROUP_KN: KernelPointer = Pointer "cgroup.kn", TCP | CGROUPS;
     /// cgroup id: what user space sees as the directory's inode number.
-    KERNFS_ID: u64 = Member "kernfs_node.id", TCP;
+    KERNFS_ID: u64 = Member "kernfs_node.id", TCP | CGROUPS;
+    /// The hierarchy that a cgroup is of.
+    CGROUP_ROOT: KernelPointer = Pointer "cgroup.root", CGROUPS;
+    /// Its number, as in /proc/PID/cgroup: 0 is v2.
+    CGROUP_ROOT_HIERARCHY_ID: i32 = Member "cgroup_root.hierarchy_id", CGROUPS;
     /// Depth of a cgroup below the root.
     CGROUP_LEVEL: i32 = Member "cgroup.level", 0;
     /// Parent and up: pointers by level, itself last; from 6.1 on.

@@ -123,6 +123,16 @@ pub fn read_text<const N: usize>(base: KernelPointer, field: Field<[u8; N]>) -> 
     if len >= 0 { Ok(text) } else { Err(Error::Read) }
 }
 
+/// Text at a kernel address up to its NUL, as much as there is room for with a NUL behind it. Returns its length without that; 0
+/// where it does not read.
+#[inline(always)]
+pub fn text_at<const N: usize>(address: KernelPointer, text: &mut [u8; N]) -> u32 {
+    // SAFETY: the helper checks the address itself, and writes no further than `N` bytes.
+    let len = unsafe { bpf_probe_read_kernel_str((&raw mut *text).cast(), N as u32, address as *const _) };
+    // With the NUL, or a negative errno.
+    if len > 0 { len as u32 - 1 } else { 0 }
+}
+
 /// Room on our stack for part of a kernel object that is read at once: a call of the helper costs more than the octets do.
 pub type Room<const WORDS: usize> = MaybeUninit<[u64; WORDS]>;
 

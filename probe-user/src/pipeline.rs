@@ -20,7 +20,9 @@ use crate::kernel::clock::{self, Clock};
 use crate::load::{self, Counters, Loaded, SettingsMap};
 use crate::series::{Snapshot, Store, attr, metrics};
 use crate::signals::tcp::Tcp;
-use crate::signals::{Context, Event, Loss, Owners, Signal, SignalKind as _, Summary, names, next_interval};
+use crate::signals::{
+    self, Context, Event, Loss, Owners, Signal, SignalKind as _, Summary, cgroups, names, next_interval,
+};
 use crate::telemetry::SelfStats;
 
 /// How often rings are looked into without a wake-up: how old a live line can get.
@@ -125,7 +127,53 @@ struct Running {
     loaded: Loaded,
 }
 
+/// One whose records say what those of others mean, in the course of a turn. Rings have no order between them, but records have
+/// their time.
+struct Teacher<'a> {
+    running: &'a mut Running,
+    /// Whose records it is for; `None`: everybody's.
+    pupil: Option<&'static str>,
+    /// Until when everything is known (CLOCK_MONOTONIC nanoseconds).
+    known_ns: u64,
+    /// Records that it may still take in this turn.
+    left: usize,
+}
+
+impl<'a> Teacher<'a> {
+    fn new(running: &'a mut Running) -> Self {
+        let pupil = (running.name == names::NAME).then(|| Tcp.object().name);
+        Self { running, pupil, known_ns: 0, left: BATCH }
+    }
+
+    /// Before a record of that time is understood: whoever asked for a name connects after the answer, and a cgroup is made
+    /// before there is anybody in it.
+    fn teach_until(
+        &mut self,
+        time_ns: u64,
+        pupil: &'static str,
+        context: &mut Context<'_>,
+        report: &mut Report,
+        stats: &SelfStats,
+    ) {
+        if time_ns >= self.known_ns && self.pupil.is_none_or(|own| own == pupil) {
+            self.teach(context, report, stats);
+        }
+    }
+
+    fn teach(&mut self, context: &mut Context<'_>, report: &mut Report, stats: &SelfStats) {
+        if self.left != 0 {
+            self.known_ns = clock::monotonic_ns();
+            self.left -= self.running.take_records(self.left, context, report, stats, |_, _, _| {});
+        }
+    }
+}
+
 impl Running {
+    /// Whether it is there for the others.
+    fn teaches(&self) -> bool {
+        signals::AUXILIARY.iter().any(|kind| kind.object().name == self.name)
+    }
+
     /// Takes up to `most` records out of the ring, and says how many; `before` comes before each, with its time.
     fn take_records(
         &mut self,
@@ -293,39 +341,39 @@ impl Pipeline {
     fn turn<'a>(&'a mut self, events: Option<&'a mut (dyn FnMut(Event) + 'a)>) -> bool {
         let Self { signals, owners, clock, store, stats, report, .. } = self;
         let mut context = Context { clock, owners, store, events };
-        let (mut names, others): (Vec<_>, Vec<_>) =
-            signals.iter_mut().partition(|running| running.name == names::NAME);
-        let mut names = names.pop();
-        let tcp = Tcp.object().name;
+        let (auxiliary, others): (Vec<_>, Vec<_>) = signals.iter_mut().partition(|running| running.teaches());
+        let mut teachers: Vec<Teacher<'_>> = auxiliary.into_iter().map(Teacher::new).collect();
         let mut full = false;
-        // Until when the answers of DNS servers are known, and how many more are taken in this turn.
-        let (mut known_ns, mut left) = (0, BATCH);
         for running in others {
-            let is_tcp = running.name == tcp;
+            let name = running.name;
             let taken =
                 running.take_records(BATCH, &mut context, report, stats, |time_ns, context, report| {
-                    // Whoever asked for a name connects after the answer: it is learned before the connection is told of.
-                    if let Some(names) = &mut names
-                        && is_tcp
-                        && time_ns >= known_ns
-                        && left != 0
-                    {
-                        known_ns = clock::monotonic_ns();
-                        left -= names.take_records(left, context, report, stats, |_, _, _| {});
+                    for teacher in &mut teachers {
+                        teacher.teach_until(time_ns, name, context, report, stats);
                     }
                 });
             full |= taken == BATCH;
         }
-        // Also where nobody connects.
-        if let Some(names) = names {
-            left -= names.take_records(left, &mut context, report, stats, |_, _, _| {});
-            full |= left == 0;
+        // Also where nobody needs to know yet.
+        for teacher in &mut teachers {
+            teacher.teach(&mut context, report, stats);
+            full |= teacher.left == 0;
         }
         full
     }
 
+    /// Learns which cgroups were made: before what the maps have of them is told.
+    fn learn_cgroups(&mut self) {
+        let Self { signals, owners, clock, store, stats, report, .. } = self;
+        let mut context = Context { clock, owners, store, events: None };
+        for running in signals.iter_mut().filter(|running| running.name == cgroups::NAME) {
+            Teacher::new(running).teach(&mut context, report, stats);
+        }
+    }
+
     /// Looks after the maps, and says what was lost.
     fn tick(&mut self, sink: &mut dyn Sink) -> io::Result<Flow> {
+        self.learn_cgroups();
         let mut events = Vec::new();
         for running in &mut self.signals {
             let mut keep = |event| events.push(event);
@@ -343,6 +391,7 @@ impl Pipeline {
     fn end_interval(&mut self, sink: &mut dyn Sink) -> io::Result<Flow> {
         self.clock.refresh();
         let now = self.clock.wall(clock::monotonic_ns());
+        self.learn_cgroups();
         let mut losses = Vec::new();
         self.count_losses(Some((now, &mut losses)));
         let mut events = Vec::new();

@@ -21,11 +21,20 @@ impl Workload {
     ///
     /// It does not start.
     pub fn start(program: &str) -> Result<Self> {
-        let mut child = Command::new(program)
+        Self::start_as(Command::new(program))
+    }
+
+    /// Starts it by a command of its own, which passes on its stdin and stdout.
+    ///
+    /// # Errors
+    ///
+    /// It does not start.
+    pub fn start_as(mut command: Command) -> Result<Self> {
+        let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
-            .with_context(|| format!("cannot start {program}"))?;
+            .with_context(|| format!("cannot start {command:?}"))?;
         let orders = child.stdin.take();
         let answers = BufReader::new(child.stdout.take().context("stdout is piped")?);
         Ok(Self { child, orders, answers })

@@ -118,6 +118,7 @@ fn everything_works_here_and_nothing_stays() -> Result<()> {
         "other users' executables",
         "owners of older sockets",
         "names of peers",
+        "names of short-lived containers",
         "destinations behind NAT",
         "kernel stacks",
         "bpf statistics",

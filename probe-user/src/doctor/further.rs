@@ -15,6 +15,7 @@ pub(super) fn checks(host: &Host, cgroup: &Result<CgroupRoot, CgroupError>, trie
         executables(host.host_pids, held(Capability::CAP_SYS_PTRACE)),
         older_sockets(host.host_pids, tried.older.as_ref()),
         names(tried.names.as_ref()),
+        short_lived(tried.cgroups.as_ref(), cgroup),
         destinations(held(Capability::CAP_NET_ADMIN)),
         stacks(held(Capability::CAP_PERFMON), held(Capability::CAP_SYSLOG)),
         statistics(host.features.bpf_stats),
@@ -74,6 +75,23 @@ fn names(tried: Option<&Result<(), Diagnosis>>) -> Check {
             check.fix(remedy.as_deref().unwrap_or("see the check `signal dns`"))
         }
         None => Check::degraded(NAME, format!("not tried; {LOST}")).fix("see the check `signal dns`"),
+    }
+}
+
+fn short_lived(tried: Option<&Result<(), Diagnosis>>, cgroup: &Result<CgroupRoot, CgroupError>) -> Check {
+    const NAME: &str = "names of short-lived containers";
+    const LOST: &str = "lost: container.id of what lives for less than a second";
+    match tried {
+        Some(Ok(())) if cgroup.is_err() => {
+            Check::degraded(NAME, format!("of no use without cgroup v2; {LOST}"))
+                .fix("see the check `cgroup v2`")
+        }
+        Some(Ok(())) => Check::ok(NAME, "learned as their cgroups are made"),
+        Some(Err(Diagnosis { detail, remedy, .. })) => {
+            let check = Check::degraded(NAME, format!("{detail}; {LOST}"));
+            check.fix(remedy.as_deref().unwrap_or("see the check `signal tcp`"))
+        }
+        None => Check::degraded(NAME, format!("not tried; {LOST}")).fix("see the check `signal tcp`"),
     }
 }
 

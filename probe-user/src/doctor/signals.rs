@@ -6,6 +6,7 @@ use crate::kernel::cgroup::{CgroupError, CgroupRoot};
 use crate::kernel::fields::Resolved;
 use crate::kernel::least;
 use crate::load::{Attached, Hook, LoadError, Loaded, Loader, ObjectSpec, ProgramSpec};
+use crate::signals::cgroups::Cgroups;
 use crate::signals::names::Names;
 use crate::signals::{self, SignalKind};
 
@@ -22,6 +23,8 @@ pub(super) struct Tried {
     pub(super) older: Option<Result<(), Diagnosis>>,
     /// What came of what looks for the names of peers.
     pub(super) names: Option<Result<(), Diagnosis>>,
+    /// Whether names of cgroups can be learned as they are made.
+    pub(super) cgroups: Option<Result<(), Diagnosis>>,
     /// Whether the kernel took any program at all.
     pub(super) any_loaded: bool,
 }
@@ -51,6 +54,9 @@ pub(super) fn try_all(
     }
     let names = trial.fields_for(Names.object()).and_then(|fields| trial.whole(&Names, fields, &mut tried));
     tried.names = Some(names.map(drop));
+    let cgroups =
+        trial.fields_for(Cgroups.object()).and_then(|fields| trial.whole(&Cgroups, fields, &mut tried));
+    tried.cgroups = Some(cgroups.map(drop));
     tried
 }
 

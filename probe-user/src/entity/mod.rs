@@ -116,6 +116,27 @@ impl Entities {
         self.resolve(cgroup_id, tgid, Instant::now()).map_or(Entity::Host, |owner| owner.entity)
     }
 
+    /// Notes all cgroups (v2) that there are, as [`CgroupTree::note_all`].
+    pub fn note_cgroups(&mut self, now: Instant) {
+        if let Some(tree) = &mut self.tree {
+            tree.note_all(now);
+        }
+    }
+
+    /// The kernel said that a cgroup (v2) was made, with this path below the root.
+    pub fn cgroup_made(&mut self, id: u64, path: &str, now: Instant) {
+        if let Some(tree) = &mut self.tree {
+            tree.made(id, path, now);
+        }
+    }
+
+    /// The kernel said that a cgroup (v2) was removed. Its name is kept for what is still to be told of it.
+    pub fn cgroup_removed(&mut self, id: u64, now: Instant) {
+        if let Some(tree) = &mut self.tree {
+            tree.removed(id, now);
+        }
+    }
+
     /// Whether a cgroup (v2) has been removed; false for what is not known, as [`CgroupTree::is_gone`].
     pub fn is_gone(&mut self, cgroup_id: u64) -> bool {
         self.tree.as_mut().is_some_and(|tree| tree.is_gone(cgroup_id, Instant::now()))

@@ -31,7 +31,7 @@ pub const NET_ADMIN: Need =
 /// What a signal (`fields::TCP`, …, or several) needs.
 pub fn needs(signal: u8) -> Vec<Need> {
     let mut needs = Vec::new();
-    if signal & (fields::TCP | fields::DNS | fields::SYSCALLS) != 0 {
+    if signal & (fields::TCP | fields::DNS | fields::SYSCALLS | fields::CGROUPS) != 0 {
         needs.extend([BPF, PERFMON]);
     }
     if signal & fields::DNS != 0 {

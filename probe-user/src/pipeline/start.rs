@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
+use std::time::Instant;
 
 use probe_common::fields::FIELDS;
 use probe_common::settings::{FILTER_CGROUP, FILTER_COMM, FILTER_TGID, Settings};
@@ -22,6 +23,7 @@ use crate::kernel::least::{self, Plan, Uses};
 use crate::kernel::privileges::{self, PrivilegeError};
 use crate::load::{self, LoadError, Loader};
 use crate::series::{Limits, Store};
+use crate::signals::cgroups::Cgroups;
 use crate::signals::names::Names;
 use crate::signals::tcp::Tcp;
 use crate::signals::{Owners, SignalKind};
@@ -109,14 +111,18 @@ impl Pipeline {
         if config.tcp.names && signals.iter().any(|running| running.name == Tcp.object().name) {
             signals.extend(start_names(config, &mut loader, cgroup.as_ref().ok(), filter));
         }
+        signals.extend(start_cgroups(config, &mut loader, cgroup.as_ref().ok(), filter));
         let cgroup = cgroup.ok();
+        let root = cgroup.as_ref().map(|root| root.path.as_path());
+        let mut entities = Entities::new(root, TreeLimits::default());
+        // From here on programs tell what is new. While directories still open that only their owners may enter.
+        entities.note_cgroups(Instant::now());
         give_back_privileges(&signals, conntrack.is_some());
         let clock = Clock::new();
         let now = clock.wall(clock::monotonic_ns());
-        let tree = Entities::new(cgroup.as_ref().map(|root| root.path.as_path()), TreeLimits::default());
         Ok(Self {
             signals,
-            owners: Owners::new(tree, Processes::new(ProcessLimits::default())).with_conntrack(conntrack),
+            owners: Owners::new(entities, Processes::new(ProcessLimits::default())).with_conntrack(conntrack),
             clock,
             store: Store::new(Limits::with_interval(config.interval), now),
             stats,
@@ -207,6 +213,25 @@ fn start_names(
         Ok(running) => Some(running),
         Err(error) => {
             tracing::warn!("peers have no names: {}", diagnose(&error, &Host::look(), None));
+            None
+        }
+    }
+}
+
+/// Names of cgroups as they are made, where there is a hierarchy to have them; nothing else depends on them.
+fn start_cgroups(
+    config: &Config,
+    loader: &mut Loader<'_>,
+    cgroup: Option<&CgroupRoot>,
+    filter: Settings,
+) -> Option<Running> {
+    // Without v2 its ids mean nothing here.
+    let cgroup = cgroup?;
+    match start_signal(&Cgroups, config, loader, Some(cgroup), filter) {
+        Ok(running) => Some(running),
+        Err(error) => {
+            let diagnosis = diagnose(&error, &Host::look(), None);
+            tracing::warn!("containers that live for less than a second may have no name: {diagnosis}");
             None
         }
     }

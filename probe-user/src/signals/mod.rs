@@ -1,5 +1,6 @@
 //! The signals: what their programs' records and maps mean. One registry, [`ALL`]; the commands, doctor and tests iterate it.
 
+pub mod cgroups;
 pub mod dns;
 pub mod names;
 pub mod syscalls;
@@ -53,7 +54,7 @@ pub trait SignalKind: Sync {
 pub static ALL: &[&dyn SignalKind] = &[&tcp::Tcp, &dns::Dns, &syscalls::Syscalls];
 
 /// What runs for another's sake, and is no signal to anybody.
-pub static AUXILIARY: &[&dyn SignalKind] = &[&names::Names];
+pub static AUXILIARY: &[&dyn SignalKind] = &[&names::Names, &cgroups::Cgroups];
 
 /// Everything that may be loaded.
 pub fn every() -> impl Iterator<Item = &'static dyn SignalKind> {
@@ -311,7 +312,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(128))]
         #[test]
-        fn records_are_told_once_or_refused(records in prop::collection::vec((0..5, record()), 1..6)) {
+        fn records_are_told_once_or_refused(records in prop::collection::vec((0..6, record()), 1..6)) {
             let clock = Clock::new();
             let mut owners = Owners::new(
                 Entities::at(None, None, TreeLimits::default()),
@@ -330,6 +331,7 @@ mod tests {
                     1 => lookups.record(bytes, context),
                     2 => syscalls::record(bytes, context),
                     3 => names::record(bytes, context),
+                    4 => cgroups::record(bytes, context),
                     _ => {
                         if let Ok(record) = crate::collect::record::<LookupRecord>(bytes) {
                             let mut pending = Pending { asked: record.lookup.asked, name: [0; NAME_ROOM] };

@@ -92,6 +92,16 @@ impl Owners {
         self.entities.entity_of(cgroup_id, tgid)
     }
 
+    /// A cgroup (v2) was made, with this path below the root.
+    pub fn cgroup_made(&mut self, id: u64, path: &str) {
+        self.entities.cgroup_made(id, path, Instant::now());
+    }
+
+    /// A cgroup (v2) was removed.
+    pub fn cgroup_removed(&mut self, id: u64) {
+        self.entities.cgroup_removed(id, Instant::now());
+    }
+
     /// Whether a cgroup has been removed, as far as that can be told.
     pub fn is_gone(&mut self, cgroup_id: u64) -> bool {
         self.entities.is_gone(cgroup_id)

@@ -27,7 +27,7 @@ use probe_user::event::{AttrValue, Attributes, key};
 use probe_user::kernel::cgroup::TreeLimits;
 use probe_user::kernel::clock::Clock;
 use probe_user::series::{Data, Limits, Store};
-use probe_user::signals::{Context, Event, Owners, dns, names, syscalls, tcp};
+use probe_user::signals::{Context, Event, Owners, cgroups, dns, names, syscalls, tcp};
 use probe_user::sink::{console, json};
 use serde_json::Value;
 
@@ -40,7 +40,7 @@ fuzz_target!(|input: &[u8]| {
     let nowhere = Path::new("/dev/null/proc");
     let clock = Clock::new();
     let mut owners = Owners::new(
-        Entities::at(None, None, TreeLimits::default()),
+        Entities::at(None, Some(nowhere), TreeLimits::default()),
         Processes::at(nowhere, ProcessLimits::default()),
     );
     let mut store = Store::new(LIMITS, 1);
@@ -62,6 +62,7 @@ fuzz_target!(|input: &[u8]| {
             1 => lookups.record(&bytes, &mut context),
             2 => syscalls::record(&bytes, &mut context),
             4 => names::record(&bytes, &mut context),
+            5 => cgroups::record(&bytes, &mut context),
             _ => {
                 if let Ok(record) = collect::record::<LookupRecord>(&bytes) {
                     let mut pending = Pending { asked: record.lookup.asked, name: [0; NAME_ROOM] };

@@ -38,6 +38,7 @@ fn obey(words: &[&str]) -> Result<String> {
             ensure!(failed == 0, "prctl failed");
         }
         ["getppid", count] => call(libc::SYS_getppid, count.parse()?)?,
+        ["munlockall", count] => call(libc::SYS_munlockall, count.parse()?)?,
         ["yield", count] => call(libc::SYS_sched_yield, count.parse()?)?,
         // flood WHAT MILLISECONDS [ADDRESS]: as fast as it goes. Answers with how often.
         ["flood", "getppid", milliseconds] => return Ok(flooding::calls(time(milliseconds)?).to_string()),
@@ -220,7 +221,7 @@ fn send(server: &str, id: &str, name: &str) -> Result<UdpSocket> {
 /// Exactly so many calls without arguments.
 fn call(number: libc::c_long, count: u32) -> Result<()> {
     for _ in 0..count {
-        // SAFETY: getppid and sched_yield have no requirement.
+        // SAFETY: getppid, sched_yield and munlockall take nothing and have no requirement.
         let result = unsafe { libc::syscall(number) };
         ensure!(result >= 0, "system call {number} failed");
     }

@@ -20,6 +20,8 @@ const FUNCTIONS: &[&str] =
     &["bpf_iter_bpf_map_elem", "bpf_iter_task", "bpf_iter_task_file", "init_srcu_struct_fast"];
 /// Raw tracepoints that programs are attached to. A test of probe-user misses those that are forgotten here.
 const TRACEPOINTS: &[&str] = &[
+    "cgroup_mkdir",
+    "cgroup_rmdir",
     "inet_sock_set_state",
     "sched_process_exec",
     "sched_process_exit",

@@ -119,6 +119,27 @@ impl CgroupTree {
         Some(&known.cgroup)
     }
 
+    /// Notes all cgroups that there are, so that they have names even if they are gone when somebody asks. Blocks for a scan; the
+    /// next may come at once.
+    pub fn note_all(&mut self, now: Instant) {
+        self.scan(ROOT_ID, now);
+    }
+
+    /// A cgroup was made, so the kernel says, with this path below the root. Nothing is read.
+    pub fn made(&mut self, id: u64, path: &str, now: Instant) {
+        let level =
+            u32::try_from(path.split('/').filter(|part| !part.is_empty()).count()).unwrap_or(u32::MAX);
+        self.unknown.remove(&id);
+        self.insert(Cgroup { id, level, path: path.into() }, id, now);
+    }
+
+    /// A cgroup was removed, so the kernel says. Its name is kept, until room is short or a scan finds that its time is over.
+    pub fn removed(&mut self, id: u64, now: Instant) {
+        if let Some(known) = self.known.get_mut(&id) {
+            known.gone.get_or_insert(now);
+        }
+    }
+
     /// Whether the cgroup of an id has been removed, as far as that can be told: false also for what nobody knows and for
     /// the root. Looks at the directory; for an id without a name it may scan, as [`Self::get`] does.
     pub fn is_gone(&mut self, id: u64, now: Instant) -> bool {
@@ -214,7 +235,7 @@ impl CgroupTree {
     /// Keeps a name while there is room; the one that is asked for also at the cost of another: first of one
     /// that is gone, else of the one that nobody asked for the longest.
     fn insert(&mut self, cgroup: Cgroup, wanted: u64, now: Instant) {
-        if self.known.len() >= self.limits.entries {
+        if self.known.len() >= self.limits.entries && !self.known.contains_key(&cgroup.id) {
             if cgroup.id != wanted {
                 return;
             }
@@ -300,6 +321,52 @@ mod tests {
         assert_eq!(found, Some(("/a/b".into(), 2)));
         assert_eq!(path(&mut tree, inner, now), Some(("/a/b".into(), 2)));
         assert_eq!(tree.stats().scans, 0);
+    }
+
+    #[test]
+    fn what_the_kernel_tells_needs_no_directory() {
+        let directory = Directory::new("announced");
+        let there = directory.add("there");
+        let limits = TreeLimits { entries: 3, ..TreeLimits::default() };
+        let mut tree = CgroupTree::new(&directory.0, limits);
+        let start = Instant::now();
+        let at = |seconds: u64| start + Duration::from_secs(seconds);
+        tree.made(1 << 40, "/a/b", at(0));
+        assert_eq!(path(&mut tree, 1 << 40, at(0)), Some(("/a/b".into(), 2)));
+        tree.removed(1 << 40, at(1));
+        tree.removed(u64::MAX, at(1));
+        assert_eq!(
+            path(&mut tree, 1 << 40, at(2)),
+            Some(("/a/b".into(), 2)),
+            "its last figures are still to come"
+        );
+        assert_eq!(tree.stats().scans, 0);
+        // Where room is short, what is gone goes first, however lately it was asked for.
+        assert_eq!(path(&mut tree, there, at(3)), Some(("/there".into(), 1)));
+        assert_eq!(path(&mut tree, 1 << 40, at(4)), Some(("/a/b".into(), 2)));
+        tree.made(2 << 40, "/c", at(5));
+        assert_eq!(path(&mut tree, 2 << 40, at(5)), Some(("/c".into(), 1)));
+        assert_eq!(path(&mut tree, there, at(5)), Some(("/there".into(), 1)));
+        assert_eq!(path(&mut tree, 1 << 40, at(5)), None);
+        assert_eq!(tree.stats().evicted, 1);
+        // An id that nobody knew is looked for no longer once it has been told.
+        assert_eq!(path(&mut tree, 3 << 40, at(10)), None);
+        tree.made(3 << 40, "/late", at(10));
+        assert_eq!(path(&mut tree, 3 << 40, at(10)), Some(("/late".into(), 1)));
+    }
+
+    #[test]
+    fn all_that_there_are_can_be_noted() {
+        let directory = Directory::new("noted");
+        let inner = directory.add("a/b");
+        let mut tree = CgroupTree::new(&directory.0, TreeLimits::default());
+        let now = Instant::now();
+        tree.note_all(now);
+        // In this order: file systems give numbers out again.
+        let late = directory.add("late");
+        directory.remove("a");
+        assert_eq!(path(&mut tree, inner, now), Some(("/a/b".into(), 2)));
+        assert_eq!(path(&mut tree, late, now), Some(("/late".into(), 1)), "the next scan has not to wait");
     }
 
     #[test]
