@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use wildmatch::WildMatch;
 
+use crate::entity::kube::KubeletConfig;
 use crate::signals::syscalls::Row;
 use crate::sink::otlp::OtlpConfig;
 use crate::stacks::Unit;
@@ -37,6 +38,8 @@ pub struct Config {
     pub dns: DnsOptions,
     /// Of the syscalls signal.
     pub syscalls: SyscallOptions,
+    /// Who is asked for the names of pods; `None`: nobody.
+    pub kubelet: Option<KubeletConfig>,
     /// Where metrics and events go; `None`: nowhere.
     pub otlp: Option<OtlpConfig>,
 }
@@ -79,6 +82,8 @@ pub enum CgroupFilter {
     Path(PathBuf),
     /// By the beginning of the id of the container that it is.
     Container(String),
+    /// By the namespace and name of the pod that it is.
+    Pod(String, String),
 }
 
 /// Sizes of maps. Memory is set by these, not by traffic.

@@ -87,6 +87,20 @@ pub mod key {
     pub const K8S_CONTAINER_NAME: &str = "k8s.container.name";
     /// Name of the node.
     pub const K8S_NODE_NAME: &str = "k8s.node.name";
+    /// Deployment that the pod is of.
+    pub const K8S_DEPLOYMENT_NAME: &str = "k8s.deployment.name";
+    /// Daemon set that the pod is of.
+    pub const K8S_DAEMONSET_NAME: &str = "k8s.daemonset.name";
+    /// Stateful set that the pod is of.
+    pub const K8S_STATEFULSET_NAME: &str = "k8s.statefulset.name";
+    /// Job that the pod is of.
+    pub const K8S_JOB_NAME: &str = "k8s.job.name";
+    /// What stands before the key of a pod's label.
+    pub const K8S_POD_LABEL: &str = "k8s.pod.label.";
+    /// Name of the container's image.
+    pub const CONTAINER_IMAGE_NAME: &str = "container.image.name";
+    /// Tags of the container's image.
+    pub const CONTAINER_IMAGE_TAGS: &str = "container.image.tags";
     /// Cgroup path below the cgroup mount.
     pub const LINUX_CGROUP_PATH: &str = "linux.cgroup.path";
     /// Inode number of the network namespace.

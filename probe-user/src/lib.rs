@@ -17,3 +17,4 @@ pub mod signals;
 pub mod sink;
 pub mod stacks;
 pub mod telemetry;
+mod tls;

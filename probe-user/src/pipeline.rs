@@ -14,6 +14,8 @@ mod start;
 
 pub use self::start::{StartError, resolve_fields};
 use crate::collect::{self, Ring, woken};
+use crate::entity::Directory;
+use crate::entity::kube::{Asking, KubeletConfig};
 use crate::event::key;
 use crate::kernel::cgroup::CgroupRoot;
 use crate::kernel::clock::{self, Clock};
@@ -102,6 +104,8 @@ pub struct Pipeline {
     first: Duration,
     duration: Option<Duration>,
     visits: Option<mpsc::Receiver<Visit>>,
+    /// Who is asked for the names of pods, and where they are written down.
+    kubelet: Option<(KubeletConfig, Arc<Directory>)>,
     _cgroup: Option<CgroupRoot>,
 }
 
@@ -239,6 +243,11 @@ impl Pipeline {
         for running in &mut self.signals {
             running.ring.listen()?;
         }
+        // Asks beside the loop, until this ends.
+        let _asking = self
+            .kubelet
+            .take()
+            .map(|(config, directory)| Asking::start(config, directory, Arc::clone(&self.stats)));
         let begun = Instant::now();
         let end = self.duration.map(|duration| begun + duration);
         let mut drain = tokio::time::interval(DRAIN_PERIOD);

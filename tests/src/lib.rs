@@ -14,6 +14,7 @@ pub mod flood;
 pub mod flooding;
 pub mod guest;
 pub mod http;
+pub mod kubelet;
 pub mod netns;
 pub mod orders;
 pub mod otlp_receiver;

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use probe_tests::otlp_receiver::{Fault, Point, PointValue, Receiver};
 use probe_tests::probe::patient;
-use probe_user::entity::{ContainerIdentity, Entity, Runtime};
+use probe_user::entity::{ContainerIdentity, Entity, Names, Runtime};
 use probe_user::event::{AttrValue, Attributes, key, name};
 use probe_user::series::{Limits, Store, attr, metrics};
 use probe_user::sink::otlp::{Exporter, Flushed, Options, OtlpConfig, OtlpFlags, Resources};
@@ -128,7 +128,12 @@ fn said(endpoint: &str) -> Vec<String> {
 
 fn container(id: &str, runtime: Option<Runtime>, pod: Option<&str>) -> Entity {
     let pod_uid = pod.map(str::to_owned);
-    Entity::Container(Arc::new(ContainerIdentity { container_id: id.to_owned(), runtime, pod_uid }))
+    Entity::Container(Arc::new(ContainerIdentity {
+        container_id: id.to_owned(),
+        runtime,
+        pod_uid,
+        names: Names::default(),
+    }))
 }
 
 struct Retransmit(u64);

@@ -7,6 +7,7 @@ use clap::Args;
 
 use super::{Failure, defaults};
 use crate::config::{CgroupFilter, Config, DnsOptions, Output, SyscallOptions, TcpOptions};
+use crate::entity::kube::{KubeletConfig, KubeletFlags};
 use crate::signals::syscalls::names;
 
 /// Shared flags.
@@ -30,6 +31,8 @@ pub(super) struct Shared {
 
     #[command(flatten)]
     filter: FilterArgs,
+    #[command(flatten)]
+    kube: KubeArgs,
     #[command(flatten)]
     limits: LimitArgs,
 }
@@ -163,6 +166,47 @@ struct FilterArgs {
     /// Only the container whose id begins so
     #[arg(long, value_name = "ID-PREFIX", value_parser = container)]
     container: Option<String>,
+    /// Only this pod of this node, as it runs when the command begins; asks the kubelet
+    #[arg(long, value_name = "NS/NAME", value_parser = pod, conflicts_with_all = ["cgroup", "container"])]
+    pod: Option<(String, String)>,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Kubernetes")]
+struct KubeArgs {
+    /// Kubelet that is asked for the names of this node's pods: https://10.0.0.7:10250, http://127.0.0.1:10255, or off. auto: where
+    /// probe runs in a pod, at $NODE_IP, $PROBE_NODE_IP or the node's name
+    #[arg(long, value_name = "URL", env = "PROBE_KUBELET", default_value = "auto", hide_env_values = true)]
+    kubelet: String,
+    /// Token to show the kubelet, read anew for each request [default: the service account's]
+    #[arg(long, value_name = "FILE")]
+    kubelet_token_file: Option<PathBuf>,
+    /// Authorities (PEM) whose word is taken for the kubelet's certificate [default: the service account's, else the system's]
+    #[arg(long, value_name = "FILE", conflicts_with = "kubelet_insecure_tls")]
+    kubelet_ca: Option<PathBuf>,
+    /// Believe whoever answers, whatever the certificate; the token goes there, too
+    #[arg(long)]
+    kubelet_insecure_tls: bool,
+    /// Labels of pods to tell: k8s.pod.label.<KEY> on resources, k8s_pod_label_<KEY> for Prometheus
+    #[arg(long, value_name = "KEYS", value_delimiter = ',')]
+    kube_labels: Vec<String>,
+}
+
+impl KubeArgs {
+    /// Who is asked, if anybody.
+    fn resolve(&self) -> Result<Option<KubeletConfig>, Failure> {
+        let Self { kubelet, kubelet_token_file, kubelet_ca, kubelet_insecure_tls, kube_labels } = self;
+        let flags = KubeletFlags {
+            kubelet: Some(kubelet.clone()),
+            token_file: kubelet_token_file.clone(),
+            ca: kubelet_ca.clone(),
+            insecure_tls: *kubelet_insecure_tls,
+            labels: kube_labels.clone(),
+        };
+        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        KubeletConfig::resolve(flags, &|key| std::env::var(key).ok(), &|path| path.exists(), &host)
+            .map_err(|error| Failure::usage(error.to_string()))
+    }
 }
 
 #[derive(Debug, Args)]
@@ -202,11 +246,14 @@ impl Shared {
         config.program_log_level = program_log_level;
         config.filter.pid = self.filter.pid;
         config.filter.comm = self.filter.comm;
-        config.filter.cgroup = match (&self.filter.cgroup, &self.filter.container) {
-            (Some(path), _) => Some(CgroupFilter::Path(path.clone())),
-            (None, Some(prefix)) => Some(CgroupFilter::Container(prefix.clone())),
-            (None, None) => None,
+        let FilterArgs { pid: _, comm: _, cgroup, container, pod } = &self.filter;
+        config.filter.cgroup = match (cgroup, container, pod) {
+            (Some(path), _, _) => Some(CgroupFilter::Path(path.clone())),
+            (None, Some(prefix), _) => Some(CgroupFilter::Container(prefix.clone())),
+            (None, None, Some((namespace, name))) => Some(CgroupFilter::Pod(namespace.clone(), name.clone())),
+            (None, None, None) => None,
         };
+        config.kubelet = self.kube.resolve()?;
         config.btf = self.limits.btf.clone();
         let (limits, sizes) = (&self.limits, &mut config.sizes);
         for (given, size) in [
@@ -257,6 +304,15 @@ fn container(text: &str) -> Result<String, String> {
         return Err("the beginning of a container's id: letters and digits".to_owned());
     }
     Ok(text.to_owned())
+}
+
+fn pod(text: &str) -> Result<(String, String), String> {
+    match text.split_once('/') {
+        Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() && !name.contains('/') => {
+            Ok((namespace.to_owned(), name.to_owned()))
+        }
+        Some(_) | None => Err("a namespace and a pod's name: shop/web-5d78c9869d-abcde".to_owned()),
+    }
 }
 
 fn ring_kib(text: &str) -> Result<u32, String> {

@@ -148,6 +148,7 @@ fn defaults(interval: std::time::Duration) -> Result<Config, Failure> {
         tcp: crate::config::TcpOptions::default(),
         dns: crate::config::DnsOptions::default(),
         syscalls: crate::config::SyscallOptions::default(),
+        kubelet: None,
         otlp: None,
     })
 }

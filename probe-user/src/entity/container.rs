@@ -9,6 +9,8 @@
 //!
 //! Containers nest (a Kubernetes node may itself be a container): the innermost counts.
 
+use super::kube::Names;
+
 /// Longer paths are cut; the kernel's limit for a path is the same.
 const MAX_PATH: usize = 4096;
 /// What hides between the parts of a path.
@@ -48,6 +50,8 @@ pub struct ContainerIdentity {
     pub runtime: Option<Runtime>,
     /// Uid of its Kubernetes pod, with hyphens.
     pub pod_uid: Option<String>,
+    /// What Kubernetes calls it, once that is known; no part of its identity.
+    pub names: Names,
 }
 
 /// Names of cgroups before the id. Longer ones first where one begins like another.
@@ -92,7 +96,12 @@ pub fn container_of(path: &[u8]) -> Option<ContainerIdentity> {
             (Some(_), None) | (None, _) => by_name(part, parent),
         };
         if let Some((container_id, runtime)) = container {
-            found = Some(ContainerIdentity { container_id, runtime, pod_uid: pod_uid.clone() });
+            found = Some(ContainerIdentity {
+                container_id,
+                runtime,
+                pod_uid: pod_uid.clone(),
+                names: Names::default(),
+            });
         }
         parent = part;
     }
@@ -117,7 +126,7 @@ fn container_id(bytes: &[u8], least: usize) -> Option<String> {
 }
 
 /// The pod's uid in the name of a pod's cgroup: `kubepods-burstable-pod<uid>.slice`, `pod<uid>`.
-fn pod_of(part: &[u8]) -> Option<String> {
+pub(super) fn pod_of(part: &[u8]) -> Option<String> {
     let uid = match part.strip_suffix(b".slice") {
         Some(slice) => {
             // systemd repeats the parents' names; the node's own may come before (kubelet-kubepods-…).
@@ -261,6 +270,7 @@ mod tests {
                 container_id: ID.into(),
                 runtime: *runtime,
                 pod_uid: pod_uid.map(str::to_owned),
+                names: Names::default(),
             };
             assert_eq!(container_of(path.as_bytes()), Some(expected), "{name}: {path}");
         }
@@ -318,7 +328,7 @@ mod tests {
         ) {
             let nested = nested.map(|outer| format!("docker-{outer}.scope"));
             let parts: Vec<String> = above.into_iter().chain(nested).chain([format!("cri-containerd-{id}.scope")]).chain(below).collect();
-            let expected = ContainerIdentity { container_id: id, runtime: Some(Runtime::Containerd), pod_uid: None };
+            let expected = ContainerIdentity { container_id: id, runtime: Some(Runtime::Containerd), pod_uid: None, names: Names::default() };
             prop_assert_eq!(container_of(format!("/{}", parts.join("/")).as_bytes()), Some(expected));
         }
 

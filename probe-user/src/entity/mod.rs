@@ -1,6 +1,7 @@
 //! Whose it is: cgroup id → container or host, process → names. Caches are bounded; what is unknown is absent.
 
 pub mod container;
+pub mod kube;
 pub mod names;
 pub mod process;
 mod scan;
@@ -11,9 +12,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use container::{ContainerIdentity, Runtime, container_of};
+pub use kube::{Directory, KubeNames, Names};
 pub use names::PeerNames;
 pub use process::{ProcessLimits, ProcessNames, Processes, living};
-pub use scan::containers_below;
+pub use scan::{containers_below, pods_below};
 
 use crate::kernel::cgroup::{CgroupTree, ProcessCgroups, ROOT_ID, TreeLimits, TreeStats, process_cgroups};
 
@@ -73,6 +75,8 @@ pub struct Entities {
     by_cgroup: HashMap<u64, Owner>,
     by_process: HashMap<u32, (Option<Owner>, Instant)>,
     unresolved: u64,
+    /// None: nobody tells names of pods.
+    kube: Option<Arc<Directory>>,
 }
 
 impl Entities {
@@ -91,7 +95,14 @@ impl Entities {
             by_cgroup: HashMap::new(),
             by_process: HashMap::new(),
             unresolved: 0,
+            kube: None,
         }
+    }
+
+    /// With who knows the names of pods, or nobody.
+    #[must_use]
+    pub fn with_kube(self, kube: Option<Arc<Directory>>) -> Self {
+        Self { kube, ..self }
     }
 
     /// The owner by cgroup id (v2), else by process. None: unknown.
@@ -160,7 +171,8 @@ impl Entities {
             .and_then(|cgroups| cgroups.unified);
         let path = told.and_then(|path| tree.get_at(id, &path, now).map(|cgroup| Arc::clone(&cgroup.path)));
         let path = path.or_else(|| tree.get(id, now).map(|cgroup| Arc::clone(&cgroup.path)))?;
-        let owner = Owner { entity: Entity::of_path(path.as_bytes()), cgroup_path: path };
+        let owner =
+            Owner { entity: entity_of(path.as_bytes(), self.kube.as_deref(), now), cgroup_path: path };
         if self.by_cgroup.len() >= MAX_OWNERS {
             self.by_cgroup.clear();
         }
@@ -176,7 +188,8 @@ impl Entities {
         {
             return owner.clone().or_else(|| (cgroup_id == ROOT_ID).then(at_root));
         }
-        let owner = read_cgroups(self.proc.as_deref(), tgid).map(|cgroups| owner_of_process(&cgroups));
+        let owner = read_cgroups(self.proc.as_deref(), tgid)
+            .map(|cgroups| owner_of_process(&cgroups, self.kube.as_deref(), now));
         if self.by_process.len() >= MAX_OWNERS {
             self.by_process.clear();
         }
@@ -209,11 +222,20 @@ fn read_cgroups(proc: Option<&Path>, tgid: u32) -> Option<ProcessCgroups> {
     Some(process_cgroups(&text))
 }
 
+/// The entity of a cgroup path; a container with the place for its names.
+fn entity_of(path: &[u8], kube: Option<&Directory>, now: Instant) -> Entity {
+    let Some(mut container) = container_of(path) else { return Entity::Host };
+    if let Some(kube) = kube {
+        kube.meet(&mut container, now);
+    }
+    Entity::Container(Arc::new(container))
+}
+
 /// The path that names a container, v2's first; else v2's own.
-fn owner_of_process(cgroups: &ProcessCgroups) -> Owner {
+fn owner_of_process(cgroups: &ProcessCgroups, kube: Option<&Directory>, now: Instant) -> Owner {
     let ProcessCgroups { unified, legacy } = cgroups;
     for path in unified.iter().chain(legacy) {
-        let entity = Entity::of_path(path.as_bytes());
+        let entity = entity_of(path.as_bytes(), kube, now);
         if entity != Entity::Host {
             return Owner { entity, cgroup_path: path.as_str().into() };
         }

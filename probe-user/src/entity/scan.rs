@@ -1,9 +1,10 @@
-//! Containers that run now, found by walking the cgroup tree: for `--container`.
+//! Containers and pods that run now, found by walking the cgroup tree: for `--container` and `--pod`.
 
 use std::collections::BTreeMap;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use super::container::pod_of;
 use super::container_of;
 
 /// Directories visited at most: a tree made to be endless must not hold the command up.
@@ -14,6 +15,30 @@ const MOST: usize = 100_000;
 #[must_use]
 pub fn containers_below(root: &Path) -> BTreeMap<String, PathBuf> {
     let mut containers = BTreeMap::new();
+    walk(root, |path| {
+        let below = path.strip_prefix(root).unwrap_or(path);
+        if let Some(container) = container_of(&[b"/", below.as_os_str().as_bytes()].concat()) {
+            // What lies below a container's cgroup belongs to it, unless it is a container of its own.
+            containers.entry(container.container_id).or_insert_with(|| path.to_owned());
+        }
+    });
+    containers
+}
+
+/// The same of Kubernetes' pods, by uid.
+#[must_use]
+pub fn pods_below(root: &Path) -> BTreeMap<String, PathBuf> {
+    let mut pods = BTreeMap::new();
+    walk(root, |path| {
+        if let Some(uid) = path.file_name().and_then(|name| pod_of(name.as_bytes())) {
+            pods.entry(uid).or_insert_with(|| path.to_owned());
+        }
+    });
+    pods
+}
+
+/// Shows every directory below the root, parents first.
+fn walk(root: &Path, mut show: impl FnMut(&Path)) {
     let mut waiting = vec![root.to_owned()];
     let mut visited = 0;
     while let Some(directory) = waiting.pop() {
@@ -28,13 +53,8 @@ pub fn containers_below(root: &Path) -> BTreeMap<String, PathBuf> {
                 continue;
             }
             let path = entry.path();
-            let below = path.strip_prefix(root).unwrap_or(&path);
-            if let Some(container) = container_of(&[b"/", below.as_os_str().as_bytes()].concat()) {
-                // What lies below a container's cgroup belongs to it, unless it is a container of its own.
-                containers.entry(container.container_id).or_insert_with(|| path.clone());
-            }
+            show(&path);
             waiting.push(path);
         }
     }
-    containers
 }

@@ -12,7 +12,8 @@ use super::{Pipeline, Report, Running, SKIPPED};
 use crate::collect::Ring;
 use crate::config::{CgroupFilter, Config};
 use crate::doctor::{Diagnosis, Host, diagnose};
-use crate::entity::{Entities, ProcessLimits, Processes, sees_host_pids};
+use crate::entity::kube::{KubeletConfig, Pod, pods_now};
+use crate::entity::{Directory, Entities, ProcessLimits, Processes, sees_host_pids};
 use crate::kernel::btf::{BtfError, KernelBtf};
 use crate::kernel::cgroup::{Cgroup, CgroupError, CgroupRoot, TreeLimits};
 use crate::kernel::clock::{self, Clock};
@@ -120,9 +121,14 @@ impl Pipeline {
         give_back_privileges(&signals, conntrack.is_some());
         let clock = Clock::new();
         let now = clock.wall(clock::monotonic_ns());
+        let kubelet = config.kubelet.clone().map(|kubelet| (kubelet, Arc::new(Directory::default())));
         Ok(Self {
             signals,
-            owners: Owners::new(entities, Processes::new(ProcessLimits::default())).with_conntrack(conntrack),
+            owners: Owners::new(
+                entities.with_kube(kubelet.as_ref().map(|(_, directory)| Arc::clone(directory))),
+                Processes::new(ProcessLimits::default()),
+            )
+            .with_conntrack(conntrack),
             clock,
             store: Store::new(Limits::with_interval(config.interval), now),
             stats,
@@ -131,6 +137,7 @@ impl Pipeline {
             first: config.interval,
             duration: config.duration,
             visits: None,
+            kubelet,
             _cgroup: cgroup,
         })
     }
@@ -269,12 +276,14 @@ fn filter_settings(config: &Config, root: Option<&CgroupRoot>) -> Result<Setting
     if let Some(filter) = &config.filter.cgroup {
         let root = root.ok_or_else(|| {
             StartError::Filter(
-                "--cgroup and --container need the host's cgroup v2 mount, and there is none".to_owned(),
+                "--cgroup, --container and --pod need the host's cgroup v2 mount, and there is none"
+                    .to_owned(),
             )
         })?;
         let cgroup = match filter {
             CgroupFilter::Path(path) => root.locate(path)?,
             CgroupFilter::Container(prefix) => find_container(root, prefix)?,
+            CgroupFilter::Pod(namespace, name) => find_pod(root, namespace, name, config.kubelet.as_ref())?,
         };
         settings.filters |= FILTER_CGROUP;
         settings.cgroup_id = cgroup.id;
@@ -308,4 +317,33 @@ fn find_container(root: &CgroupRoot, prefix: &str) -> Result<Cgroup, StartError>
             Err(StartError::Filter(format!("--container {prefix}: several begin so: {}", ids.join(", "))))
         }
     }
+}
+
+/// The cgroup of a pod: its uid is the kubelet's word, and its cgroup is named after that.
+fn find_pod(
+    root: &CgroupRoot,
+    namespace: &str,
+    name: &str,
+    kubelet: Option<&KubeletConfig>,
+) -> Result<Cgroup, StartError> {
+    let refuse = |why: String| StartError::Filter(format!("--pod {namespace}/{name}: {why}"));
+    let kubelet = kubelet.ok_or_else(|| {
+        refuse("no kubelet to ask; say where it is: --kubelet https://NODE-IP:10250".to_owned())
+    })?;
+    let list = pods_now(kubelet).map_err(|error| refuse(format!("{}: {error}", kubelet.url)))?;
+    let is_it = |pod: &&Pod| *pod.names.namespace == *namespace && *pod.names.pod == *name;
+    let Some(pod) = list.pods.iter().find(is_it) else {
+        let name = |pod: &Pod| format!("{}/{}", pod.names.namespace, pod.names.pod);
+        let known: Vec<String> = list.pods.iter().map(name).take(20).collect();
+        let known = if known.is_empty() {
+            "there is none".to_owned()
+        } else {
+            format!("there are {}", known.join(", "))
+        };
+        return Err(refuse(format!("no pod of this node is called so; {known}")));
+    };
+    let cgroups = crate::entity::pods_below(&root.path);
+    let path = pod.uids.iter().find_map(|uid| cgroups.get(&**uid));
+    let path = path.ok_or_else(|| refuse("it has no cgroup here (v2): has it ended?".to_owned()))?;
+    Ok(root.locate(path)?)
 }

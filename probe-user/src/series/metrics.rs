@@ -208,6 +208,12 @@ registry! {
     PROBE_EXPORT_DURATION: Timer = "probe.export.duration", "s",
         "Time of one export request, answered or not.",
         [key::SINK];
+    PROBE_KUBELET_REQUESTS: Counter = "probe.kubelet.requests", "{request}",
+        "Requests for the names of pods to the kubelet, those that failed by `error.type`.",
+        [key::ERROR_TYPE];
+    PROBE_KUBELET_LEFT_OUT: Gauge = "probe.kubelet.left_out", "{item}",
+        "What the kubelet's last answer had that was not taken: `name` of no form that Kubernetes allows, `node`: a pod of another node, `duplicate`: a uid or id that was there already, `limit`: a pod too many.",
+        [key::ERROR_TYPE];
     PROCESS_CPU_TIME: Counter = "process.cpu.time", "s",
         "CPU time of the agent, by mode.",
         [key::CPU_MODE];

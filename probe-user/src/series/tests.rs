@@ -9,6 +9,7 @@ fn container(id: &str) -> Entity {
         container_id: id.to_owned(),
         runtime: None,
         pod_uid: None,
+        names: crate::entity::Names::default(),
     }))
 }
 

@@ -45,6 +45,9 @@ impl Who {
             if let Some(uid) = &container.pod_uid {
                 visitor(key::K8S_POD_UID, AttrValue::Str(uid));
             }
+            if let Some(names) = container.names.get() {
+                names.identity().for_each(|(key, name)| visitor(key, AttrValue::Str(name)));
+            }
         }
         if let Some(cgroup) = cgroup {
             visitor(key::LINUX_CGROUP_PATH, AttrValue::Str(cgroup));

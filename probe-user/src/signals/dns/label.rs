@@ -124,7 +124,12 @@ mod tests {
 
     fn container(id: usize) -> Entity {
         let container_id = format!("{id:064x}");
-        Entity::Container(Arc::new(ContainerIdentity { container_id, runtime: None, pod_uid: None }))
+        Entity::Container(Arc::new(ContainerIdentity {
+            container_id,
+            runtime: None,
+            pod_uid: None,
+            names: crate::entity::Names::default(),
+        }))
     }
 
     fn labels_of(names: QuestionNames, names_max: usize) -> Labels {

@@ -6,7 +6,7 @@ use super::text::{cut, escape, width};
 use crate::entity::{ContainerIdentity, Entity};
 use crate::signals::Who;
 
-/// Characters of an owner: container, comm and pid at their longest.
+/// Characters of an owner: container id, comm and pid at their longest.
 pub(super) const OWNER: usize = 37;
 /// An owner is not cut shorter for the sake of what stands beside it: a container's id stays whole.
 pub(super) const OWNER_LEAST: usize = 12;
@@ -44,8 +44,7 @@ impl OwnerKey {
             Processes::Several => Some("[…]".to_owned()),
             Processes::None => None,
         };
-        let container = container.as_ref().map(|container| container.container_id.as_str());
-        name(container, comm.as_deref(), number.as_deref(), cgroup.as_deref(), most)
+        name(container.as_deref(), comm.as_deref(), number.as_deref(), cgroup.as_deref(), most)
     }
 }
 
@@ -69,30 +68,43 @@ impl Processes {
     }
 }
 
-/// Who, in at most so many characters: container before process; without either, the cgroup; `-` where nothing is known.
+/// Who, in at most so many characters: pod or container before process; without either, the cgroup; `-` where nothing is known.
 pub(super) fn owner(who: &Who, most: usize) -> String {
     let Who { pid, comm, executable: _, entity, cgroup, netns: _ } = who;
-    let container = entity.container().map(|container| container.container_id.as_str());
     let pid = pid.map(|pid| format!("[{pid}]"));
-    name(container, comm.as_deref(), pid.as_deref(), cgroup.as_deref(), most)
+    name(entity.container(), comm.as_deref(), pid.as_deref(), cgroup.as_deref(), most)
+}
+
+/// A container as people know it: by its pod, else by the beginning of its id.
+fn place(container: &ContainerIdentity) -> String {
+    match container.names.get() {
+        Some(names) => escape(&format!("{}/{}", names.namespace, names.pod)),
+        None => {
+            let id = &container.container_id;
+            escape(id.get(..CONTAINER_ID).unwrap_or(id))
+        }
+    }
 }
 
 /// Puts an owner's name together. What is cut is the process's name, as long as that is enough.
 fn name(
-    container: Option<&str>,
+    container: Option<&ContainerIdentity>,
     comm: Option<&str>,
     number: Option<&str>,
     cgroup: Option<&str>,
     most: usize,
 ) -> String {
-    let container = container.map(|id| escape(id.get(..CONTAINER_ID).unwrap_or(id)));
+    let container = container.map(place);
     let comm = escape(comm.unwrap_or_default());
     let number = number.unwrap_or_default();
     if container.is_none() && comm.is_empty() && number.is_empty() {
         let last = cgroup.and_then(|path| path.rsplit('/').find(|part| !part.is_empty()));
         return last.map_or("-".into(), |last| cut(&format!("…/{}", escape(last)), most).into_owned());
     }
-    let before = container.map(|id| format!("{id} ")).unwrap_or_default();
+    // A pod's name may take what the process leaves, and at least half of the room.
+    let beside = (width(&comm) + width(number) + 1).min(most / 2);
+    let room = most.saturating_sub(beside).max(OWNER_LEAST);
+    let before = container.map(|place| format!("{} ", cut(&place, room))).unwrap_or_default();
     let left = most.saturating_sub(width(&before));
     // One character and the sign that it was cut, at least; half a number is none.
     let number = if width(number) + 2 <= left { number } else { "" };
@@ -105,6 +117,7 @@ fn name(
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use crate::entity::KubeNames;
 
     pub(in crate::sink::console) const CONTAINER: &str =
         "/docker/3f37e9702f3961bba773444f8be29ad8c0ffee00c0ffee00c0ffee00c0ffee00";
@@ -118,6 +131,32 @@ pub(super) mod tests {
             cgroup: (!cgroup.is_empty()).then(|| cgroup.into()),
             netns: Some(1),
         }
+    }
+
+    #[test]
+    fn pods_stand_for_their_containers() {
+        let mut who = who("nginx", 4711, CONTAINER);
+        let key = OwnerKey::of(&who);
+        let Entity::Container(container) = &who.entity else { panic!("{who:?}") };
+        let names = KubeNames {
+            namespace: "shop".into(),
+            pod: "web-5d78c9869d-abcde".into(),
+            ..KubeNames::default()
+        };
+        let named = ContainerIdentity { names: names.into(), ..(**container).clone() };
+        who.entity = Entity::Container(Arc::new(named));
+        for (most, want) in [
+            (37, "shop/web-5d78c9869d-abcde nginx[4711]"),
+            (30, "shop/web-5d78c986… nginx[4711]"),
+            (24, "shop/web-5d… nginx[4711]"),
+            (16, "shop/web-5d… ng…"),
+            (12, "shop/web-5d…"),
+        ] {
+            let got = owner(&who, most);
+            assert!(width(&got) <= most, "{got} in {most}");
+            assert_eq!(got, want, "in {most}");
+        }
+        assert_eq!(key, OwnerKey::of(&who), "a name that comes late makes no other owner");
     }
 
     #[test]

@@ -397,8 +397,12 @@ mod tests {
     fn what_ends_has_a_last_point_without_a_value() {
         let mut store = Store::new(Limits { idle: 1, ..Limits::default() }, 5);
         let (container_id, runtime, pod_uid) = ("c".to_owned(), None, None);
-        let container =
-            Entity::Container(std::sync::Arc::new(ContainerIdentity { container_id, runtime, pod_uid }));
+        let container = Entity::Container(std::sync::Arc::new(ContainerIdentity {
+            container_id,
+            runtime,
+            pod_uid,
+            names: crate::entity::Names::default(),
+        }));
         store.record(&container, metrics::DNS_LOOKUP_DURATION, &[], Duration::from_millis(1));
         store.add(&container, metrics::TCP_RETRANSMITS, &[attr(key::NETWORK_TYPE, "ipv4")], 1);
         store.snapshot(6);

@@ -8,11 +8,11 @@
 use std::collections::BTreeMap;
 use std::io;
 
-use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue, any_value};
+use opentelemetry_proto::tonic::common::v1::{AnyValue, ArrayValue, KeyValue, any_value};
 use opentelemetry_proto::tonic::resource::v1::Resource;
 
 use super::config::{ConfigError, pairs};
-use crate::entity::Entity;
+use crate::entity::{Entity, KubeNames};
 use crate::event::key;
 
 /// Semantic conventions that the names follow.
@@ -100,13 +100,48 @@ impl Resources {
                         id.push_str(&identity.container_id);
                     }
                 }
-                attributes.push(text(key::CONTAINER_ID, &identity.container_id));
-                attributes
-                    .extend(identity.runtime.map(|runtime| text(key::CONTAINER_RUNTIME, runtime.name())));
-                attributes.extend(identity.pod_uid.as_deref().map(|uid| text(key::K8S_POD_UID, uid)));
+                set(&mut attributes, text(key::CONTAINER_ID, &identity.container_id));
+                if let Some(runtime) = identity.runtime {
+                    set(&mut attributes, text(key::CONTAINER_RUNTIME, runtime.name()));
+                }
+                if let Some(uid) = &identity.pod_uid {
+                    set(&mut attributes, text(key::K8S_POD_UID, uid));
+                }
+                if let Some(names) = identity.names.get() {
+                    name(&mut attributes, &names);
+                }
             }
         }
         Resource { attributes, ..Resource::default() }
+    }
+}
+
+/// Adds what Kubernetes calls a container.
+fn name(attributes: &mut Vec<KeyValue>, names: &KubeNames) {
+    names.identity().for_each(|(key, name)| set(attributes, text(key, name)));
+    names.groups().for_each(|(key, value)| set(attributes, text(key, value)));
+    // What the agent was told of its node has the last word.
+    if let Some(node) = &names.node
+        && attributes.iter().all(|attribute| attribute.key != key::K8S_NODE_NAME)
+    {
+        attributes.push(text(key::K8S_NODE_NAME, node));
+    }
+    if let Some((name, tag)) = &names.image {
+        set(attributes, text(key::CONTAINER_IMAGE_NAME, name));
+        if let Some(tag) = tag {
+            let value = AnyValue { value: Some(any_value::Value::StringValue(tag.to_string())) };
+            let tags = any_value::Value::ArrayValue(ArrayValue { values: vec![value] });
+            set(attributes, key_value(key::CONTAINER_IMAGE_TAGS, tags));
+        }
+    }
+}
+
+/// Adds an attribute, in place of one of that name: where OTEL_RESOURCE_ATTRIBUTES names the agent's own pod, a container is not
+/// that one.
+fn set(attributes: &mut Vec<KeyValue>, attribute: KeyValue) {
+    match attributes.iter_mut().find(|known| known.key == attribute.key) {
+        Some(known) => *known = attribute,
+        None => attributes.push(attribute),
     }
 }
 
@@ -129,7 +164,10 @@ pub(super) fn key_value(key: &str, value: any_value::Value) -> KeyValue {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::entity::{ContainerIdentity, Names};
 
     fn resolve(env: &[(&str, &str)]) -> Result<Resources, ConfigError> {
         let lookup = |key: &str| env.iter().find(|(k, _)| *k == key).map(|(_, v)| (*v).to_owned());
@@ -173,6 +211,49 @@ mod tests {
         assert_eq!(resolve(&env).unwrap().node(), "n");
         let error = resolve(&[("OTEL_RESOURCE_ATTRIBUTES", "a=b,c")]).unwrap_err();
         assert_eq!((error.key.as_str(), error.value.as_str()), ("OTEL_RESOURCE_ATTRIBUTES", "c"));
+    }
+
+    #[test]
+    fn a_container_has_its_own_names_and_not_the_agents() {
+        let env = [("NODE_NAME", "n1"), ("OTEL_RESOURCE_ATTRIBUTES", "k8s.pod.name=probe-x,team=infra")];
+        let resources = resolve(&env).unwrap();
+        let of = |names: Names| {
+            let container =
+                ContainerIdentity { container_id: "c0ffee".into(), runtime: None, pod_uid: None, names };
+            let found = resources.of(&Entity::Container(Arc::new(container))).attributes;
+            let mut keys: Vec<String> = found.iter().map(|attribute| attribute.key.clone()).collect();
+            keys.sort();
+            assert!(keys.windows(2).all(|two| two[0] != two[1]), "twice: {keys:?}");
+            found
+                .into_iter()
+                .map(|attribute| (attribute.key, attribute.value.unwrap()))
+                .collect::<BTreeMap<_, _>>()
+        };
+        let label: (Box<str>, Box<str>) = ("k8s.pod.label.app".into(), "web".into());
+        let named = of(Names::from(KubeNames {
+            namespace: "shop".into(),
+            pod: "web-1".into(),
+            container: Some("nginx".into()),
+            node: Some("other".into()),
+            workload: Some((key::K8S_DEPLOYMENT_NAME, "web".into())),
+            image: Some(("registry:5000/web".into(), Some("1.2".into()))),
+            labels: [label].into(),
+        }));
+        for (key, value) in [
+            ("container.id", "c0ffee"),
+            ("k8s.namespace.name", "shop"),
+            ("k8s.pod.name", "web-1"),
+            ("k8s.container.name", "nginx"),
+            ("k8s.node.name", "n1"),
+            ("k8s.deployment.name", "web"),
+            ("k8s.pod.label.app", "web"),
+            ("container.image.name", "registry:5000/web"),
+            ("team", "infra"),
+        ] {
+            assert_eq!(named.get(key), text(key, value).value.as_ref(), "{key}");
+        }
+        assert!(named.contains_key("container.image.tags"));
+        assert!(!of(Names::default()).contains_key("k8s.namespace.name"), "absent means unknown");
     }
 
     #[test]

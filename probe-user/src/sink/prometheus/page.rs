@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::{self, Write as _};
 use std::sync::Arc;
+use std::time::Instant;
 
 use probe_common::hist::OTLP_OFFSET;
 use prometheus_client::collector::Collector;
@@ -65,7 +66,12 @@ impl Page {
         let mut names = Names::default();
         let mut families: Vec<Family> =
             metrics::ALL.iter().map(|def| Family { def, rows: Vec::new() }).collect();
+        let now = Instant::now();
         for owner in store.peek().entities() {
+            // Labels that change make other series: a new container waits for its names, if the kubelet may know them in a moment.
+            if owner.entity.container().is_some_and(|container| container.names.are_awaited(now)) {
+                continue;
+            }
             let whose = names.owner(owner.entity);
             for (def, series) in owner.metrics() {
                 let Some(family) = families.iter_mut().find(|family| family.def == def) else { continue };
@@ -251,6 +257,16 @@ impl Names {
             identity.runtime.map(|runtime| (self.of(key::CONTAINER_RUNTIME), Value::Static(runtime.name()))),
         );
         labels.extend(identity.pod_uid.as_deref().map(|uid| (self.of(key::K8S_POD_UID), shared(uid))));
+        if let Some(names) = identity.names.get() {
+            labels.extend(names.identity().map(|(key, name)| (self.of(key), shared(name))));
+            for (key, value) in names.groups() {
+                // Keys of labels that differ in a dot only are one label here, and a page must not have that twice.
+                let name = label_name(key);
+                if labels.iter().all(|(known, _)| **known != *name) {
+                    labels.push((name.into(), shared(value)));
+                }
+            }
+        }
         labels
     }
 
@@ -292,7 +308,12 @@ mod tests {
 
     fn container() -> Entity {
         let (container_id, pod_uid) = ("c0ffee".to_owned(), Some("pod-1".to_owned()));
-        Entity::Container(Arc::new(ContainerIdentity { container_id, runtime: None, pod_uid }))
+        Entity::Container(Arc::new(ContainerIdentity {
+            container_id,
+            runtime: None,
+            pod_uid,
+            names: crate::entity::Names::default(),
+        }))
     }
 
     #[test]

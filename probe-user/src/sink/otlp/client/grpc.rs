@@ -11,9 +11,8 @@ use tonic::{Code, Request, Status};
 use tonic_types::StatusExt;
 
 use super::super::config::{Compression, Target};
-use super::{
-    CONNECT_TIMEOUT, ClientError, Failure, LONGEST_ASKED_WAIT, Response, Retry, certificate, with_causes,
-};
+use super::{CONNECT_TIMEOUT, ClientError, Failure, LONGEST_ASKED_WAIT, Response, Retry, certificate};
+use crate::tls::with_causes;
 
 /// A connection that is made when it is first needed, and again when it hung.
 #[derive(Debug)]

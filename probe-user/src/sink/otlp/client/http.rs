@@ -2,7 +2,6 @@
 
 use std::io::Write as _;
 use std::marker::PhantomData;
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -15,16 +14,14 @@ use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client as Pool;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject as _;
-use rustls::{ClientConfig, RootCertStore};
+use rustls::ClientConfig;
 use tonic_types::pb::Status;
 
 use super::super::config::{Compression, Target};
 use super::{
     CONNECT_TIMEOUT, ClientError, Failure, LONGEST_ASKED_WAIT, Response, Retry, USER_AGENT, certificate,
-    with_causes,
 };
+use crate::tls::{self, TlsError, with_causes};
 
 const PROTOBUF: &str = "application/x-protobuf";
 const JSON: &str = "application/json";
@@ -97,37 +94,17 @@ fn pool(target: &Target) -> Result<Pool<HttpsConnector<HttpConnector>, Full<Byte
 }
 
 fn tls(target: &Target) -> Result<ClientConfig, ClientError> {
-    let refuse = |source: rustls::Error| ClientError::refused(target, source);
-    let mut roots = RootCertStore::empty();
-    if target.is_tls() {
-        match certificate(target)? {
-            None => {
-                // Those that do not parse are as good as absent; none at all is said.
-                let found = rustls_native_certs::load_native_certs();
-                roots.add_parsable_certificates(found.certs);
-                if roots.is_empty() {
-                    let why =
-                        found.errors.first().map_or_else(|| "there is none".to_owned(), ToString::to_string);
-                    let text = format!("no certificate authority of the system's can be read: {why}");
-                    return Err(ClientError::refused(target, text));
-                }
-            }
-            Some(pem) => {
-                for found in CertificateDer::pem_slice_iter(&pem) {
-                    roots.add(found.map_err(|error| ClientError::refused(target, error))?).map_err(refuse)?;
-                }
-                if roots.is_empty() {
-                    return Err(ClientError::refused(
-                        target,
-                        "OTEL_EXPORTER_OTLP_CERTIFICATE has no certificate",
-                    ));
-                }
-            }
+    let config = if target.is_tls() {
+        certificate(target)?.map_or_else(tls::trusting_the_system, |pem| tls::trusting(&pem))
+    } else {
+        tls::trusting_nobody()
+    };
+    config.map_err(|error| match error {
+        TlsError::Empty => ClientError::refused(target, "OTEL_EXPORTER_OTLP_CERTIFICATE has no certificate"),
+        TlsError::System(_) | TlsError::Pem(_) | TlsError::Certificate(_) => {
+            ClientError::refused(target, error)
         }
-    }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-    Ok(config.map_err(refuse)?.with_root_certificates(roots).with_no_client_auth())
+    })
 }
 
 fn gzip(body: &[u8]) -> Bytes {

@@ -60,21 +60,6 @@ fn certificate(target: &Target) -> Result<Option<Vec<u8>>, ClientError> {
     std::fs::read(path).map(Some).map_err(unreadable)
 }
 
-/// What an error says, and what the errors behind it add to that.
-fn with_causes(said: &str, error: &dyn std::error::Error) -> String {
-    let mut message = said.to_owned();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !message.contains(&cause_text) {
-            message.push_str(": ");
-            message.push_str(&cause_text);
-        }
-        source = cause.source();
-    }
-    message
-}
-
 /// What is most often wrong where the transports say this: a port of the other protocol, TLS with one that has none. Their errors
 /// have no kinds for that, only words.
 fn way_out(message: &str) -> Option<&'static str> {
