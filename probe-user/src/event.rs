@@ -77,6 +77,8 @@ pub mod key {
     pub const CONTAINER_ID: &str = "container.id";
     /// Runtime of the container: `containerd`, `cri-o`, `docker`, `podman`.
     pub const CONTAINER_RUNTIME: &str = "container.runtime.name";
+    /// systemd unit of what is in no container.
+    pub const SYSTEMD_UNIT_NAME: &str = "systemd.unit.name";
     /// Pod uid.
     pub const K8S_POD_UID: &str = "k8s.pod.uid";
     /// Pod name.

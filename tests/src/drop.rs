@@ -41,6 +41,15 @@ impl Cgroup {
         Self::at(format!("/probe-test-{}-{number}", std::process::id()))
     }
 
+    /// Makes one below the root that looks like a slice of systemd's.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::new`].
+    pub fn slice() -> Result<Self> {
+        Self::at(format!("/probetest{}.slice", std::process::id()))
+    }
+
     /// Makes one below this.
     ///
     /// # Errors

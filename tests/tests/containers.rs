@@ -1,4 +1,4 @@
-//! Containers: who is in which, however short it lived, by Kubernetes' and by real Docker's cgroups.
+//! Containers and systemd units: who is in which, however short it lived, by Kubernetes', systemd's and real Docker's cgroups.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -18,10 +18,14 @@ const LONG: Duration = Duration::from_secs(30);
 
 /// Calls of munlockall(2) by container, of a whole run.
 fn calls_of(finished: &Finished) -> BTreeMap<String, i64> {
+    calls_by(finished, "container.id")
+}
+
+fn calls_by(finished: &Finished, key: &str) -> BTreeMap<String, i64> {
     let mut calls = BTreeMap::new();
     let of_them = |line: &&Line| line.text("syscall.name") == Some("munlockall");
     for line in finished.lines.iter().filter(of_them) {
-        if let Some(id) = line.text("container.id") {
+        if let Some(id) = line.text(key) {
             *calls.entry(id.to_owned()).or_default() += line.int("count").unwrap_or_default();
         }
     }
@@ -54,5 +58,25 @@ fn containers_that_live_for_a_moment_are_named() -> Result<()> {
     let uid = "b3a9c1d2-0e4f-4a5b-8c6d-7e8f9a0b1c2d";
     let of_pod = |line: &&Line| line.text("k8s.pod.uid") == Some(uid);
     ensure!(finished.lines.iter().filter(of_pod).count() >= expected.len(), "pods are not named");
+    Ok(())
+}
+
+#[test]
+fn units_are_owners() -> Result<()> {
+    let slice = Cgroup::slice()?;
+    let service = slice.below("probe-test.service")?;
+    let worker = service.below("worker")?;
+    let probe =
+        Probe::start(&["syscalls", "--syscall", "munlockall", "--by", "container", "--interval", "1h"])?;
+    for (cgroup, order) in [(&service, "munlockall 3"), (&worker, "munlockall 4")] {
+        let mut workload = Workload::start(WORKLOAD)?;
+        cgroup.add(workload.pid())?;
+        workload.tell(order)?;
+        workload.end()?;
+    }
+    let finished = probe.stop()?;
+    finished.require_complete()?;
+    let found = calls_by(&finished, "systemd.unit.name");
+    ensure!(found == [("probe-test.service".to_owned(), 7)].into(), "{found:?}");
     Ok(())
 }

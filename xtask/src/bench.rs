@@ -4,6 +4,7 @@ mod agent;
 mod connections;
 mod dns;
 mod load;
+mod series;
 mod syscalls;
 mod tcp;
 mod tracer;
@@ -45,6 +46,8 @@ enum Part {
     Dns,
     /// `probe run`: time to the first event, memory of the agent and of its maps
     Agent,
+    /// What one collection costs at 10,000 and at 100,000 series, and how many records a second one core takes in
+    Series,
     /// Records a second through rings of several sizes, offered and delivered
     Flood,
     /// `probe run` beside many open connections, some of them closed and opened again all the time: whether its memory stays
@@ -80,6 +83,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     if wanted(Part::Agent) {
         agent::run(&probe, args.rounds)?;
+    }
+    if wanted(Part::Series) {
+        series::run(&root, args.rounds)?;
     }
     if wanted(Part::Flood) {
         // A program of the tests, so that xtask need not be built with them.

@@ -24,7 +24,7 @@ pub(super) struct Args {
     /// Only pairs with errors
     #[arg(long)]
     errors: bool,
-    /// What a row adds up: the calls of a process, of a container (and the host beside them), or everybody's
+    /// What a row adds up: the calls of a process, of a container or systemd unit (and of the rest of the host), or everybody's
     #[arg(long, value_name = "BY", default_value = "process")]
     by: SyscallBy,
     /// Order of the rows, largest first

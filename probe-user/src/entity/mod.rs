@@ -1,10 +1,11 @@
-//! Whose it is: cgroup id → container or host, process → names. Caches are bounded; what is unknown is absent.
+//! Whose it is: cgroup id → container, systemd unit or host, process → names. Caches are bounded; what is unknown is absent.
 
 pub mod container;
 pub mod kube;
 pub mod names;
 pub mod process;
 mod scan;
+mod unit;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -16,14 +17,17 @@ pub use kube::{Directory, KubeNames, Names};
 pub use names::PeerNames;
 pub use process::{ProcessLimits, ProcessNames, Processes, living};
 pub use scan::{containers_below, pods_below};
+pub use unit::unit_of;
 
 use crate::kernel::cgroup::{CgroupTree, ProcessCgroups, ROOT_ID, TreeLimits, TreeStats, process_cgroups};
 
 /// Whose a series or an event is. Cheap to clone.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Entity {
-    /// The host: whatever is in no container.
+    /// The host: whatever is in no container and in no unit.
     Host,
+    /// A systemd unit of the host, by its name as [`unit_of`] has it.
+    Unit(Arc<str>),
     /// A container.
     Container(Arc<ContainerIdentity>),
 }
@@ -31,13 +35,16 @@ pub enum Entity {
 impl Entity {
     /// The entity of a cgroup path.
     pub fn of_path(path: &[u8]) -> Self {
-        container_of(path).map_or(Self::Host, |container| Self::Container(Arc::new(container)))
+        match container_of(path) {
+            Some(container) => Self::Container(Arc::new(container)),
+            None => unit_of(path).map_or(Self::Host, |unit| Self::Unit(unit.into())),
+        }
     }
 
     /// The container, if it is one.
     pub fn container(&self) -> Option<&ContainerIdentity> {
         match self {
-            Self::Host => None,
+            Self::Host | Self::Unit(_) => None,
             Self::Container(container) => Some(container),
         }
     }
@@ -46,7 +53,7 @@ impl Entity {
 /// The owner of something, as far as its cgroup tells.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Owner {
-    /// Container or host.
+    /// Container, unit or host.
     pub entity: Entity,
     /// Path of the cgroup below its mount; for `linux.cgroup.path`. Text sinks must escape it.
     pub cgroup_path: Arc<str>,
@@ -224,23 +231,28 @@ fn read_cgroups(proc: Option<&Path>, tgid: u32) -> Option<ProcessCgroups> {
 
 /// The entity of a cgroup path; a container with the place for its names.
 fn entity_of(path: &[u8], kube: Option<&Directory>, now: Instant) -> Entity {
-    let Some(mut container) = container_of(path) else { return Entity::Host };
-    if let Some(kube) = kube {
-        kube.meet(&mut container, now);
+    let mut entity = Entity::of_path(path);
+    if let (Entity::Container(container), Some(kube)) = (&mut entity, kube) {
+        kube.meet(Arc::make_mut(container), now);
     }
-    Entity::Container(Arc::new(container))
+    entity
 }
 
-/// The path that names a container, v2's first; else v2's own.
+/// The path that names a container, v2's first; else one that names a unit; else v2's own.
 fn owner_of_process(cgroups: &ProcessCgroups, kube: Option<&Directory>, now: Instant) -> Owner {
     let ProcessCgroups { unified, legacy } = cgroups;
+    let mut found = Owner { entity: Entity::Host, cgroup_path: unified.as_deref().unwrap_or("/").into() };
     for path in unified.iter().chain(legacy) {
         let entity = entity_of(path.as_bytes(), kube, now);
-        if entity != Entity::Host {
-            return Owner { entity, cgroup_path: path.as_str().into() };
+        let is_container = entity.container().is_some();
+        if is_container || entity != Entity::Host && found.entity == Entity::Host {
+            found = Owner { entity, cgroup_path: path.as_str().into() };
+        }
+        if is_container {
+            break;
         }
     }
-    Owner { entity: Entity::Host, cgroup_path: unified.as_deref().unwrap_or("/").into() }
+    found
 }
 
 #[cfg(test)]
@@ -292,6 +304,9 @@ mod tests {
         directory.process(10, &format!("9:memory:/docker/{ID}\n0::/\n"));
         directory.process(11, "9:memory:/user\n0::/\n");
         directory.process(12, "0::/system.slice/sshd.service\n");
+        directory.process(13, "1:name=systemd:/system.slice/cron.service\n0::/\n");
+        directory
+            .process(14, &format!("2:memory:/docker/{ID}\n1:name=systemd:/system.slice/x.service\n0::/\n"));
         let mut entities = directory.entities();
         let now = Instant::now();
         let path = |owner: Option<Owner>| owner.map(|owner| (owner.entity, owner.cgroup_path.to_string()));
@@ -299,11 +314,22 @@ mod tests {
         let owner = entities.resolve(docker, None, now);
         assert_eq!(container(owner.as_ref()), Some(ID));
         assert_eq!(owner.unwrap().cgroup_path.as_ref(), format!("/docker/{ID}"));
-        let service_path = Some((Entity::Host, "/system.slice/sshd.service".to_owned()));
+        let service_path =
+            Some((Entity::Unit("sshd.service".into()), "/system.slice/sshd.service".to_owned()));
         assert_eq!(path(entities.resolve(service, None, now)), service_path);
 
         let owner = entities.resolve(ROOT_ID, Some(10), now);
         assert_eq!(container(owner.as_ref()), Some(ID), "v1 tells the container");
+        assert_eq!(
+            path(entities.resolve(ROOT_ID, Some(13), now)),
+            Some((Entity::Unit("cron.service".into()), "/system.slice/cron.service".into())),
+            "v1 tells the unit"
+        );
+        assert_eq!(
+            container(entities.resolve(ROOT_ID, Some(14), now).as_ref()),
+            Some(ID),
+            "rather than the unit"
+        );
         assert_eq!(path(entities.resolve(ROOT_ID, Some(11), now)), Some((Entity::Host, "/".into())));
         assert_eq!(path(entities.resolve(ROOT_ID, Some(99), now)), Some((Entity::Host, "/".into())), "dead");
         assert_eq!(path(entities.resolve(0, Some(12), now)), service_path, "unknown id, known process");

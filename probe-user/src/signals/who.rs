@@ -40,13 +40,17 @@ impl Who {
         if let Some(executable) = executable {
             visitor(key::PROCESS_EXECUTABLE_NAME, AttrValue::Str(executable));
         }
-        if let Entity::Container(container) = entity {
-            visitor(key::CONTAINER_ID, AttrValue::Str(&container.container_id));
-            if let Some(uid) = &container.pod_uid {
-                visitor(key::K8S_POD_UID, AttrValue::Str(uid));
-            }
-            if let Some(names) = container.names.get() {
-                names.identity().for_each(|(key, name)| visitor(key, AttrValue::Str(name)));
+        match entity {
+            Entity::Host => {}
+            Entity::Unit(unit) => visitor(key::SYSTEMD_UNIT_NAME, AttrValue::Str(unit)),
+            Entity::Container(container) => {
+                visitor(key::CONTAINER_ID, AttrValue::Str(&container.container_id));
+                if let Some(uid) = &container.pod_uid {
+                    visitor(key::K8S_POD_UID, AttrValue::Str(uid));
+                }
+                if let Some(names) = container.names.get() {
+                    names.identity().for_each(|(key, name)| visitor(key, AttrValue::Str(name)));
+                }
             }
         }
         if let Some(cgroup) = cgroup {

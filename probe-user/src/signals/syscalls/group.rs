@@ -15,6 +15,7 @@ use crate::signals::Who;
 enum Whose {
     Everybodys,
     Containers(Arc<ContainerIdentity>),
+    Units(Arc<str>),
     Hosts,
     /// Their cgroup is not known: of some container, or of the host.
     Somebodys,
@@ -24,6 +25,7 @@ impl Whose {
     fn of_place(who: &Who) -> Self {
         match &who.entity {
             Entity::Container(container) => Self::Containers(Arc::clone(container)),
+            Entity::Unit(unit) => Self::Units(Arc::clone(unit)),
             Entity::Host if who.cgroup.is_some() => Self::Hosts,
             Entity::Host => Self::Somebodys,
         }
@@ -150,8 +152,8 @@ mod tests {
     fn rows() -> Vec<Row> {
         let inside = format!("{CONTAINER}/init.scope");
         vec![
-            row(1, Some("/system.slice/a.service"), "read", 3),
-            row(2, Some("/system.slice/b.service"), "read", 4),
+            row(1, Some("/pool/a"), "read", 3),
+            row(2, Some("/pool/b"), "read", 4),
             row(3, Some(&inside), "read", 5),
             row(4, Some(CONTAINER), "read", 6),
             row(4, Some(CONTAINER), "write", 7),
@@ -167,6 +169,20 @@ mod tests {
     }
 
     #[test]
+    fn units_are_added_up_by_themselves() {
+        let of = |pid, path| row(pid, Some(path), "read", 3);
+        let rows = vec![
+            of(1, "/system.slice/a.service/worker"),
+            of(2, "/system.slice/b.service"),
+            of(3, "/system.slice/a.service"),
+            of(4, "/pool"),
+        ];
+        let groups = named(by(SyscallBy::Container, rows));
+        let calls: Vec<_> = groups.iter().map(|((name, ..), row)| (&**name, row.calls)).collect();
+        assert_eq!(calls, [("/pool", 3), ("/system.slice/a.service", 6), ("/system.slice/b.service", 3)]);
+    }
+
+    #[test]
     fn containers_the_host_and_what_is_neither_for_certain() {
         let groups = named(by(SyscallBy::Container, rows()));
         let container = format!("3f37{CONTAINER}");
@@ -175,7 +191,7 @@ mod tests {
         assert_eq!(
             calls,
             [
-                ("/system.slice", "read", false, 7),
+                ("/pool", "read", false, 7),
                 (&*container, "read", false, 11),
                 (&*container, "read", true, 8),
                 (&*container, "write", false, 7),
@@ -185,7 +201,7 @@ mod tests {
         for row in groups.values() {
             assert_eq!((row.who.pid, &row.who.comm, &row.who.executable), (None, &None, &None));
         }
-        let host = &groups[&("/system.slice".to_owned(), "read", false)];
+        let host = &groups[&("/pool".to_owned(), "read", false)];
         let mut durations = Histogram::new();
         [1, 2, 3, 2, 4, 6, 8].iter().for_each(|us| durations.record(Duration::from_micros(*us)));
         assert_eq!(host.durations, durations);

@@ -18,18 +18,18 @@ const CONTAINER_ID: usize = 12;
 pub(super) struct OwnerKey {
     pub(super) container: Option<Arc<ContainerIdentity>>,
     pub(super) comm: Option<Arc<str>>,
-    /// Only where nothing else is known.
-    cgroup: Option<Arc<str>>,
+    /// Only where nothing else is known: the unit's name, else the cgroup's path.
+    place: Option<Arc<str>>,
 }
 
 impl OwnerKey {
     pub(super) fn of(who: &Who) -> Self {
         let container = match &who.entity {
-            Entity::Host => None,
+            Entity::Host | Entity::Unit(_) => None,
             Entity::Container(container) => Some(Arc::clone(container)),
         };
         let unknown = container.is_none() && who.comm.is_none();
-        Self { container, comm: who.comm.clone(), cgroup: who.cgroup.clone().filter(|_| unknown) }
+        Self { container, comm: who.comm.clone(), place: place_of(who).filter(|_| unknown).cloned() }
     }
 
     pub(super) fn name(&self, processes: Processes) -> String {
@@ -38,13 +38,21 @@ impl OwnerKey {
 
     /// In at most so many characters.
     pub(super) fn name_within(&self, processes: Processes, most: usize) -> String {
-        let Self { container, comm, cgroup } = self;
+        let Self { container, comm, place } = self;
         let number = match processes {
             Processes::One(pid) => pid.map(|pid| format!("[{pid}]")),
             Processes::Several => Some("[…]".to_owned()),
             Processes::None => None,
         };
-        name(container.as_deref(), comm.as_deref(), number.as_deref(), cgroup.as_deref(), most)
+        name(container.as_deref(), comm.as_deref(), number.as_deref(), place.as_deref(), most)
+    }
+}
+
+/// The unit, else the cgroup.
+fn place_of(who: &Who) -> Option<&Arc<str>> {
+    match &who.entity {
+        Entity::Unit(unit) => Some(unit),
+        Entity::Host | Entity::Container(_) => who.cgroup.as_ref(),
     }
 }
 
@@ -68,15 +76,15 @@ impl Processes {
     }
 }
 
-/// Who, in at most so many characters: pod or container before process; without either, the cgroup; `-` where nothing is known.
+/// Who, in at most so many characters: pod or container before process; without either, the unit or the cgroup; `-` where nothing is known.
 pub(super) fn owner(who: &Who, most: usize) -> String {
-    let Who { pid, comm, executable: _, entity, cgroup, netns: _ } = who;
+    let Who { pid, comm, executable: _, entity, cgroup: _, netns: _ } = who;
     let pid = pid.map(|pid| format!("[{pid}]"));
-    name(entity.container(), comm.as_deref(), pid.as_deref(), cgroup.as_deref(), most)
+    name(entity.container(), comm.as_deref(), pid.as_deref(), place_of(who).map(AsRef::as_ref), most)
 }
 
 /// A container as people know it: by its pod, else by the beginning of its id.
-fn place(container: &ContainerIdentity) -> String {
+fn named(container: &ContainerIdentity) -> String {
     match container.names.get() {
         Some(names) => escape(&format!("{}/{}", names.namespace, names.pod)),
         None => {
@@ -91,15 +99,16 @@ fn name(
     container: Option<&ContainerIdentity>,
     comm: Option<&str>,
     number: Option<&str>,
-    cgroup: Option<&str>,
+    place: Option<&str>,
     most: usize,
 ) -> String {
-    let container = container.map(place);
+    let container = container.map(named);
     let comm = escape(comm.unwrap_or_default());
     let number = number.unwrap_or_default();
     if container.is_none() && comm.is_empty() && number.is_empty() {
-        let last = cgroup.and_then(|path| path.rsplit('/').find(|part| !part.is_empty()));
-        return last.map_or("-".into(), |last| cut(&format!("…/{}", escape(last)), most).into_owned());
+        let last = place.and_then(|path| path.rsplit('/').find(|part| !part.is_empty()));
+        let before = if place == last { "" } else { "…/" };
+        return last.map_or("-".into(), |last| cut(&format!("{before}{}", escape(last)), most).into_owned());
     }
     // A pod's name may take what the process leaves, and at least half of the room.
     let beside = (width(&comm) + width(number) + 1).min(most / 2);
@@ -175,8 +184,9 @@ pub(super) mod tests {
             (&host, 10, "nginx-ing…"),
             (&who("", 7, ""), 20, "[7]"),
             (&who("", 0, CONTAINER), 20, "3f37e9702f39"),
-            (&nobody, 20, "…/nginx.service"),
-            (&nobody, 10, "…/nginx.s…"),
+            (&nobody, 20, "nginx.service"),
+            (&nobody, 10, "nginx.ser…"),
+            (&who("", 0, "/workers/a"), 20, "…/a"),
             (&who("", 0, "/"), 20, "-"),
             (&who("", 0, ""), 20, "-"),
             (&who("a\u{1b}[2Jb", 7, ""), 20, "a\\u{1b}[2Jb[7]"),

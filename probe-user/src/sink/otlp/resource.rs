@@ -90,16 +90,12 @@ impl Resources {
         let mut attributes: Vec<KeyValue> = self.host().map(|(key, value)| text(key, value)).collect();
         match entity {
             Entity::Host => {}
+            Entity::Unit(unit) => {
+                extend_instance(&mut attributes, unit);
+                set(&mut attributes, text(key::SYSTEMD_UNIT_NAME, unit));
+            }
             Entity::Container(identity) => {
-                for attribute in &mut attributes {
-                    if attribute.key == SERVICE_INSTANCE_ID
-                        && let Some(AnyValue { value: Some(any_value::Value::StringValue(id)) }) =
-                            &mut attribute.value
-                    {
-                        id.push('/');
-                        id.push_str(&identity.container_id);
-                    }
-                }
+                extend_instance(&mut attributes, &identity.container_id);
                 set(&mut attributes, text(key::CONTAINER_ID, &identity.container_id));
                 if let Some(runtime) = identity.runtime {
                     set(&mut attributes, text(key::CONTAINER_RUNTIME, runtime.name()));
@@ -113,6 +109,16 @@ impl Resources {
             }
         }
         Resource { attributes, ..Resource::default() }
+    }
+}
+
+/// Makes the instance's id one of this owner's: no two resources have the same.
+fn extend_instance(attributes: &mut [KeyValue], owner: &str) {
+    for attribute in attributes.iter_mut().filter(|attribute| attribute.key == SERVICE_INSTANCE_ID) {
+        if let Some(AnyValue { value: Some(any_value::Value::StringValue(id)) }) = &mut attribute.value {
+            id.push('/');
+            id.push_str(owner);
+        }
     }
 }
 

@@ -250,8 +250,12 @@ impl Names {
 
     /// Who a series is of; the host's have no such labels.
     fn owner(&mut self, entity: &Entity) -> Vec<Label> {
-        let Entity::Container(identity) = entity else { return Vec::new() };
         let shared = |text: &str| Value::Shared(text.into());
+        let identity = match entity {
+            Entity::Host => return Vec::new(),
+            Entity::Unit(unit) => return vec![(self.of(key::SYSTEMD_UNIT_NAME), shared(unit))],
+            Entity::Container(identity) => identity,
+        };
         let mut labels = vec![(self.of(key::CONTAINER_ID), shared(&identity.container_id))];
         labels.extend(
             identity.runtime.map(|runtime| (self.of(key::CONTAINER_RUNTIME), Value::Static(runtime.name()))),

@@ -99,7 +99,7 @@ impl Spread {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Whose {
     Owner(OwnerKey),
-    /// All that is in no container.
+    /// All that is in no container and no unit.
     Host,
     /// Somebody's who is not known.
     Nobody,
@@ -112,7 +112,7 @@ impl Whose {
             (SyscallBy::Syscall, _) => None,
             (SyscallBy::Container, Entity::Host) if who.cgroup.is_some() => Some(Self::Host),
             (SyscallBy::Container, Entity::Host) => Some(Self::Nobody),
-            (SyscallBy::Process, _) | (SyscallBy::Container, Entity::Container(_)) => {
+            (SyscallBy::Process, _) | (SyscallBy::Container, Entity::Container(_) | Entity::Unit(_)) => {
                 Some(Self::Owner(OwnerKey::of(who)))
             }
         }

@@ -243,7 +243,9 @@ fn whose(who: &Who, by: SyscallBy, most: usize) -> String {
         (SyscallBy::Syscall, _) => String::new(),
         (SyscallBy::Container, Entity::Host) if who.cgroup.is_some() => "host".to_owned(),
         (SyscallBy::Container, Entity::Host) => "-".to_owned(),
-        (SyscallBy::Process, _) | (SyscallBy::Container, Entity::Container(_)) => owner(who, most),
+        (SyscallBy::Process, _) | (SyscallBy::Container, Entity::Container(_) | Entity::Unit(_)) => {
+            owner(who, most)
+        }
     }
 }
 
