@@ -229,6 +229,21 @@ impl LogsService for Service {
     }
 }
 
+/// How a receiver is set up.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// Octets of the largest message that it takes; over gRPC 4 MiB unless told otherwise.
+    pub largest: Option<usize>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { address: SocketAddr::from(([127, 0, 0, 1], 0)), largest: None }
+    }
+}
+
 /// A collector; it ends when it is dropped.
 #[derive(Debug)]
 pub struct Receiver {
@@ -238,13 +253,13 @@ pub struct Receiver {
 }
 
 impl Receiver {
-    /// Listens on a free port of 127.0.0.1.
+    /// Over gRPC, on a free port of 127.0.0.1.
     ///
     /// # Errors
     ///
     /// The system gives no socket or thread.
     pub fn start() -> Result<Self> {
-        Self::start_on(SocketAddr::from(([127, 0, 0, 1], 0)))
+        Self::grpc(Settings::default())
     }
 
     /// Listens on a certain address: that of a receiver that was dropped before.
@@ -253,6 +268,25 @@ impl Receiver {
     ///
     /// The address is taken, or the system gives no socket or thread.
     pub fn start_on(address: SocketAddr) -> Result<Self> {
+        Self::grpc(Settings { address, ..Settings::default() })
+    }
+
+    /// Over HTTP, on a free port of 127.0.0.1.
+    ///
+    /// # Errors
+    ///
+    /// The system gives no socket or thread.
+    pub fn start_http() -> Result<Self> {
+        Self::http(Settings::default())
+    }
+
+    /// Over gRPC.
+    ///
+    /// # Errors
+    ///
+    /// The address is taken, or the system gives no socket or thread.
+    pub fn grpc(settings: Settings) -> Result<Self> {
+        let Settings { address, largest } = settings;
         let runtime = runtime()?;
         let shared = Arc::new(Shared::default());
         let incoming = {
@@ -261,29 +295,35 @@ impl Receiver {
         };
         let address = incoming.local_addr()?;
         let service = Service(shared.clone());
-        let metrics = MetricsServiceServer::new(service.clone()).accept_compressed(CompressionEncoding::Gzip);
-        let logs = LogsServiceServer::new(service).accept_compressed(CompressionEncoding::Gzip);
+        let mut metrics =
+            MetricsServiceServer::new(service.clone()).accept_compressed(CompressionEncoding::Gzip);
+        let mut logs = LogsServiceServer::new(service).accept_compressed(CompressionEncoding::Gzip);
+        if let Some(largest) = largest {
+            metrics = metrics.max_decoding_message_size(largest);
+            logs = logs.max_decoding_message_size(largest);
+        }
         let server = Server::builder().add_service(metrics).add_service(logs);
         runtime.spawn(server.serve_with_incoming(incoming));
         Ok(Self { shared, address, runtime: Some(runtime) })
     }
 
-    /// The same over HTTP, on a free port of 127.0.0.1.
+    /// Over HTTP.
     ///
     /// # Errors
     ///
-    /// The system gives no socket or thread.
-    pub fn start_http() -> Result<Self> {
+    /// The address is taken, or the system gives no socket or thread.
+    pub fn http(settings: Settings) -> Result<Self> {
+        let Settings { address, largest } = settings;
         let runtime = runtime()?;
         let shared = Arc::new(Shared::default());
-        let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
+        let listener = std::net::TcpListener::bind(address)?;
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
         let listener = {
             let _inside = runtime.enter();
             tokio::net::TcpListener::from_std(listener)?
         };
-        runtime.spawn(http::serve(listener, Arc::clone(&shared)));
+        runtime.spawn(http::serve(listener, Arc::clone(&shared), largest.unwrap_or(usize::MAX)));
         Ok(Self { shared, address, runtime: Some(runtime) })
     }
 

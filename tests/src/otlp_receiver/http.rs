@@ -25,13 +25,13 @@ use super::{Arrived, Fault, Shared};
 
 type Reply = Response<Full<Bytes>>;
 
-pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
+pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>, largest: usize) {
     while let Ok((stream, _peer)) = listener.accept().await {
         let shared = Arc::clone(&shared);
         tokio::spawn(async move {
             let service = service_fn(move |request| {
                 let shared = Arc::clone(&shared);
-                async move { Ok::<_, Infallible>(answer(&shared, request).await) }
+                async move { Ok::<_, Infallible>(answer(&shared, request, largest).await) }
             });
             // Whoever breaks off has its own reasons.
             let _ended = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
@@ -39,7 +39,7 @@ pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
     }
 }
 
-async fn answer(shared: &Shared, request: Request<Incoming>) -> Reply {
+async fn answer(shared: &Shared, request: Request<Incoming>, largest: usize) -> Reply {
     let (head, body) = request.into_parts();
     let headers: BTreeMap<String, String> = head
         .headers
@@ -64,6 +64,9 @@ async fn answer(shared: &Shared, request: Request<Incoming>) -> Reply {
         Some(_) => return plain(StatusCode::UNSUPPORTED_MEDIA_TYPE, "gzip or nothing"),
     };
     let Ok(unpacked) = unpacked else { return plain(StatusCode::BAD_REQUEST, "it does not unpack") };
+    if unpacked.len() > largest {
+        return plain(StatusCode::PAYLOAD_TOO_LARGE, "less at once");
+    }
     match head.uri.path() {
         "/v1/metrics" => {
             let Ok(message) = Message::decode(&unpacked[..]) else {

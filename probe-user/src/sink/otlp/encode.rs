@@ -38,6 +38,8 @@ impl Default for RequestLimits {
 pub struct EncodedRequest {
     /// The message.
     pub body: Bytes,
+    /// Position of its first item among all that were encoded with it.
+    pub first: u64,
     /// Data points, or log records, in it.
     pub items: u64,
 }
@@ -82,7 +84,8 @@ impl Cutter {
         if self.items > 0 {
             let body = std::mem::take(&mut self.body);
             let items = u64::try_from(self.items).unwrap_or(u64::MAX);
-            self.done.push(EncodedRequest { body: body.into(), items });
+            let first = self.done.last().map_or(0, |before| before.first.saturating_add(before.items));
+            self.done.push(EncodedRequest { body: body.into(), first, items });
             self.items = 0;
         }
     }

@@ -12,6 +12,7 @@ mod config;
 mod encode;
 mod export;
 mod logs;
+mod parts;
 mod resource;
 
 pub use self::client::ClientError;

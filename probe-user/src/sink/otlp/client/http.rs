@@ -194,7 +194,7 @@ fn judge<R: Response>(answer: &Answer, now: SystemTime) -> Result<R, Failure> {
         StatusCode::FORBIDDEN => ("forbidden", Retry::Never),
         StatusCode::NOT_FOUND => ("not_found", Retry::Never),
         StatusCode::METHOD_NOT_ALLOWED => ("method_not_allowed", Retry::Never),
-        StatusCode::PAYLOAD_TOO_LARGE => ("content_too_large", Retry::Never),
+        StatusCode::PAYLOAD_TOO_LARGE => ("content_too_large", Retry::Smaller),
         StatusCode::UNSUPPORTED_MEDIA_TYPE => ("unsupported_media_type", Retry::Never),
         StatusCode::INTERNAL_SERVER_ERROR => ("internal_server_error", Retry::Never),
         _ if status.is_redirection() => ("redirection", Retry::Never),

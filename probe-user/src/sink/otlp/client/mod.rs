@@ -6,13 +6,16 @@ mod http;
 use std::time::Duration;
 
 use bytes::Bytes;
-use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceResponse;
-use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceResponse;
+use opentelemetry_proto::tonic::collector::logs::v1::{ExportLogsServiceRequest, ExportLogsServiceResponse};
+use opentelemetry_proto::tonic::collector::metrics::v1::{
+    ExportMetricsServiceRequest, ExportMetricsServiceResponse,
+};
 use prost::Message;
 
 use self::grpc::Grpc;
 use self::http::Http;
 use super::config::{Protocol, Target};
+use super::parts::Items;
 
 pub(crate) use self::grpc::endpoint;
 pub(crate) use self::http::Connection;
@@ -115,16 +118,21 @@ pub(super) enum Retry {
     BackOff,
     /// The server named the wait.
     After(Duration),
+    /// It is too large; less of it may be taken.
+    Smaller,
 }
 
 /// An answer that may say how much of the request was refused.
 pub(super) trait Response: Message + Default + 'static {
+    /// What it answers.
+    type Request: Items + Message + Default;
     /// Path of the gRPC method.
     const SERVICE: &'static str;
     fn partial(self) -> Option<(i64, String)>;
 }
 
 impl Response for ExportMetricsServiceResponse {
+    type Request = ExportMetricsServiceRequest;
     const SERVICE: &'static str = "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export";
     fn partial(self) -> Option<(i64, String)> {
         self.partial_success.map(|partial| (partial.rejected_data_points, partial.error_message))
@@ -132,6 +140,7 @@ impl Response for ExportMetricsServiceResponse {
 }
 
 impl Response for ExportLogsServiceResponse {
+    type Request = ExportLogsServiceRequest;
     const SERVICE: &'static str = "/opentelemetry.proto.collector.logs.v1.LogsService/Export";
     fn partial(self) -> Option<(i64, String)> {
         self.partial_success.map(|partial| (partial.rejected_log_records, partial.error_message))
