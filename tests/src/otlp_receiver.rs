@@ -101,6 +101,10 @@ pub enum PointValue {
         count: u64,
         /// Of all values.
         sum: f64,
+        /// Upper bounds of all buckets but the last.
+        bounds: Vec<f64>,
+        /// By bucket.
+        buckets: Vec<u64>,
     },
 }
 
@@ -487,8 +491,12 @@ pub fn points(request: &ExportMetricsServiceRequest) -> Vec<Point> {
                     }
                     Some(metric::Data::Histogram(histogram)) => {
                         all.extend(histogram.data_points.iter().map(|p| {
-                            let value =
-                                PointValue::Explicit { count: p.count, sum: p.sum.unwrap_or(f64::NAN) };
+                            let value = PointValue::Explicit {
+                                count: p.count,
+                                sum: p.sum.unwrap_or(f64::NAN),
+                                bounds: p.explicit_bounds.clone(),
+                                buckets: p.bucket_counts.clone(),
+                            };
                             let cumulative = cumulative(histogram.aggregation_temporality());
                             point(&p.attributes, cumulative, p.start_time_unix_nano, p.time_unix_nano, value)
                         }));

@@ -1,6 +1,8 @@
 //! What arrives at a collector, and what happens when the collector misbehaves. No privileges needed.
 #![expect(clippy::indexing_slicing, clippy::panic, reason = "a test fails by panicking, its helpers too")]
 
+#[path = "otlp/deltas.rs"]
+mod deltas;
 #[path = "otlp/http.rs"]
 mod http;
 
@@ -16,7 +18,7 @@ use probe_tests::probe::patient;
 use probe_user::entity::{ContainerIdentity, Entity, Runtime};
 use probe_user::event::{AttrValue, Attributes, key, name};
 use probe_user::series::{Limits, Store, attr, metrics};
-use probe_user::sink::otlp::{Exporter, Flushed, Options, OtlpConfig, OtlpFlags, Resources};
+use probe_user::sink::otlp::{Exporter, Flushed, Options, OtlpConfig, OtlpFlags, Resources, Temporality};
 use probe_user::telemetry::{SelfStats, Telemetry};
 use prost::Message as _;
 use tonic::{Code, Status};
@@ -504,7 +506,13 @@ fn own_metrics(workers: usize) -> Result<()> {
     let config = config(&receiver.endpoint(), &[("OTEL_EXPORTER_OTLP_HEADERS", "x-tenant=own")])?;
     let target = config.metrics.context("a target for metrics")?;
     runtime.block_on(async {
-        let telemetry = Telemetry::start(&target, &resources()?, Duration::from_millis(50), &stats)?;
+        let telemetry = Telemetry::start(
+            &target,
+            Temporality::Cumulative,
+            &resources()?,
+            Duration::from_millis(50),
+            &stats,
+        )?;
         stats.add(metrics::PROBE_EVENTS, &[attr(key::SIGNAL, "tcp")], 41);
         stats.add(metrics::PROBE_EVENTS_LOST, &[attr(key::SIGNAL, "tcp"), attr(key::WHERE, "ring_full")], 0);
         stats.set(metrics::PROBE_MAP_LIMIT, &[attr(key::MAP, "SOCKETS")], 4_096);
@@ -563,7 +571,8 @@ async fn own_metrics_do_not_hold_up_the_end_when_the_collector_hangs() -> Result
     let config = config(&receiver.endpoint(), &[("OTEL_EXPORTER_OTLP_TIMEOUT", "1000")])?;
     let target = config.metrics.context("a target for metrics")?;
     let stats = Arc::new(SelfStats::new());
-    let telemetry = Telemetry::start(&target, &resources()?, Duration::from_millis(50), &stats)?;
+    let telemetry =
+        Telemetry::start(&target, Temporality::Cumulative, &resources()?, Duration::from_millis(50), &stats)?;
     receiver.wait_for("an export", DEADLINE, |r| (r.calls() > 0).then_some(()))?;
     let ending = Instant::now();
     assert!(!telemetry.shutdown(Duration::from_millis(300)).await);

@@ -171,7 +171,8 @@ async fn own_metrics_arrive_and_shutdown_ends() -> Result<()> {
     let target = config(&receiver.endpoint(), &env)?.metrics.context("a target for metrics")?;
     let stats = Arc::new(SelfStats::new());
     stats.add(metrics::PROBE_EVENTS, &[attr(key::SIGNAL, "tcp")], 7);
-    let telemetry = Telemetry::start(&target, &resources()?, Duration::from_millis(50), &stats)?;
+    let telemetry =
+        Telemetry::start(&target, Temporality::Cumulative, &resources()?, Duration::from_millis(50), &stats)?;
     let point = receiver.wait_for("its own metrics", DEADLINE, |r| {
         r.points().into_iter().find(|point| point.name == "probe.events")
     })?;

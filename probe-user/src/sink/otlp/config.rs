@@ -21,6 +21,10 @@ pub struct OtlpFlags {
     pub headers: Option<String>,
     /// `--otlp-timeout`.
     pub timeout: Option<Duration>,
+    /// `--otlp-temporality`.
+    pub temporality: Option<String>,
+    /// `--otlp-histograms`.
+    pub histograms: Option<String>,
 }
 
 /// A setting that cannot be used.
@@ -100,9 +104,54 @@ impl Target {
     }
 }
 
+/// Since when points count (specification, "Metrics exporter, OTLP", temporality preference).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Temporality {
+    /// Since their series began.
+    #[default]
+    Cumulative,
+    /// Since the last delivery; up-down counters since they began.
+    Delta,
+    /// As [`Self::Delta`] for what is counted as it happens, which all that probe observes is; what is read off when it is exported
+    /// (of the agent's own metrics) is cumulative.
+    LowMemory,
+}
+
+impl Temporality {
+    /// Whether counters and histograms of what is observed are deltas.
+    #[must_use]
+    pub const fn is_delta(self) -> bool {
+        match self {
+            Self::Cumulative => false,
+            Self::Delta | Self::LowMemory => true,
+        }
+    }
+}
+
+/// What a histogram's buckets are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Histograms {
+    /// Four an octave, as they are counted: a base-2 exponential histogram of scale 2.
+    #[default]
+    Exponential,
+    /// One an octave, with explicit bounds: those of the page for Prometheus.
+    Explicit,
+}
+
+/// How metrics are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Preferences {
+    /// Since when points count.
+    pub temporality: Temporality,
+    /// Of what is observed; the agent's own histogram has explicit bounds.
+    pub histograms: Histograms,
+}
+
 /// Where metrics and events go. At least one of them goes somewhere.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OtlpConfig {
+    /// How metrics are written.
+    pub preferences: Preferences,
     /// Metrics, the agent's own included.
     pub metrics: Option<Target>,
     /// Events, as log records.
@@ -124,7 +173,10 @@ impl OtlpConfig {
         let lookup = |key: &str| lookup(key).filter(|value| !value.trim().is_empty());
         let metrics = target("METRICS", flags, &lookup)?;
         let logs = target("LOGS", flags, &lookup)?;
-        Ok((metrics.is_some() || logs.is_some()).then_some(Self { metrics, logs }))
+        if metrics.is_none() && logs.is_none() {
+            return Ok(None);
+        }
+        Ok(Some(Self { preferences: preferences(flags, &lookup)?, metrics, logs }))
     }
 }
 
@@ -217,6 +269,43 @@ fn target(
         compression,
         certificate,
     }))
+}
+
+fn preferences(
+    flags: &OtlpFlags,
+    lookup: &dyn Fn(&str) -> Option<String>,
+) -> Result<Preferences, ConfigError> {
+    let find = |flag: &str, typed: &Option<String>, key: &str| {
+        let typed = typed.clone().map(|value| Setting { key: flag.to_owned(), value });
+        typed.or_else(|| lookup(key).map(|value| Setting { key: key.to_owned(), value }))
+    };
+    let temporality =
+        find("--otlp-temporality", &flags.temporality, "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE");
+    let temporality = match temporality {
+        None => Temporality::default(),
+        Some(setting) => match setting.value.trim().to_ascii_lowercase().as_str() {
+            "cumulative" => Temporality::Cumulative,
+            "delta" => Temporality::Delta,
+            "lowmemory" => Temporality::LowMemory,
+            _ => return Err(setting.refuse("cumulative, delta, lowmemory")),
+        },
+    };
+    let histograms = find(
+        "--otlp-histograms",
+        &flags.histograms,
+        "OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION",
+    );
+    let histograms = match histograms {
+        None => Histograms::default(),
+        Some(setting) => match setting.value.trim().to_ascii_lowercase().as_str() {
+            "base2_exponential_bucket_histogram" => Histograms::Exponential,
+            "explicit_bucket_histogram" => Histograms::Explicit,
+            _ => {
+                return Err(setting.refuse("base2_exponential_bucket_histogram, explicit_bucket_histogram"));
+            }
+        },
+    };
+    Ok(Preferences { temporality, histograms })
 }
 
 fn parse_endpoint(setting: &Setting, insecure: bool) -> Result<Uri, ConfigError> {
@@ -365,6 +454,32 @@ mod tests {
     }
 
     #[test]
+    fn preferences_are_the_specifications_but_for_histograms() {
+        let (temporality, histograms) = (
+            "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE",
+            "OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION",
+        );
+        let of = |flags: &OtlpFlags, env: &[(&str, &str)]| {
+            let env = [&[(ENDPOINT, "http://c:1")], env].concat();
+            resolve(flags, &env).unwrap().unwrap().preferences
+        };
+        let none = OtlpFlags::default();
+        let usual = Preferences { temporality: Temporality::Cumulative, histograms: Histograms::Exponential };
+        assert_eq!(of(&none, &[]), usual);
+        // Whatever the case, as the specification has it.
+        let env = [(temporality, "LowMemory"), (histograms, "explicit_bucket_histogram")];
+        let asked = Preferences { temporality: Temporality::LowMemory, histograms: Histograms::Explicit };
+        assert_eq!(of(&none, &env), asked);
+        let flags = OtlpFlags {
+            temporality: Some("delta".to_owned()),
+            histograms: Some("base2_exponential_bucket_histogram".to_owned()),
+            ..OtlpFlags::default()
+        };
+        let typed = Preferences { temporality: Temporality::Delta, histograms: Histograms::Exponential };
+        assert_eq!(of(&flags, &env), typed);
+    }
+
+    #[test]
     fn over_http_each_signal_has_a_path() {
         for (base, metrics, logs) in [
             ("http://c:4318", "http://c:4318/v1/metrics", "http://c:4318/v1/logs"),
@@ -422,6 +537,12 @@ mod tests {
             ("OTEL_EXPORTER_OTLP_TIMEOUT", "0", "milliseconds"),
             ("OTEL_EXPORTER_OTLP_COMPRESSION", "zstd", "gzip, none"),
             ("OTEL_EXPORTER_OTLP_INSECURE", "yes", "true, false"),
+            ("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "deltas", "cumulative, delta, lowmemory"),
+            (
+                "OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION",
+                "exponential",
+                "base2_exponential_bucket_histogram",
+            ),
         ] {
             let env = [(key, value), (ENDPOINT, "http://c:1")];
             let error = resolve(&OtlpFlags::default(), &env).unwrap_err();

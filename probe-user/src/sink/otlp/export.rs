@@ -15,14 +15,15 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
 use super::client::{Client, ClientError, Failure, Outcome, Response, Retry};
-use super::config::OtlpConfig;
+use super::config::{OtlpConfig, Preferences};
+use super::deltas::Deltas;
 use super::encode::{EncodedRequest, RequestLimits, encode_metrics};
 use super::logs::{self, EventQueue};
 use super::parts;
 use super::resource::Resources;
 use crate::entity::Entity;
 use crate::event::{Attributes, key};
-use crate::series::{Snapshot, attr, metrics};
+use crate::series::{Limits, Snapshot, attr, metrics};
 use crate::telemetry::SelfStats;
 
 /// Attempts at a request that the server refuses with a retryable code. One that cannot be reached is tried
@@ -36,6 +37,8 @@ const SMALLEST: usize = 16 << 10;
 pub struct Options {
     /// Where requests are cut.
     pub limits: RequestLimits,
+    /// Of what waits as deltas; those of the store that snapshots are taken of.
+    pub series: Limits,
     /// Events that wait at most.
     pub event_queue: usize,
     /// Events sent together at most.
@@ -52,6 +55,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             limits: RequestLimits::default(),
+            series: Limits::default(),
             event_queue: 10_000,
             event_batch: 1_000,
             event_delay: Duration::from_secs(1),
@@ -90,6 +94,7 @@ pub fn phase(node: &str, interval: Duration) -> Duration {
 #[derive(Debug)]
 pub struct Exporter {
     resources: Arc<Resources>,
+    preferences: Preferences,
     options: Options,
     stats: Arc<SelfStats>,
     metrics: Option<MetricsLane>,
@@ -101,6 +106,8 @@ pub struct Exporter {
 #[derive(Debug)]
 struct MetricsLane {
     slot: Arc<Slot>,
+    /// Where deltas are wanted.
+    deltas: Option<Arc<Mutex<Deltas>>>,
     submitted: AtomicU64,
     done: watch::Receiver<u64>,
     task: JoinHandle<()>,
@@ -152,8 +159,17 @@ impl Exporter {
                 let (done_tx, done) = watch::channel(0);
                 let endpoint = target.endpoint.to_string();
                 let delivery = delivery("otlp_metrics", "metrics", endpoint, health_of_metrics);
-                let task = tokio::spawn(send_metrics(client, slot.clone(), done_tx, delivery));
-                Some(MetricsLane { slot, submitted: AtomicU64::new(0), done, task })
+                let is_delta = config.preferences.temporality.is_delta();
+                let deltas = is_delta.then(|| Arc::new(Mutex::new(Deltas::new(options.series))));
+                let sender = MetricsSender {
+                    slot: slot.clone(),
+                    deltas: deltas.clone(),
+                    resources: resources.clone(),
+                    preferences: config.preferences,
+                    done: done_tx,
+                };
+                let task = tokio::spawn(send_metrics(client, sender, delivery));
+                Some(MetricsLane { slot, deltas, submitted: AtomicU64::new(0), done, task })
             }
         };
         let logs = match &config.logs {
@@ -174,7 +190,7 @@ impl Exporter {
                 Some(LogsLane { queue, enough, done, task })
             }
         };
-        Ok(Self { resources, options, stats, metrics, logs, flushes })
+        Ok(Self { resources, preferences: config.preferences, options, stats, metrics, logs, flushes })
     }
 
     /// Whether events are wanted: so that nobody makes one for nothing.
@@ -183,11 +199,18 @@ impl Exporter {
         self.logs.is_some()
     }
 
-    /// Encodes the snapshot and leaves it to be sent. One that still waits is replaced. Never waits for the
-    /// network.
+    /// Encodes the snapshot and leaves it to be sent. One that still waits is replaced; of deltas it is added to what waits. Never
+    /// waits for the network.
     pub fn submit(&self, snapshot: &Snapshot<'_>) {
         let Some(lane) = &self.metrics else { return };
-        let requests = encode_metrics(snapshot, &self.resources, self.options.limits);
+        let requests = match &lane.deltas {
+            None => encode_metrics(snapshot, &self.resources, self.preferences, self.options.limits),
+            // Encoded when the one before has been delivered or not: only then is it known what is to be told.
+            Some(deltas) => {
+                lock(deltas).count(snapshot);
+                Vec::new()
+            }
+        };
         let generation = lane.submitted.fetch_add(1, Ordering::AcqRel) + 1;
         if let Some(unsent) = lane.slot.put(Batch { generation, requests }) {
             let items: u64 = unsent.requests.iter().map(|request| request.items).sum();
@@ -306,15 +329,33 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+struct MetricsSender {
+    slot: Arc<Slot>,
+    deltas: Option<Arc<Mutex<Deltas>>>,
+    resources: Arc<Resources>,
+    preferences: Preferences,
+    done: watch::Sender<u64>,
+}
+
 async fn send_metrics(
     mut client: Client<ExportMetricsServiceResponse>,
-    slot: Arc<Slot>,
-    done: watch::Sender<u64>,
+    sender: MetricsSender,
     mut delivery: Delivery,
 ) {
+    let MetricsSender { slot, deltas, resources, preferences, done } = sender;
+    let limits = delivery.options.limits;
     loop {
         let Batch { generation, requests } = slot.take().await;
-        delivery.deliver(&mut client, requests, || slot.newer()).await;
+        match &deltas {
+            // The next snapshot has all that this one has.
+            None => drop(delivery.deliver(&mut client, requests, || slot.newer()).await),
+            Some(deltas) => {
+                let taken = lock(deltas).take();
+                let requests = encode_metrics(&taken.snapshot(), &resources, preferences, limits);
+                let unsent = delivery.deliver(&mut client, requests, || slot.newer()).await;
+                lock(deltas).put_back(&taken, &unsent);
+            }
+        }
         done.send_replace(generation);
     }
 }
