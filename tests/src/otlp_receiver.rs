@@ -29,8 +29,8 @@ use opentelemetry_proto::tonic::metrics::v1::{
 };
 use tokio::runtime::Runtime;
 use tonic::codec::CompressionEncoding;
-use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
+use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
 use tonic::{Request, Response, Status};
 
 /// How the receiver treats requests. Those that it does not accept are counted, not kept.
@@ -240,11 +240,24 @@ pub struct Settings {
     pub address: SocketAddr,
     /// Octets of the largest message that it takes; over gRPC 4 MiB unless told otherwise.
     pub largest: Option<usize>,
+    /// It speaks TLS.
+    pub tls: Option<Tls>,
+}
+
+/// What a receiver is known by, and what it knows others by; PEM.
+#[derive(Clone, Debug)]
+pub struct Tls {
+    /// Its certificate.
+    pub certificate: String,
+    /// The key of that.
+    pub key: String,
+    /// Who has signed the certificates that it demands of others; `None`: it demands none.
+    pub clients: Option<String>,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { address: SocketAddr::from(([127, 0, 0, 1], 0)), largest: None }
+        Self { address: SocketAddr::from(([127, 0, 0, 1], 0)), largest: None, tls: None }
     }
 }
 
@@ -252,6 +265,7 @@ impl Default for Settings {
 #[derive(Debug)]
 pub struct Receiver {
     shared: Arc<Shared>,
+    scheme: &'static str,
     address: SocketAddr,
     runtime: Option<Runtime>,
 }
@@ -290,7 +304,7 @@ impl Receiver {
     ///
     /// The address is taken, or the system gives no socket or thread.
     pub fn grpc(settings: Settings) -> Result<Self> {
-        let Settings { address, largest } = settings;
+        let Settings { address, largest, tls } = settings;
         let runtime = runtime()?;
         let shared = Arc::new(Shared::default());
         let incoming = {
@@ -306,9 +320,16 @@ impl Receiver {
             metrics = metrics.max_decoding_message_size(largest);
             logs = logs.max_decoding_message_size(largest);
         }
-        let server = Server::builder().add_service(metrics).add_service(logs);
-        runtime.spawn(server.serve_with_incoming(incoming));
-        Ok(Self { shared, address, runtime: Some(runtime) })
+        let (mut server, scheme) = (Server::builder(), scheme(tls.as_ref()));
+        if let Some(Tls { certificate, key, clients }) = tls {
+            let mut config = ServerTlsConfig::new().identity(Identity::from_pem(certificate, key));
+            if let Some(clients) = clients {
+                config = config.client_ca_root(Certificate::from_pem(clients));
+            }
+            server = server.tls_config(config)?;
+        }
+        runtime.spawn(server.add_service(metrics).add_service(logs).serve_with_incoming(incoming));
+        Ok(Self { shared, scheme, address, runtime: Some(runtime) })
     }
 
     /// Over HTTP.
@@ -317,7 +338,7 @@ impl Receiver {
     ///
     /// The address is taken, or the system gives no socket or thread.
     pub fn http(settings: Settings) -> Result<Self> {
-        let Settings { address, largest } = settings;
+        let Settings { address, largest, tls } = settings;
         let runtime = runtime()?;
         let shared = Arc::new(Shared::default());
         let listener = std::net::TcpListener::bind(address)?;
@@ -327,8 +348,11 @@ impl Receiver {
             let _inside = runtime.enter();
             tokio::net::TcpListener::from_std(listener)?
         };
-        runtime.spawn(http::serve(listener, Arc::clone(&shared), largest.unwrap_or(usize::MAX)));
-        Ok(Self { shared, address, runtime: Some(runtime) })
+        let scheme = scheme(tls.as_ref());
+        let acceptor = tls.as_ref().map(http::acceptor).transpose()?;
+        let largest = largest.unwrap_or(usize::MAX);
+        runtime.spawn(http::serve(listener, acceptor, Arc::clone(&shared), largest));
+        Ok(Self { shared, scheme, address, runtime: Some(runtime) })
     }
 
     /// Where it listens.
@@ -340,7 +364,7 @@ impl Receiver {
     /// For `OTEL_EXPORTER_OTLP_ENDPOINT`.
     #[must_use]
     pub fn endpoint(&self) -> String {
-        format!("http://{}", self.address)
+        format!("{}://{}", self.scheme, self.address)
     }
 
     /// Misbehaves from the next request on.
@@ -420,6 +444,10 @@ impl Receiver {
             drop(self.shared.arrived.wait_timeout(inbox, left).unwrap_or_else(PoisonError::into_inner));
         }
     }
+}
+
+const fn scheme(tls: Option<&Tls>) -> &'static str {
+    if tls.is_some() { "https" } else { "http" }
 }
 
 fn runtime() -> Result<Runtime> {

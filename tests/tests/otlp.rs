@@ -5,6 +5,8 @@
 mod deltas;
 #[path = "otlp/http.rs"]
 mod http;
+#[path = "otlp/tls.rs"]
+mod tls;
 
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};

@@ -106,6 +106,15 @@ struct OtlpArgs {
     /// How long one request may take
     #[arg(long, value_name = "TIME", value_parser = positive)]
     otlp_timeout: Option<Duration>,
+    /// PEM file of the authorities that may have signed the collector's certificate, in place of the system's
+    #[arg(long, value_name = "FILE")]
+    otlp_certificate: Option<String>,
+    /// PEM file of probe's own certificate, for collectors that ask who it is
+    #[arg(long, value_name = "FILE")]
+    otlp_client_certificate: Option<String>,
+    /// PEM file of the key of that certificate
+    #[arg(long, value_name = "FILE")]
+    otlp_client_key: Option<String>,
     /// Since when points of metrics count: cumulative (unless told otherwise), delta or lowmemory; OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE
     #[arg(long, value_name = "NAME")]
     otlp_temporality: Option<String>,
@@ -129,6 +138,9 @@ pub(super) fn main(args: Args) -> Result<ExitCode, Failure> {
         protocol: args.otlp.otlp_protocol,
         headers: args.otlp.otlp_headers,
         timeout: args.otlp.otlp_timeout,
+        certificate: args.otlp.otlp_certificate,
+        client_certificate: args.otlp.otlp_client_certificate,
+        client_key: args.otlp.otlp_client_key,
         temporality: args.otlp.otlp_temporality,
         histograms: args.otlp.otlp_histograms,
     };

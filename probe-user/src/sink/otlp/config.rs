@@ -21,6 +21,12 @@ pub struct OtlpFlags {
     pub headers: Option<String>,
     /// `--otlp-timeout`.
     pub timeout: Option<Duration>,
+    /// `--otlp-certificate`.
+    pub certificate: Option<String>,
+    /// `--otlp-client-certificate`.
+    pub client_certificate: Option<String>,
+    /// `--otlp-client-key`.
+    pub client_key: Option<String>,
     /// `--otlp-temporality`.
     pub temporality: Option<String>,
     /// `--otlp-histograms`.
@@ -85,8 +91,19 @@ pub struct Target {
     pub timeout: Duration,
     /// Of request bodies.
     pub compression: Compression,
-    /// PEM file of the certificate authorities to trust in place of the system's.
-    pub certificate: Option<PathBuf>,
+    /// The certificate authorities to trust in place of the system's.
+    pub certificate: Option<PemFile>,
+    /// What probe shows to a collector that asks who it is: its certificate, and the key of that.
+    pub client: Option<(PemFile, PemFile)>,
+}
+
+/// A file of certificates, or of a key. It is read where a connection is made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PemFile {
+    /// Flag or environment variable that names it.
+    pub key: String,
+    /// Where it is.
+    pub path: PathBuf,
 }
 
 impl Target {
@@ -251,7 +268,30 @@ fn target(
         None => Vec::new(),
         Some(setting) => headers(&setting)?,
     };
-    let certificate = find(None, "CERTIFICATE").map(|setting| setting.value.into());
+    let pem = |flag, typed, name| {
+        let setting = find(Some((flag, typed)), name)?;
+        Some(PemFile { path: setting.value.trim().into(), key: setting.key })
+    };
+    let certificate = pem("--otlp-certificate", &flags.certificate, "CERTIFICATE");
+    let client = match (
+        pem("--otlp-client-certificate", &flags.client_certificate, "CLIENT_CERTIFICATE"),
+        pem("--otlp-client-key", &flags.client_key, "CLIENT_KEY"),
+    ) {
+        (Some(certificate), Some(key)) => Some((certificate, key)),
+        (None, None) => None,
+        (Some(PemFile { key, path }), None) => {
+            let setting = Setting { key, value: path.display().to_string() };
+            return Err(setting.refuse(
+                "a file beside that of its key: --otlp-client-key or OTEL_EXPORTER_OTLP_CLIENT_KEY",
+            ));
+        }
+        (None, Some(PemFile { key, path })) => {
+            let setting = Setting { key, value: path.display().to_string() };
+            return Err(setting.refuse(
+                "a file beside that of its certificate: --otlp-client-certificate or OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE",
+            ));
+        }
+    };
     let url = parse_endpoint(&endpoint, insecure)?;
     Ok(Some(Target {
         protocol,
@@ -268,6 +308,7 @@ fn target(
         timeout,
         compression,
         certificate,
+        client,
     }))
 }
 
@@ -437,7 +478,8 @@ mod tests {
             (Duration::from_millis(2500), Duration::from_millis(2500))
         );
         assert_eq!((metrics.compression, logs.compression), (Compression::Gzip, Compression::None));
-        assert_eq!(logs.certificate, Some("/etc/ca.pem".into()));
+        let (key, path) = ("OTEL_EXPORTER_OTLP_CERTIFICATE".to_owned(), "/etc/ca.pem".into());
+        assert_eq!((&logs.certificate, &logs.client), (&Some(PemFile { key, path }), &None));
         assert!(!format!("{metrics:?}").contains("cret"), "a header's value is a secret");
 
         let flags = OtlpFlags {
@@ -477,6 +519,41 @@ mod tests {
         };
         let typed = Preferences { temporality: Temporality::Delta, histograms: Histograms::Exponential };
         assert_eq!(of(&flags, &env), typed);
+    }
+
+    #[test]
+    fn certificates_are_by_signal_too_and_none_is_without_its_key() {
+        let env = [
+            (ENDPOINT, "https://c:1"),
+            ("OTEL_EXPORTER_OTLP_CERTIFICATE", "/ca"),
+            ("OTEL_EXPORTER_OTLP_LOGS_CERTIFICATE", "/ca-of-logs"),
+            ("OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE", "/cert"),
+            ("OTEL_EXPORTER_OTLP_CLIENT_KEY", "/key"),
+            ("OTEL_EXPORTER_OTLP_METRICS_CLIENT_CERTIFICATE", "/cert-of-metrics"),
+            ("OTEL_EXPORTER_OTLP_METRICS_CLIENT_KEY", "/key-of-metrics"),
+        ];
+        let paths = |flags: &OtlpFlags| {
+            let config = resolve(flags, &env).unwrap().unwrap();
+            [config.metrics.unwrap(), config.logs.unwrap()].map(|target| {
+                let (certificate, key) = target.client.unwrap();
+                [target.certificate.unwrap(), certificate, key].map(|file| file.path.display().to_string())
+            })
+        };
+        assert_eq!(
+            paths(&OtlpFlags::default()),
+            [["/ca", "/cert-of-metrics", "/key-of-metrics"], ["/ca-of-logs", "/cert", "/key"]]
+        );
+        let flags = OtlpFlags { certificate: Some("/typed".to_owned()), ..OtlpFlags::default() };
+        assert_eq!(paths(&flags).map(|[ca, ..]| ca), ["/typed", "/typed"]);
+        for (left_out, named, wanted) in [
+            ("OTEL_EXPORTER_OTLP_CLIENT_KEY", "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE", "--otlp-client-key"),
+            ("OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE", "OTEL_EXPORTER_OTLP_CLIENT_KEY", "--otlp-client-cert"),
+        ] {
+            let env: Vec<_> = env.into_iter().filter(|(key, _)| *key != left_out).collect();
+            let error = resolve(&OtlpFlags::default(), &env).unwrap_err();
+            assert_eq!(error.key, named);
+            assert!(error.allowed.contains(wanted), "{error}");
+        }
     }
 
     #[test]

@@ -274,7 +274,7 @@ mod tests {
             deltas.count(&store.snapshot(u64::from(id) + 20));
             assert!(deltas.len() < 30, "{}", deltas.len());
             let taken = deltas.take();
-            deltas.put_back(&taken, &[0..u64::MAX]);
+            deltas.put_back(&taken, std::slice::from_ref(&(0..u64::MAX)));
         }
         let sum: u64 = deltas
             .take()

@@ -19,8 +19,8 @@ mod resource;
 pub use self::client::ClientError;
 pub(crate) use self::client::{Connection, endpoint};
 pub use self::config::{
-    Compression, ConfigError, Header, Histograms, OtlpConfig, OtlpFlags, Preferences, Protocol, Target,
-    Temporality,
+    Compression, ConfigError, Header, Histograms, OtlpConfig, OtlpFlags, PemFile, Preferences, Protocol,
+    Target, Temporality,
 };
 pub use self::encode::{EncodedRequest, RequestLimits, encode_metrics};
 pub use self::export::{Exporter, Flushed, Options, phase};

@@ -6,14 +6,13 @@ use std::time::Duration;
 use bytes::{BufMut, Bytes};
 use tonic::codec::{Codec, CompressionEncoding, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::codegen::http::uri::PathAndQuery;
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 use tonic::{Code, Request, Status};
 use tonic_types::StatusExt;
 
 use super::super::config::{Compression, Target};
-use super::{
-    CONNECT_TIMEOUT, ClientError, Failure, LONGEST_ASKED_WAIT, Response, Retry, certificate, with_causes,
-};
+use super::tls::Pem;
+use super::{CONNECT_TIMEOUT, ClientError, Failure, LONGEST_ASKED_WAIT, Response, Retry, with_causes};
 
 /// A connection that is made when it is first needed, and again when it hung.
 #[derive(Debug)]
@@ -34,11 +33,16 @@ pub(crate) fn endpoint(target: &Target) -> Result<Endpoint, ClientError> {
         .tcp_nodelay(true)
         .tcp_keepalive(Some(Duration::from_secs(60)));
     if target.is_tls() {
-        let mut tls = ClientTlsConfig::new();
-        match certificate(target)? {
-            None => tls = tls.with_native_roots(),
-            Some(pem) => tls = tls.ca_certificate(Certificate::from_pem(pem)),
-        }
+        let Pem { authorities, client, config: _ } = Pem::of(target)?;
+        let tls = ClientTlsConfig::new();
+        let tls = match authorities {
+            None => tls.with_native_roots(),
+            Some(pem) => tls.ca_certificate(Certificate::from_pem(pem)),
+        };
+        let tls = match client {
+            None => tls,
+            Some((certificate, key)) => tls.identity(Identity::from_pem(certificate, key)),
+        };
         endpoint = endpoint.tls_config(tls).map_err(refuse)?;
     }
     Ok(endpoint)
@@ -54,6 +58,10 @@ impl<R: Response> Grpc<R> {
 
     /// Gives the connection up.
     pub(super) fn reconnect(&mut self) {
+        // Files may have become unreadable since; then what they were goes on.
+        if let Ok(endpoint) = endpoint(&self.target) {
+            self.endpoint = endpoint;
+        }
         self.channel = self.endpoint.connect_lazy();
     }
 

@@ -2,7 +2,6 @@
 
 use std::io::Write as _;
 use std::marker::PhantomData;
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -15,15 +14,13 @@ use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client as Pool;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject as _;
-use rustls::{ClientConfig, RootCertStore};
+use rustls::ClientConfig;
 use tonic_types::pb::Status;
 
 use super::super::config::{Compression, Target};
+use super::tls::{self, Pem};
 use super::{
-    CONNECT_TIMEOUT, ClientError, Failure, LONGEST_ASKED_WAIT, Response, Retry, USER_AGENT, certificate,
-    with_causes,
+    CONNECT_TIMEOUT, ClientError, Failure, LONGEST_ASKED_WAIT, Response, Retry, USER_AGENT, with_causes,
 };
 
 const PROTOBUF: &str = "application/x-protobuf";
@@ -97,37 +94,10 @@ fn pool(target: &Target) -> Result<Pool<HttpsConnector<HttpConnector>, Full<Byte
 }
 
 fn tls(target: &Target) -> Result<ClientConfig, ClientError> {
-    let refuse = |source: rustls::Error| ClientError::refused(target, source);
-    let mut roots = RootCertStore::empty();
     if target.is_tls() {
-        match certificate(target)? {
-            None => {
-                // Those that do not parse are as good as absent; none at all is said.
-                let found = rustls_native_certs::load_native_certs();
-                roots.add_parsable_certificates(found.certs);
-                if roots.is_empty() {
-                    let why =
-                        found.errors.first().map_or_else(|| "there is none".to_owned(), ToString::to_string);
-                    let text = format!("no certificate authority of the system's can be read: {why}");
-                    return Err(ClientError::refused(target, text));
-                }
-            }
-            Some(pem) => {
-                for found in CertificateDer::pem_slice_iter(&pem) {
-                    roots.add(found.map_err(|error| ClientError::refused(target, error))?).map_err(refuse)?;
-                }
-                if roots.is_empty() {
-                    return Err(ClientError::refused(
-                        target,
-                        "OTEL_EXPORTER_OTLP_CERTIFICATE has no certificate",
-                    ));
-                }
-            }
-        }
+        return Ok(Pem::of(target)?.config);
     }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-    Ok(config.map_err(refuse)?.with_root_certificates(roots).with_no_client_auth())
+    tls::none().map_err(|error| ClientError::refused(target, error))
 }
 
 fn gzip(body: &[u8]) -> Bytes {
