@@ -18,13 +18,13 @@ use opentelemetry_otlp::{
 };
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::metrics::periodic_reader_with_async_runtime::PeriodicReader;
-use opentelemetry_sdk::metrics::{SdkMeterProvider, Temporality};
+use opentelemetry_sdk::metrics::{SdkMeterProvider, Temporality as SdkTemporality};
 use opentelemetry_sdk::runtime;
 
 use crate::event::key;
 use crate::series::{Attr, Attrs, Kind, MetricDef, Value, metrics};
 use crate::sink::otlp::{
-    self, ClientError, Compression, Connection, Protocol, Resources, SCHEMA_URL, Target,
+    self, ClientError, Compression, Connection, Protocol, Resources, SCHEMA_URL, Target, Temporality,
 };
 
 type Values = HashMap<(&'static str, Attrs), u64, RandomState>;
@@ -121,13 +121,14 @@ impl Telemetry {
     /// The target's settings are of no use to the transport.
     pub fn start(
         target: &Target,
+        temporality: Temporality,
         resources: &Resources,
         interval: Duration,
         stats: &Arc<SelfStats>,
     ) -> Result<Self, TelemetryError> {
         let exporter = match target.protocol {
-            Protocol::Grpc => over_grpc(target)?,
-            Protocol::HttpProtobuf => over_http(target)?,
+            Protocol::Grpc => over_grpc(target, temporality)?,
+            Protocol::HttpProtobuf => over_http(target, temporality)?,
         };
         let reader = PeriodicReader::builder(exporter, runtime::Tokio)
             .with_interval(interval)
@@ -152,8 +153,17 @@ impl Telemetry {
     }
 }
 
+/// The SDK's word for it.
+const fn of_sdk(temporality: Temporality) -> SdkTemporality {
+    match temporality {
+        Temporality::Cumulative => SdkTemporality::Cumulative,
+        Temporality::Delta => SdkTemporality::Delta,
+        Temporality::LowMemory => SdkTemporality::LowMemory,
+    }
+}
+
 /// The SDK's exporter over gRPC.
-fn over_grpc(target: &Target) -> Result<MetricExporter, TelemetryError> {
+fn over_grpc(target: &Target, temporality: Temporality) -> Result<MetricExporter, TelemetryError> {
     // The SDK's own channel has no keep-alive and no limit for connecting.
     let channel = otlp::endpoint(target)?
         .http2_keep_alive_interval(target.timeout / 2)
@@ -164,7 +174,7 @@ fn over_grpc(target: &Target) -> Result<MetricExporter, TelemetryError> {
         .with_tonic()
         .with_channel(channel)
         .with_timeout(target.timeout)
-        .with_temporality(Temporality::Cumulative)
+        .with_temporality(of_sdk(temporality))
         // The SDK reads the variable for headers by itself; what was resolved here has the last word.
         .with_interceptor(move |mut request: tonic::Request<()>| {
             for header in &headers {
@@ -179,7 +189,7 @@ fn over_grpc(target: &Target) -> Result<MetricExporter, TelemetryError> {
 }
 
 /// The same over HTTP; requests are made by probe's own client.
-fn over_http(target: &Target) -> Result<MetricExporter, TelemetryError> {
+fn over_http(target: &Target, temporality: Temporality) -> Result<MetricExporter, TelemetryError> {
     let client = OwnClient(Connection::new(target.clone())?, target.timeout);
     let exporter = MetricExporter::builder()
         .with_http()
@@ -187,7 +197,7 @@ fn over_http(target: &Target) -> Result<MetricExporter, TelemetryError> {
         .with_protocol(SdkProtocol::HttpBinary)
         .with_endpoint(target.endpoint.to_string())
         .with_timeout(target.timeout)
-        .with_temporality(Temporality::Cumulative);
+        .with_temporality(of_sdk(temporality));
     Ok(exporter.build()?)
 }
 

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
+use rustls::client::WantsClientCert;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::{ClientConfig, ConfigBuilder, DigitallySignedStruct, RootCertStore, SignatureScheme};
 
 /// Why there is nobody to believe.
 #[derive(Debug, thiserror::Error)]
@@ -25,8 +26,8 @@ pub(crate) enum TlsError {
     Certificate(#[from] rustls::Error),
 }
 
-/// Whoever an authority of the system's vouches for. Authorities that do not parse are as good as absent; none at all is said.
-pub(crate) fn trusting_the_system() -> Result<ClientConfig, TlsError> {
+/// The system's authorities. Those that do not parse are as good as absent; none at all is said.
+pub(crate) fn system_roots() -> Result<RootCertStore, TlsError> {
     let mut roots = RootCertStore::empty();
     let found = rustls_native_certs::load_native_certs();
     roots.add_parsable_certificates(found.certs);
@@ -34,21 +35,37 @@ pub(crate) fn trusting_the_system() -> Result<ClientConfig, TlsError> {
         let why = found.errors.first().map_or_else(|| "there is none".to_owned(), ToString::to_string);
         return Err(TlsError::System(why));
     }
-    with(roots)
+    Ok(roots)
+}
+
+/// These authorities (PEM).
+pub(crate) fn roots(pem: &[u8]) -> Result<RootCertStore, TlsError> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(pem)? {
+        roots.add(certificate)?;
+    }
+    Ok(roots)
+}
+
+/// All certificates of a file (PEM); one at least.
+pub(crate) fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let all = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>()?;
+    if all.is_empty() { Err(TlsError::Empty) } else { Ok(all) }
+}
+
+/// Whoever an authority of the system's vouches for.
+pub(crate) fn trusting_the_system() -> Result<ClientConfig, TlsError> {
+    Ok(believing(system_roots()?)?.with_no_client_auth())
 }
 
 /// Whoever one of these authorities (PEM) vouches for.
 pub(crate) fn trusting(pem: &[u8]) -> Result<ClientConfig, TlsError> {
-    let mut roots = RootCertStore::empty();
-    for found in CertificateDer::pem_slice_iter(pem) {
-        roots.add(found?)?;
-    }
-    if roots.is_empty() { Err(TlsError::Empty) } else { with(roots) }
+    Ok(believing(roots(pem)?)?.with_no_client_auth())
 }
 
 /// Nobody: for connections without TLS.
 pub(crate) fn trusting_nobody() -> Result<ClientConfig, TlsError> {
-    with(RootCertStore::empty())
+    Ok(believing(RootCertStore::empty())?.with_no_client_auth())
 }
 
 /// Anybody, whatever the certificate. Only where somebody has said so.
@@ -58,9 +75,12 @@ pub(crate) fn trusting_anybody() -> Result<ClientConfig, TlsError> {
     Ok(config.dangerous().with_custom_certificate_verifier(anybody).with_no_client_auth())
 }
 
-fn with(roots: RootCertStore) -> Result<ClientConfig, TlsError> {
+/// Whoever these authorities vouch for; what is still to be said is who probe is.
+pub(crate) fn believing(
+    roots: RootCertStore,
+) -> Result<ConfigBuilder<ClientConfig, WantsClientCert>, TlsError> {
     let config = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()?;
-    Ok(config.with_root_certificates(roots).with_no_client_auth())
+    Ok(config.with_root_certificates(roots))
 }
 
 fn provider() -> Arc<CryptoProvider> {

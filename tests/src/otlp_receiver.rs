@@ -29,8 +29,8 @@ use opentelemetry_proto::tonic::metrics::v1::{
 };
 use tokio::runtime::Runtime;
 use tonic::codec::CompressionEncoding;
-use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
+use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
 use tonic::{Request, Response, Status};
 
 /// How the receiver treats requests. Those that it does not accept are counted, not kept.
@@ -101,6 +101,10 @@ pub enum PointValue {
         count: u64,
         /// Of all values.
         sum: f64,
+        /// Upper bounds of all buckets but the last.
+        bounds: Vec<f64>,
+        /// By bucket.
+        buckets: Vec<u64>,
     },
 }
 
@@ -229,22 +233,51 @@ impl LogsService for Service {
     }
 }
 
+/// How a receiver is set up.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// Octets of the largest message that it takes; over gRPC 4 MiB unless told otherwise.
+    pub largest: Option<usize>,
+    /// It speaks TLS.
+    pub tls: Option<Tls>,
+}
+
+/// What a receiver is known by, and what it knows others by; PEM.
+#[derive(Clone, Debug)]
+pub struct Tls {
+    /// Its certificate.
+    pub certificate: String,
+    /// The key of that.
+    pub key: String,
+    /// Who has signed the certificates that it demands of others; `None`: it demands none.
+    pub clients: Option<String>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { address: SocketAddr::from(([127, 0, 0, 1], 0)), largest: None, tls: None }
+    }
+}
+
 /// A collector; it ends when it is dropped.
 #[derive(Debug)]
 pub struct Receiver {
     shared: Arc<Shared>,
+    scheme: &'static str,
     address: SocketAddr,
     runtime: Option<Runtime>,
 }
 
 impl Receiver {
-    /// Listens on a free port of 127.0.0.1.
+    /// Over gRPC, on a free port of 127.0.0.1.
     ///
     /// # Errors
     ///
     /// The system gives no socket or thread.
     pub fn start() -> Result<Self> {
-        Self::start_on(SocketAddr::from(([127, 0, 0, 1], 0)))
+        Self::grpc(Settings::default())
     }
 
     /// Listens on a certain address: that of a receiver that was dropped before.
@@ -253,6 +286,25 @@ impl Receiver {
     ///
     /// The address is taken, or the system gives no socket or thread.
     pub fn start_on(address: SocketAddr) -> Result<Self> {
+        Self::grpc(Settings { address, ..Settings::default() })
+    }
+
+    /// Over HTTP, on a free port of 127.0.0.1.
+    ///
+    /// # Errors
+    ///
+    /// The system gives no socket or thread.
+    pub fn start_http() -> Result<Self> {
+        Self::http(Settings::default())
+    }
+
+    /// Over gRPC.
+    ///
+    /// # Errors
+    ///
+    /// The address is taken, or the system gives no socket or thread.
+    pub fn grpc(settings: Settings) -> Result<Self> {
+        let Settings { address, largest, tls } = settings;
         let runtime = runtime()?;
         let shared = Arc::new(Shared::default());
         let incoming = {
@@ -261,30 +313,46 @@ impl Receiver {
         };
         let address = incoming.local_addr()?;
         let service = Service(shared.clone());
-        let metrics = MetricsServiceServer::new(service.clone()).accept_compressed(CompressionEncoding::Gzip);
-        let logs = LogsServiceServer::new(service).accept_compressed(CompressionEncoding::Gzip);
-        let server = Server::builder().add_service(metrics).add_service(logs);
-        runtime.spawn(server.serve_with_incoming(incoming));
-        Ok(Self { shared, address, runtime: Some(runtime) })
+        let mut metrics =
+            MetricsServiceServer::new(service.clone()).accept_compressed(CompressionEncoding::Gzip);
+        let mut logs = LogsServiceServer::new(service).accept_compressed(CompressionEncoding::Gzip);
+        if let Some(largest) = largest {
+            metrics = metrics.max_decoding_message_size(largest);
+            logs = logs.max_decoding_message_size(largest);
+        }
+        let (mut server, scheme) = (Server::builder(), scheme(tls.as_ref()));
+        if let Some(Tls { certificate, key, clients }) = tls {
+            let mut config = ServerTlsConfig::new().identity(Identity::from_pem(certificate, key));
+            if let Some(clients) = clients {
+                config = config.client_ca_root(Certificate::from_pem(clients));
+            }
+            server = server.tls_config(config)?;
+        }
+        runtime.spawn(server.add_service(metrics).add_service(logs).serve_with_incoming(incoming));
+        Ok(Self { shared, scheme, address, runtime: Some(runtime) })
     }
 
-    /// The same over HTTP, on a free port of 127.0.0.1.
+    /// Over HTTP.
     ///
     /// # Errors
     ///
-    /// The system gives no socket or thread.
-    pub fn start_http() -> Result<Self> {
+    /// The address is taken, or the system gives no socket or thread.
+    pub fn http(settings: Settings) -> Result<Self> {
+        let Settings { address, largest, tls } = settings;
         let runtime = runtime()?;
         let shared = Arc::new(Shared::default());
-        let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
+        let listener = std::net::TcpListener::bind(address)?;
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
         let listener = {
             let _inside = runtime.enter();
             tokio::net::TcpListener::from_std(listener)?
         };
-        runtime.spawn(http::serve(listener, Arc::clone(&shared)));
-        Ok(Self { shared, address, runtime: Some(runtime) })
+        let scheme = scheme(tls.as_ref());
+        let acceptor = tls.as_ref().map(http::acceptor).transpose()?;
+        let largest = largest.unwrap_or(usize::MAX);
+        runtime.spawn(http::serve(listener, acceptor, Arc::clone(&shared), largest));
+        Ok(Self { shared, scheme, address, runtime: Some(runtime) })
     }
 
     /// Where it listens.
@@ -296,7 +364,7 @@ impl Receiver {
     /// For `OTEL_EXPORTER_OTLP_ENDPOINT`.
     #[must_use]
     pub fn endpoint(&self) -> String {
-        format!("http://{}", self.address)
+        format!("{}://{}", self.scheme, self.address)
     }
 
     /// Misbehaves from the next request on.
@@ -378,6 +446,10 @@ impl Receiver {
     }
 }
 
+const fn scheme(tls: Option<&Tls>) -> &'static str {
+    if tls.is_some() { "https" } else { "http" }
+}
+
 fn runtime() -> Result<Runtime> {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
@@ -447,8 +519,12 @@ pub fn points(request: &ExportMetricsServiceRequest) -> Vec<Point> {
                     }
                     Some(metric::Data::Histogram(histogram)) => {
                         all.extend(histogram.data_points.iter().map(|p| {
-                            let value =
-                                PointValue::Explicit { count: p.count, sum: p.sum.unwrap_or(f64::NAN) };
+                            let value = PointValue::Explicit {
+                                count: p.count,
+                                sum: p.sum.unwrap_or(f64::NAN),
+                                bounds: p.explicit_bounds.clone(),
+                                buckets: p.bucket_counts.clone(),
+                            };
                             let cumulative = cumulative(histogram.aggregation_temporality());
                             point(&p.attributes, cumulative, p.start_time_unix_nano, p.time_unix_nano, value)
                         }));

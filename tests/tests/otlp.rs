@@ -1,8 +1,12 @@
 //! What arrives at a collector, and what happens when the collector misbehaves. No privileges needed.
 #![expect(clippy::indexing_slicing, clippy::panic, reason = "a test fails by panicking, its helpers too")]
 
+#[path = "otlp/deltas.rs"]
+mod deltas;
 #[path = "otlp/http.rs"]
 mod http;
+#[path = "otlp/tls.rs"]
+mod tls;
 
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
@@ -11,13 +15,14 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use probe_tests::otlp_receiver::{Fault, Point, PointValue, Receiver};
+use probe_tests::otlp_receiver::{Fault, Point, PointValue, Receiver, Settings};
 use probe_tests::probe::patient;
 use probe_user::entity::{ContainerIdentity, Entity, Names, Runtime};
 use probe_user::event::{AttrValue, Attributes, key, name};
 use probe_user::series::{Limits, Store, attr, metrics};
-use probe_user::sink::otlp::{Exporter, Flushed, Options, OtlpConfig, OtlpFlags, Resources};
+use probe_user::sink::otlp::{Exporter, Flushed, Options, OtlpConfig, OtlpFlags, Resources, Temporality};
 use probe_user::telemetry::{SelfStats, Telemetry};
+use prost::Message as _;
 use tonic::{Code, Status};
 
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -388,6 +393,60 @@ async fn partial_success_is_counted_and_not_sent_again() -> Result<()> {
     Ok(())
 }
 
+/// Counters of a thousand calls for each of three owners, and two thousand events.
+fn fill(agent: &mut Agent) -> usize {
+    let owners = [Entity::Host, container("c0ffee", None, None), container("beef", None, None)];
+    for owner in &owners {
+        for call in 1..=1_000i64 {
+            let attrs = [attr(key::SYSCALL_NAME, call), attr(key::ERROR_TYPE, "EINVAL")];
+            agent.store.add(owner, metrics::SYSCALL_ERRORS, &attrs, call.unsigned_abs());
+        }
+    }
+    for i in 0..2_000 {
+        agent.exporter.event(&owners[i % 3], &Retransmit(START + i as u64));
+    }
+    agent.now += 1_000_000_000;
+    agent.exporter.submit(&agent.store.snapshot(agent.now));
+    owners.len() * 1_000
+}
+
+/// What a collector finds too large arrives in parts, nothing of it twice.
+async fn arrives_in_parts(receiver: &Receiver, largest: usize, env: &[(&str, &str)]) -> Result<()> {
+    let mut agent = Agent::start(&receiver.endpoint(), env)?;
+    let series = fill(&mut agent);
+    assert_eq!(agent.exporter.flush(DEADLINE).await, Flushed::Done);
+    assert_eq!((agent.sent(), agent.failed_in_all()), (series as u64, 0));
+    let mut found = BTreeMap::new();
+    for point in receiver.points() {
+        let of = |attributes: &BTreeMap<String, String>, key| attributes.get(key).cloned();
+        let call = of(&point.attributes, "syscall.name").context("a name")?;
+        assert_eq!(point.value, PointValue::Sum { value: call.parse()?, monotonic: true });
+        assert_eq!((point.unit.as_str(), point.scope.as_str()), ("{error}", "probe"));
+        let before = found.insert((of(&point.resource, "container.id"), call), ());
+        assert_eq!(before, None, "{point:?} came twice");
+    }
+    assert_eq!(found.len(), series);
+    let mut times: Vec<_> = receiver.records().iter().map(|record| record.time).collect();
+    times.sort_unstable();
+    assert_eq!(times, (START..START + 2_000).collect::<Vec<_>>());
+    let sizes: Vec<_> = receiver.metrics().iter().map(|arrived| arrived.message.encoded_len()).collect();
+    assert!(sizes.len() > 2 && sizes.iter().all(|size| *size <= largest), "{sizes:?}");
+    let lines = said(&receiver.endpoint());
+    assert!(lines.iter().all(|line| line.contains("INFO") && line.contains("sent in parts")), "{lines:?}");
+    assert_eq!(lines.len(), 2, "once a signal: {lines:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_too_large_arrives_in_parts() -> Result<()> {
+    let largest = 48 << 10;
+    for compression in ["none", "gzip"] {
+        let receiver = Receiver::grpc(Settings { largest: Some(largest), ..Settings::default() })?;
+        arrives_in_parts(&receiver, largest, &[("OTEL_EXPORTER_OTLP_COMPRESSION", compression)]).await?;
+    }
+    Ok(())
+}
+
 /// A server that answers every connection with `answer`, and hangs up.
 fn nonsense(answer: &'static [u8]) -> Result<SocketAddr> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
@@ -454,7 +513,13 @@ fn own_metrics(workers: usize) -> Result<()> {
     let config = config(&receiver.endpoint(), &[("OTEL_EXPORTER_OTLP_HEADERS", "x-tenant=own")])?;
     let target = config.metrics.context("a target for metrics")?;
     runtime.block_on(async {
-        let telemetry = Telemetry::start(&target, &resources()?, Duration::from_millis(50), &stats)?;
+        let telemetry = Telemetry::start(
+            &target,
+            Temporality::Cumulative,
+            &resources()?,
+            Duration::from_millis(50),
+            &stats,
+        )?;
         stats.add(metrics::PROBE_EVENTS, &[attr(key::SIGNAL, "tcp")], 41);
         stats.add(metrics::PROBE_EVENTS_LOST, &[attr(key::SIGNAL, "tcp"), attr(key::WHERE, "ring_full")], 0);
         stats.set(metrics::PROBE_MAP_LIMIT, &[attr(key::MAP, "SOCKETS")], 4_096);
@@ -513,7 +578,8 @@ async fn own_metrics_do_not_hold_up_the_end_when_the_collector_hangs() -> Result
     let config = config(&receiver.endpoint(), &[("OTEL_EXPORTER_OTLP_TIMEOUT", "1000")])?;
     let target = config.metrics.context("a target for metrics")?;
     let stats = Arc::new(SelfStats::new());
-    let telemetry = Telemetry::start(&target, &resources()?, Duration::from_millis(50), &stats)?;
+    let telemetry =
+        Telemetry::start(&target, Temporality::Cumulative, &resources()?, Duration::from_millis(50), &stats)?;
     receiver.wait_for("an export", DEADLINE, |r| (r.calls() > 0).then_some(()))?;
     let ending = Instant::now();
     assert!(!telemetry.shutdown(Duration::from_millis(300)).await);

@@ -1,6 +1,6 @@
 //! `cargo xtask setup`: install the pinned BPF toolchain.
 
-use std::{path::Path, process::Command};
+use std::{fs, path::Path, process::Command};
 
 use anyhow::{Result, bail};
 
@@ -18,6 +18,7 @@ const TEST_TOOLS: [&str; 11] = [
     "bind9-dnsutils",
     "tshark",
     "python3",
+    "python3-venv",
     "strace",
     "linux-perf",
     "prometheus",
@@ -94,12 +95,29 @@ fn missing_packages(packages: &[&str]) -> Vec<Command> {
 }
 
 /// Installs what live tests call, as root; where that does not work, they say what they miss.
-pub(crate) fn ensure_test_tools() {
-    for mut command in missing_packages(&TEST_TOOLS) {
+pub(crate) fn ensure_test_tools(root: &Path) {
+    let install = |mut command: Command| {
         say(format_args!("+ {}", show_with_env(&command)));
-        if let Err(error) = process::run(&mut command) {
-            say(format_args!("{error:#}"));
-        }
+        process::run(&mut command).inspect_err(|error| say(format_args!("{error:#}"))).is_ok()
+    };
+    for command in missing_packages(&TEST_TOOLS) {
+        install(command);
+    }
+    // Its versions are noted beside it once it is whole.
+    let (venv, pins) = (toolchain::tools_dir(root).join("otlp-decoder"), toolchain::OTLP_DECODER.join("\n"));
+    let note = venv.join("pins");
+    if fs::read_to_string(&note).is_ok_and(|noted| noted == pins) {
+        return;
+    }
+    let mut create = Command::new("python3");
+    create.args(["-m", "venv"]).arg(&venv);
+    let mut fill = Command::new(venv.join("bin/pip"));
+    fill.args(["install", "--quiet"]).args(toolchain::OTLP_DECODER);
+    if install(create)
+        && install(fill)
+        && let Err(error) = fs::write(&note, pins)
+    {
+        say(format_args!("{}: {error}", note.display()));
     }
 }
 

@@ -43,7 +43,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         let live = Live::build(&root)?;
         let plan = live.plan(args.filter.as_deref())?;
         if is_root() {
-            setup::ensure_test_tools();
+            setup::ensure_test_tools(&root);
             tally.add(run_live(&root, &live, &plan, args.filter.is_none(), &mut complaints)?);
         } else {
             complaints.extend(not_run(&live::names(&plan).collect::<Vec<_>>()));

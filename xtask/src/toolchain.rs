@@ -42,6 +42,8 @@ pub(crate) const BPF_LINKER: &str = "0.13.0";
 pub(crate) const BPF_LINKER_LLVM: &str = "llvm-22";
 /// Licences, sources and bans; no part of the objects.
 pub(crate) const CARGO_DENY: &str = "0.20.2";
+/// What reads OTLP in a live test, from PyPI.
+pub(crate) const OTLP_DECODER: [&str; 2] = ["grpcio==1.85.1", "opentelemetry-proto==1.45.2"];
 
 /// How every program is compiled. These decide bytes, so the manifest repeats them. Expanded in order, each memset would be a call
 /// of a loop over octets, and each copy octets one by one.

@@ -31,7 +31,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// The agent: all signals, aggregated, to OTLP; without an endpoint, a summary every interval
-    Run(run::Args),
+    Run(Box<run::Args>),
     /// Live TCP retransmits, resets and failed connects, one line an event
     Tcp(tcp::Args),
     /// Live DNS lookups with latency, one line a lookup
@@ -104,7 +104,7 @@ pub fn main() -> ExitCode {
         }
     };
     let result = match cli.command {
-        Command::Run(args) => run::main(args),
+        Command::Run(args) => run::main(*args),
         Command::Tcp(args) => tcp::main(args),
         Command::Dns(args) => dns::main(args),
         Command::Syscalls(args) => syscalls::main(args),

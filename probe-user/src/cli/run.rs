@@ -106,6 +106,21 @@ struct OtlpArgs {
     /// How long one request may take
     #[arg(long, value_name = "TIME", value_parser = positive)]
     otlp_timeout: Option<Duration>,
+    /// PEM file of the authorities that may have signed the collector's certificate, in place of the system's
+    #[arg(long, value_name = "FILE")]
+    otlp_certificate: Option<String>,
+    /// PEM file of probe's own certificate, for collectors that ask who it is
+    #[arg(long, value_name = "FILE")]
+    otlp_client_certificate: Option<String>,
+    /// PEM file of the key of that certificate
+    #[arg(long, value_name = "FILE")]
+    otlp_client_key: Option<String>,
+    /// Since when points of metrics count: cumulative (unless told otherwise), delta or lowmemory; OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE
+    #[arg(long, value_name = "NAME")]
+    otlp_temporality: Option<String>,
+    /// Buckets of histograms: base2_exponential_bucket_histogram (unless told otherwise; the specification's default is the other), or explicit_bucket_histogram; OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION
+    #[arg(long, value_name = "NAME")]
+    otlp_histograms: Option<String>,
     /// Which events become log records; lookups that went well are not notable
     #[arg(long, value_name = "WHICH", default_value = "notable")]
     otlp_events: OtlpEvents,
@@ -123,6 +138,11 @@ pub(super) fn main(args: Args) -> Result<ExitCode, Failure> {
         protocol: args.otlp.otlp_protocol,
         headers: args.otlp.otlp_headers,
         timeout: args.otlp.otlp_timeout,
+        certificate: args.otlp.otlp_certificate,
+        client_certificate: args.otlp.otlp_client_certificate,
+        client_key: args.otlp.otlp_client_key,
+        temporality: args.otlp.otlp_temporality,
+        histograms: args.otlp.otlp_histograms,
     };
     config.otlp = OtlpConfig::resolve(&flags, &lookup).map_err(|error| Failure::usage(error.to_string()))?;
     // They are on events alone.
@@ -151,6 +171,7 @@ pub(super) fn main(args: Args) -> Result<ExitCode, Failure> {
             }
             None => None,
         };
+        let phase = phase(resources.node(), config.interval);
         let otlp = match &config.otlp {
             Some(otlp) => {
                 Some(OtlpSink::start(otlp, resources, &stats, config.interval, args.otlp.otlp_events)?)
@@ -158,7 +179,7 @@ pub(super) fn main(args: Args) -> Result<ExitCode, Failure> {
             None => None,
         };
         if otlp.is_some() {
-            pipeline.begin_with(phase(&host, config.interval));
+            pipeline.begin_with(phase);
         }
         // As a service that exports, the summary would only fill the journal.
         let speaks = otlp.is_none() && server.is_none() || args.shared.output.is_some() || on_terminal();
@@ -220,7 +241,9 @@ impl OtlpSink {
             .map_err(|error| usage(&error))?;
         let telemetry = match &config.metrics {
             Some(target) => {
-                Some(Telemetry::start(target, &resources, interval, stats).map_err(|error| usage(&error))?)
+                let temporality = config.preferences.temporality;
+                let telemetry = Telemetry::start(target, temporality, &resources, interval, stats);
+                Some(telemetry.map_err(|error| usage(&error))?)
             }
             None => None,
         };

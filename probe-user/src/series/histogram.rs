@@ -4,6 +4,10 @@ use std::time::Duration;
 
 use probe_common::hist::{self, BUCKETS};
 
+/// Exponents of the bounds of [`Histogram::by_octave`]: from 2^-20 s, about a microsecond, to 2^3 s. The last octave that is counted has
+/// no upper bound, and begins above that.
+const OCTAVES: std::ops::RangeInclusive<i32> = -20..=3;
+
 /// Counts by bucket, their number, and the sum of what was counted.
 ///
 /// Only the window of buckets between the first and the last that ever counted is kept: a latency spreads
@@ -69,6 +73,44 @@ impl Histogram {
         self.count = self.count.saturating_add(*count);
         self.sum_ns = self.sum_ns.saturating_add(*sum_ns);
         self.max_ns = self.max_ns.max(*max_ns);
+    }
+
+    /// What has been counted since it was as `before`. The longest value of that is not known.
+    #[must_use]
+    pub fn since(&self, before: &Self) -> Self {
+        let mut counts = self.counts.clone();
+        // The window only widens.
+        let from = before.first.saturating_sub(self.first);
+        for (mine, theirs) in counts.iter_mut().skip(from).zip(&before.counts) {
+            *mine = mine.saturating_sub(*theirs);
+        }
+        Self {
+            first: self.first,
+            counts,
+            count: self.count.saturating_sub(before.count),
+            sum_ns: self.sum_ns.saturating_sub(before.sum_ns),
+            max_ns: None,
+        }
+    }
+
+    /// The same in few buckets: upper bound in seconds, and count; the last has no upper bound. The same for every histogram.
+    ///
+    /// Bounds are powers of two of a second (`OCTAVES`), which are bounds of the buckets that are counted: nothing is estimated.
+    #[must_use]
+    pub fn by_octave(&self) -> Box<[(f64, u64)]> {
+        let mut octaves: Vec<(f64, u64)> = OCTAVES.map(|exponent| (f64::from(exponent).exp2(), 0)).collect();
+        octaves.push((f64::INFINITY, 0));
+        let (first, counts) = self.buckets();
+        let indices = i32::try_from(first).unwrap_or(i32::MAX).saturating_add(hist::OTLP_OFFSET)..;
+        for (index, count) in indices.zip(counts) {
+            // Up to 2^((index + 1) / 4) seconds: rounded up to the next power of two.
+            let exponent = index.saturating_add(4).div_euclid(4);
+            let at = usize::try_from(exponent - OCTAVES.start()).unwrap_or(0).min(octaves.len() - 1);
+            if let Some((_, sum)) = octaves.get_mut(at) {
+                *sum = sum.saturating_add(*count);
+            }
+        }
+        octaves.into()
     }
 
     /// Values counted.
@@ -232,6 +274,59 @@ mod tests {
         let mut merged = of(&[700]);
         merged.merge(&longer);
         assert_eq!((merged.count(), merged.max()), (2, None));
+    }
+
+    #[test]
+    fn octaves_are_powers_of_two_and_nothing_is_lost() {
+        let mut histogram = Histogram::new();
+        // 2^-20 s is 953.67 ns; bounds are good to a ten-millionth; beyond the last nothing is known but that.
+        for ns in [
+            1,
+            953,
+            954,
+            1_900,
+            1_908,
+            499_999_900,
+            500_000_100,
+            7_999_999_000,
+            8_000_001_000,
+            60_000_000_000,
+        ] {
+            histogram.record(Duration::from_nanos(ns));
+        }
+        let found: Vec<(i32, u64)> = OCTAVES
+            .chain([99])
+            .zip(histogram.by_octave())
+            .filter(|(_, (_, count))| *count != 0)
+            .map(|(exponent, (_, count))| (exponent, count))
+            .collect();
+        assert_eq!(found, [(-20, 2), (-19, 2), (-18, 1), (-1, 1), (0, 1), (3, 1), (99, 2)]);
+        let bounds: Vec<f64> = Histogram::new().by_octave().iter().map(|(bound, _)| *bound).collect();
+        assert_eq!((bounds[0], bounds[20], bounds[24]), (0.000_000_953_674_316_406_25, 1.0, f64::INFINITY));
+    }
+
+    #[test]
+    fn what_came_since_is_what_is_missing() {
+        let of = |durations: &[u64]| {
+            let mut histogram = Histogram::new();
+            durations.iter().for_each(|ns| histogram.record(Duration::from_nanos(*ns)));
+            histogram
+        };
+        for (before, more) in [
+            (&[][..], &[700, 90_000][..]),
+            (&[90_000], &[40, 1_000_000]),
+            (&[40, 1_000_000], &[90_000, 90_000]),
+        ] {
+            let now = of(&[before, more].concat());
+            let since = now.since(&of(before));
+            assert_eq!(
+                (since.buckets(), since.sum_ns()),
+                (of(more).buckets(), of(more).sum_ns()),
+                "{more:?}"
+            );
+            assert_eq!((since.count(), since.max()), (more.len() as u64, None));
+            assert_eq!((now.since(&now).count(), now.since(&now).buckets().1), (0, &[][..]));
+        }
     }
 
     #[test]

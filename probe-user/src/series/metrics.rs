@@ -6,13 +6,13 @@ use crate::event::key;
 /// What a metric's values are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
-    /// Only ever rises; exported as a cumulative monotonic sum.
+    /// Only ever rises; exported as a monotonic sum.
     Counter,
     /// A level.
     Gauge,
     /// A level that may be added up over processes; exported as a non-monotonic sum.
     UpDownCounter,
-    /// Durations in seconds by exponential bucket.
+    /// Durations in seconds by bucket.
     Histogram,
 }
 

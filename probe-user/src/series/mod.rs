@@ -78,6 +78,21 @@ pub enum Data {
     Times(Histogram),
 }
 
+impl Data {
+    /// What has been counted since it was as `before`; `None` where that is nothing. A level is what it is.
+    #[must_use]
+    pub fn since(&self, before: &Self) -> Option<Self> {
+        match (self, before) {
+            (Self::Count(now), Self::Count(before)) if now == before => None,
+            (Self::Count(now), Self::Count(before)) => Some(Self::Count(now.saturating_sub(*before))),
+            (Self::Times(now), Self::Times(before)) if now.count() == before.count() => None,
+            (Self::Times(now), Self::Times(before)) => Some(Self::Times(now.since(before))),
+            // Of one series, both are of one kind.
+            (Self::Count(_) | Self::Level(_) | Self::Times(_), _) => Some(self.clone()),
+        }
+    }
+}
+
 /// One series.
 #[derive(Clone, Debug)]
 pub struct Series {
@@ -239,6 +254,27 @@ impl Store {
         }
     }
 
+    /// Adds what was counted elsewhere between `start_unix_ns` and now: the series begins then, unless it began before. A level
+    /// replaces the one that is there.
+    pub(crate) fn merge(
+        &mut self,
+        entity: &Entity,
+        metric: &'static MetricDef,
+        attrs: &Attrs,
+        data: &Data,
+        start_unix_ns: u64,
+    ) {
+        let Some(series) = self.series(entity, metric, attrs.as_slice()) else { return };
+        series.start_unix_ns = series.start_unix_ns.min(start_unix_ns);
+        match (&mut series.data, data) {
+            (Data::Count(count), Data::Count(more)) => *count = count.saturating_add(*more),
+            (Data::Level(level), Data::Level(newer)) => *level = *newer,
+            (Data::Times(histogram), Data::Times(more)) => histogram.merge(more),
+            // Both are of the metric's kind.
+            (Data::Count(_) | Data::Level(_) | Data::Times(_), _) => {}
+        }
+    }
+
     /// Everything there is, as of `now_unix_ns` (nanoseconds since 1970). A series that begins afterwards
     /// starts at this time. A clock that was set back does not make a point older than its start.
     ///
@@ -256,6 +292,11 @@ impl Store {
     #[must_use]
     pub const fn peek(&self) -> Snapshot<'_> {
         Snapshot { time_unix_ns: self.collected_unix_ns, entities: &self.entities }
+    }
+
+    /// Everything there is, as of another time (nanoseconds since 1970).
+    pub(crate) const fn as_of(&self, time_unix_ns: u64) -> Snapshot<'_> {
+        Snapshot { time_unix_ns, entities: &self.entities }
     }
 
     /// Series kept and values folded, by metric.
@@ -326,9 +367,13 @@ impl Store {
         }
     }
 
-    /// The series' data, made when it is not there yet. `None` cannot be: a handle is only made by the
-    /// registry whose length the tables have.
     fn data(&mut self, entity: &Entity, def: &'static MetricDef, attrs: &[Attr]) -> Option<&mut Data> {
+        self.series(entity, def, attrs).map(|series| &mut series.data)
+    }
+
+    /// The series, made when it is not there yet. `None` cannot be: a handle is only made by the
+    /// registry whose length the tables have.
+    fn series(&mut self, entity: &Entity, def: &'static MetricDef, attrs: &[Attr]) -> Option<&mut Series> {
         let sorted;
         let mut attrs = attrs;
         if !attr::is_sorted(attrs) {
@@ -379,7 +424,7 @@ impl Store {
             *series = Series::new(series.attrs.clone(), def.kind, *collected_unix_ns, now);
         }
         series.touched = now;
-        Some(&mut series.data)
+        Some(series)
     }
 }
 

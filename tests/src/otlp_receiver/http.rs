@@ -5,6 +5,7 @@ use std::convert::Infallible;
 use std::io::Read as _;
 use std::sync::Arc;
 
+use anyhow::Result;
 use bytes::Bytes;
 use flate2::read::GzDecoder;
 use http_body_util::{BodyExt as _, Full};
@@ -19,27 +20,69 @@ use opentelemetry_proto::tonic::collector::metrics::v1::{
     ExportMetricsPartialSuccess, ExportMetricsServiceResponse,
 };
 use prost::Message;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::pki_types::pem::PemObject as _;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::server::WebPkiClientVerifier;
+use tokio_rustls::rustls::{self, RootCertStore, ServerConfig};
 
-use super::{Arrived, Fault, Shared};
+use super::{Arrived, Fault, Shared, Tls};
 
 type Reply = Response<Full<Bytes>>;
 
-pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
+/// Shows a certificate to those who connect, and may demand one of them.
+pub(super) fn acceptor(tls: &Tls) -> Result<TlsAcceptor> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ServerConfig::builder_with_provider(Arc::clone(&provider));
+    let config = config.with_safe_default_protocol_versions()?;
+    let config = match &tls.clients {
+        None => config.with_no_client_auth(),
+        Some(authority) => {
+            let mut roots = RootCertStore::empty();
+            roots.add(CertificateDer::from_pem_slice(authority.as_bytes())?)?;
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build()?;
+            config.with_client_cert_verifier(verifier)
+        }
+    };
+    let certificate = CertificateDer::from_pem_slice(tls.certificate.as_bytes())?;
+    let key = PrivateKeyDer::from_pem_slice(tls.key.as_bytes())?;
+    Ok(Arc::new(config.with_single_cert(vec![certificate], key)?).into())
+}
+
+pub(super) async fn serve(
+    listener: TcpListener,
+    acceptor: Option<TlsAcceptor>,
+    shared: Arc<Shared>,
+    largest: usize,
+) {
     while let Ok((stream, _peer)) = listener.accept().await {
-        let shared = Arc::clone(&shared);
+        let (shared, acceptor) = (Arc::clone(&shared), acceptor.clone());
         tokio::spawn(async move {
-            let service = service_fn(move |request| {
-                let shared = Arc::clone(&shared);
-                async move { Ok::<_, Infallible>(answer(&shared, request).await) }
-            });
-            // Whoever breaks off has its own reasons.
-            let _ended = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+            match acceptor {
+                None => talk(stream, shared, largest).await,
+                // Who does not trust it, or is not trusted, is gone.
+                Some(acceptor) => {
+                    if let Ok(stream) = acceptor.accept(stream).await {
+                        talk(stream, shared, largest).await;
+                    }
+                }
+            }
         });
     }
 }
 
-async fn answer(shared: &Shared, request: Request<Incoming>) -> Reply {
+async fn talk(stream: impl AsyncRead + AsyncWrite + Unpin, shared: Arc<Shared>, largest: usize) {
+    let service = service_fn(move |request| {
+        let shared = Arc::clone(&shared);
+        async move { Ok::<_, Infallible>(answer(&shared, request, largest).await) }
+    });
+    // Whoever breaks off has its own reasons.
+    let _ended = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+}
+
+async fn answer(shared: &Shared, request: Request<Incoming>, largest: usize) -> Reply {
     let (head, body) = request.into_parts();
     let headers: BTreeMap<String, String> = head
         .headers
@@ -64,6 +107,9 @@ async fn answer(shared: &Shared, request: Request<Incoming>) -> Reply {
         Some(_) => return plain(StatusCode::UNSUPPORTED_MEDIA_TYPE, "gzip or nothing"),
     };
     let Ok(unpacked) = unpacked else { return plain(StatusCode::BAD_REQUEST, "it does not unpack") };
+    if unpacked.len() > largest {
+        return plain(StatusCode::PAYLOAD_TOO_LARGE, "less at once");
+    }
     match head.uri.path() {
         "/v1/metrics" => {
             let Ok(message) = Message::decode(&unpacked[..]) else {

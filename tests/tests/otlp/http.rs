@@ -78,6 +78,30 @@ async fn what_is_refused_for_now_is_tried_again() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_too_large_arrives_in_parts() -> Result<()> {
+    let largest = 48 << 10;
+    let receiver = Receiver::http(Settings { largest: Some(largest), ..Settings::default() })?;
+    arrives_in_parts(&receiver, largest, &[HTTP]).await
+}
+
+/// Who refuses even a little for its size is not asked a thousand times.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_collector_that_finds_everything_too_large_is_asked_a_few_times() -> Result<()> {
+    let receiver = Receiver::http(Settings { largest: Some(1), ..Settings::default() })?;
+    let mut agent = Agent::start(&receiver.endpoint(), &[HTTP])?;
+    let series = fill(&mut agent) as u64;
+    assert_eq!(agent.exporter.flush(DEADLINE).await, Flushed::Done);
+    let failed = |sink| agent.failed(sink, "content_too_large");
+    assert_eq!((failed("otlp_metrics"), failed("otlp_logs")), (series, 2_000));
+    assert_eq!((agent.sent(), agent.failed_in_all()), (0, series + 2_000));
+    assert!((10..30).contains(&receiver.calls()), "{} calls", receiver.calls());
+    let lines = said(&receiver.endpoint());
+    let refused = lines.iter().filter(|line| line.contains("WARN") && line.contains("is refused"));
+    assert_eq!(refused.count(), 1, "{lines:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn retry_after_is_honoured() -> Result<()> {
     let receiver = Receiver::start_http()?;
     receiver.set_fault(answer(429, &[("retry-after", "1")], ""));
@@ -147,7 +171,8 @@ async fn own_metrics_arrive_and_shutdown_ends() -> Result<()> {
     let target = config(&receiver.endpoint(), &env)?.metrics.context("a target for metrics")?;
     let stats = Arc::new(SelfStats::new());
     stats.add(metrics::PROBE_EVENTS, &[attr(key::SIGNAL, "tcp")], 7);
-    let telemetry = Telemetry::start(&target, &resources()?, Duration::from_millis(50), &stats)?;
+    let telemetry =
+        Telemetry::start(&target, Temporality::Cumulative, &resources()?, Duration::from_millis(50), &stats)?;
     let point = receiver.wait_for("its own metrics", DEADLINE, |r| {
         r.points().into_iter().find(|point| point.name == "probe.events")
     })?;

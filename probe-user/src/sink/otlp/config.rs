@@ -21,6 +21,16 @@ pub struct OtlpFlags {
     pub headers: Option<String>,
     /// `--otlp-timeout`.
     pub timeout: Option<Duration>,
+    /// `--otlp-certificate`.
+    pub certificate: Option<String>,
+    /// `--otlp-client-certificate`.
+    pub client_certificate: Option<String>,
+    /// `--otlp-client-key`.
+    pub client_key: Option<String>,
+    /// `--otlp-temporality`.
+    pub temporality: Option<String>,
+    /// `--otlp-histograms`.
+    pub histograms: Option<String>,
 }
 
 /// A setting that cannot be used.
@@ -81,8 +91,19 @@ pub struct Target {
     pub timeout: Duration,
     /// Of request bodies.
     pub compression: Compression,
-    /// PEM file of the certificate authorities to trust in place of the system's.
-    pub certificate: Option<PathBuf>,
+    /// The certificate authorities to trust in place of the system's.
+    pub certificate: Option<PemFile>,
+    /// What probe shows to a collector that asks who it is: its certificate, and the key of that.
+    pub client: Option<(PemFile, PemFile)>,
+}
+
+/// A file of certificates, or of a key. It is read where a connection is made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PemFile {
+    /// Flag or environment variable that names it.
+    pub key: String,
+    /// Where it is.
+    pub path: PathBuf,
 }
 
 impl Target {
@@ -100,9 +121,54 @@ impl Target {
     }
 }
 
+/// Since when points count (specification, "Metrics exporter, OTLP", temporality preference).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Temporality {
+    /// Since their series began.
+    #[default]
+    Cumulative,
+    /// Since the last delivery; up-down counters since they began.
+    Delta,
+    /// As [`Self::Delta`] for what is counted as it happens, which all that probe observes is; what is read off when it is exported
+    /// (of the agent's own metrics) is cumulative.
+    LowMemory,
+}
+
+impl Temporality {
+    /// Whether counters and histograms of what is observed are deltas.
+    #[must_use]
+    pub const fn is_delta(self) -> bool {
+        match self {
+            Self::Cumulative => false,
+            Self::Delta | Self::LowMemory => true,
+        }
+    }
+}
+
+/// What a histogram's buckets are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Histograms {
+    /// Four an octave, as they are counted: a base-2 exponential histogram of scale 2.
+    #[default]
+    Exponential,
+    /// One an octave, with explicit bounds: those of the page for Prometheus.
+    Explicit,
+}
+
+/// How metrics are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Preferences {
+    /// Since when points count.
+    pub temporality: Temporality,
+    /// Of what is observed; the agent's own histogram has explicit bounds.
+    pub histograms: Histograms,
+}
+
 /// Where metrics and events go. At least one of them goes somewhere.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OtlpConfig {
+    /// How metrics are written.
+    pub preferences: Preferences,
     /// Metrics, the agent's own included.
     pub metrics: Option<Target>,
     /// Events, as log records.
@@ -124,7 +190,10 @@ impl OtlpConfig {
         let lookup = |key: &str| lookup(key).filter(|value| !value.trim().is_empty());
         let metrics = target("METRICS", flags, &lookup)?;
         let logs = target("LOGS", flags, &lookup)?;
-        Ok((metrics.is_some() || logs.is_some()).then_some(Self { metrics, logs }))
+        if metrics.is_none() && logs.is_none() {
+            return Ok(None);
+        }
+        Ok(Some(Self { preferences: preferences(flags, &lookup)?, metrics, logs }))
     }
 }
 
@@ -199,7 +268,30 @@ fn target(
         None => Vec::new(),
         Some(setting) => headers(&setting)?,
     };
-    let certificate = find(None, "CERTIFICATE").map(|setting| setting.value.into());
+    let pem = |flag, typed, name| {
+        let setting = find(Some((flag, typed)), name)?;
+        Some(PemFile { path: setting.value.trim().into(), key: setting.key })
+    };
+    let certificate = pem("--otlp-certificate", &flags.certificate, "CERTIFICATE");
+    let client = match (
+        pem("--otlp-client-certificate", &flags.client_certificate, "CLIENT_CERTIFICATE"),
+        pem("--otlp-client-key", &flags.client_key, "CLIENT_KEY"),
+    ) {
+        (Some(certificate), Some(key)) => Some((certificate, key)),
+        (None, None) => None,
+        (Some(PemFile { key, path }), None) => {
+            let setting = Setting { key, value: path.display().to_string() };
+            return Err(setting.refuse(
+                "a file beside that of its key: --otlp-client-key or OTEL_EXPORTER_OTLP_CLIENT_KEY",
+            ));
+        }
+        (None, Some(PemFile { key, path })) => {
+            let setting = Setting { key, value: path.display().to_string() };
+            return Err(setting.refuse(
+                "a file beside that of its certificate: --otlp-client-certificate or OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE",
+            ));
+        }
+    };
     let url = parse_endpoint(&endpoint, insecure)?;
     Ok(Some(Target {
         protocol,
@@ -216,7 +308,45 @@ fn target(
         timeout,
         compression,
         certificate,
+        client,
     }))
+}
+
+fn preferences(
+    flags: &OtlpFlags,
+    lookup: &dyn Fn(&str) -> Option<String>,
+) -> Result<Preferences, ConfigError> {
+    let find = |flag: &str, typed: &Option<String>, key: &str| {
+        let typed = typed.clone().map(|value| Setting { key: flag.to_owned(), value });
+        typed.or_else(|| lookup(key).map(|value| Setting { key: key.to_owned(), value }))
+    };
+    let temporality =
+        find("--otlp-temporality", &flags.temporality, "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE");
+    let temporality = match temporality {
+        None => Temporality::default(),
+        Some(setting) => match setting.value.trim().to_ascii_lowercase().as_str() {
+            "cumulative" => Temporality::Cumulative,
+            "delta" => Temporality::Delta,
+            "lowmemory" => Temporality::LowMemory,
+            _ => return Err(setting.refuse("cumulative, delta, lowmemory")),
+        },
+    };
+    let histograms = find(
+        "--otlp-histograms",
+        &flags.histograms,
+        "OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION",
+    );
+    let histograms = match histograms {
+        None => Histograms::default(),
+        Some(setting) => match setting.value.trim().to_ascii_lowercase().as_str() {
+            "base2_exponential_bucket_histogram" => Histograms::Exponential,
+            "explicit_bucket_histogram" => Histograms::Explicit,
+            _ => {
+                return Err(setting.refuse("base2_exponential_bucket_histogram, explicit_bucket_histogram"));
+            }
+        },
+    };
+    Ok(Preferences { temporality, histograms })
 }
 
 fn parse_endpoint(setting: &Setting, insecure: bool) -> Result<Uri, ConfigError> {
@@ -348,7 +478,8 @@ mod tests {
             (Duration::from_millis(2500), Duration::from_millis(2500))
         );
         assert_eq!((metrics.compression, logs.compression), (Compression::Gzip, Compression::None));
-        assert_eq!(logs.certificate, Some("/etc/ca.pem".into()));
+        let (key, path) = ("OTEL_EXPORTER_OTLP_CERTIFICATE".to_owned(), "/etc/ca.pem".into());
+        assert_eq!((&logs.certificate, &logs.client), (&Some(PemFile { key, path }), &None));
         assert!(!format!("{metrics:?}").contains("cret"), "a header's value is a secret");
 
         let flags = OtlpFlags {
@@ -362,6 +493,67 @@ mod tests {
             Some("http://[::1]:9/")
         );
         assert_eq!(config.logs.map(|t| t.timeout), Some(Duration::from_secs(1)));
+    }
+
+    #[test]
+    fn preferences_are_the_specifications_but_for_histograms() {
+        let (temporality, histograms) = (
+            "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE",
+            "OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION",
+        );
+        let of = |flags: &OtlpFlags, env: &[(&str, &str)]| {
+            let env = [&[(ENDPOINT, "http://c:1")], env].concat();
+            resolve(flags, &env).unwrap().unwrap().preferences
+        };
+        let none = OtlpFlags::default();
+        let usual = Preferences { temporality: Temporality::Cumulative, histograms: Histograms::Exponential };
+        assert_eq!(of(&none, &[]), usual);
+        // Whatever the case, as the specification has it.
+        let env = [(temporality, "LowMemory"), (histograms, "explicit_bucket_histogram")];
+        let asked = Preferences { temporality: Temporality::LowMemory, histograms: Histograms::Explicit };
+        assert_eq!(of(&none, &env), asked);
+        let flags = OtlpFlags {
+            temporality: Some("delta".to_owned()),
+            histograms: Some("base2_exponential_bucket_histogram".to_owned()),
+            ..OtlpFlags::default()
+        };
+        let typed = Preferences { temporality: Temporality::Delta, histograms: Histograms::Exponential };
+        assert_eq!(of(&flags, &env), typed);
+    }
+
+    #[test]
+    fn certificates_are_by_signal_too_and_none_is_without_its_key() {
+        let env = [
+            (ENDPOINT, "https://c:1"),
+            ("OTEL_EXPORTER_OTLP_CERTIFICATE", "/ca"),
+            ("OTEL_EXPORTER_OTLP_LOGS_CERTIFICATE", "/ca-of-logs"),
+            ("OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE", "/cert"),
+            ("OTEL_EXPORTER_OTLP_CLIENT_KEY", "/key"),
+            ("OTEL_EXPORTER_OTLP_METRICS_CLIENT_CERTIFICATE", "/cert-of-metrics"),
+            ("OTEL_EXPORTER_OTLP_METRICS_CLIENT_KEY", "/key-of-metrics"),
+        ];
+        let paths = |flags: &OtlpFlags| {
+            let config = resolve(flags, &env).unwrap().unwrap();
+            [config.metrics.unwrap(), config.logs.unwrap()].map(|target| {
+                let (certificate, key) = target.client.unwrap();
+                [target.certificate.unwrap(), certificate, key].map(|file| file.path.display().to_string())
+            })
+        };
+        assert_eq!(
+            paths(&OtlpFlags::default()),
+            [["/ca", "/cert-of-metrics", "/key-of-metrics"], ["/ca-of-logs", "/cert", "/key"]]
+        );
+        let flags = OtlpFlags { certificate: Some("/typed".to_owned()), ..OtlpFlags::default() };
+        assert_eq!(paths(&flags).map(|[ca, ..]| ca), ["/typed", "/typed"]);
+        for (left_out, named, wanted) in [
+            ("OTEL_EXPORTER_OTLP_CLIENT_KEY", "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE", "--otlp-client-key"),
+            ("OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE", "OTEL_EXPORTER_OTLP_CLIENT_KEY", "--otlp-client-cert"),
+        ] {
+            let env: Vec<_> = env.into_iter().filter(|(key, _)| *key != left_out).collect();
+            let error = resolve(&OtlpFlags::default(), &env).unwrap_err();
+            assert_eq!(error.key, named);
+            assert!(error.allowed.contains(wanted), "{error}");
+        }
     }
 
     #[test]
@@ -422,6 +614,12 @@ mod tests {
             ("OTEL_EXPORTER_OTLP_TIMEOUT", "0", "milliseconds"),
             ("OTEL_EXPORTER_OTLP_COMPRESSION", "zstd", "gzip, none"),
             ("OTEL_EXPORTER_OTLP_INSECURE", "yes", "true, false"),
+            ("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "deltas", "cumulative, delta, lowmemory"),
+            (
+                "OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION",
+                "exponential",
+                "base2_exponential_bucket_histogram",
+            ),
         ] {
             let env = [(key, value), (ENDPOINT, "http://c:1")];
             let error = resolve(&OtlpFlags::default(), &env).unwrap_err();

@@ -8,13 +8,14 @@ use bytes::Bytes;
 use opentelemetry_proto::tonic::common::v1::{InstrumentationScope, KeyValue, any_value};
 use opentelemetry_proto::tonic::metrics::v1::{
     AggregationTemporality, DataPointFlags, ExponentialHistogram, ExponentialHistogramDataPoint, Gauge,
-    Metric, NumberDataPoint, ResourceMetrics, ScopeMetrics, Sum, exponential_histogram_data_point::Buckets,
-    metric, number_data_point,
+    Histogram, HistogramDataPoint, Metric, NumberDataPoint, ResourceMetrics, ScopeMetrics, Sum,
+    exponential_histogram_data_point::Buckets, metric, number_data_point,
 };
 use opentelemetry_proto::tonic::resource::v1::Resource;
 use probe_common::hist;
 use prost::Message;
 
+use super::config::{Histograms, Preferences};
 use super::resource::{Resources, SCHEMA_URL, key_value};
 use crate::series::{Data, Kind, MetricDef, Series, Snapshot, Value};
 
@@ -38,6 +39,8 @@ impl Default for RequestLimits {
 pub struct EncodedRequest {
     /// The message.
     pub body: Bytes,
+    /// Position of its first item among all that were encoded with it.
+    pub first: u64,
     /// Data points, or log records, in it.
     pub items: u64,
 }
@@ -82,7 +85,8 @@ impl Cutter {
         if self.items > 0 {
             let body = std::mem::take(&mut self.body);
             let items = u64::try_from(self.items).unwrap_or(u64::MAX);
-            self.done.push(EncodedRequest { body: body.into(), items });
+            let first = self.done.last().map_or(0, |before| before.first.saturating_add(before.items));
+            self.done.push(EncodedRequest { body: body.into(), first, items });
             self.items = 0;
         }
     }
@@ -102,17 +106,18 @@ pub(super) fn scope() -> InstrumentationScope {
     }
 }
 
-/// Encodes everything in `snapshot`: cumulative sums, gauges and exponential histograms.
+/// Encodes everything in `snapshot`: sums, gauges and histograms, one point a series, in the snapshot's order.
 #[must_use]
 pub fn encode_metrics(
     snapshot: &Snapshot<'_>,
     resources: &Resources,
+    preferences: Preferences,
     limits: RequestLimits,
 ) -> Vec<EncodedRequest> {
     let mut cutter = Cutter::new(limits);
     let time = snapshot.time_unix_ns();
     for of_entity in snapshot.entities() {
-        let mut part = Part::new(resources.of(of_entity.entity));
+        let mut part = Part::new(resources.of(of_entity.entity), preferences);
         for (def, series) in of_entity.metrics() {
             part.begin(def);
             for one in series {
@@ -126,6 +131,7 @@ pub fn encode_metrics(
 
 /// One owner's share of one request.
 struct Part {
+    preferences: Preferences,
     resource: Resource,
     /// Encoded length without metrics, about.
     empty_len: usize,
@@ -135,17 +141,22 @@ struct Part {
 }
 
 impl Part {
-    fn new(resource: Resource) -> Self {
+    fn new(resource: Resource, preferences: Preferences) -> Self {
         let empty_len = resource.encoded_len() + scope().encoded_len() + 2 * SCHEMA_URL.len() + 8 * NESTING;
-        Self { resource, empty_len, metrics: Vec::new(), len: empty_len, points: 0 }
+        Self { preferences, resource, empty_len, metrics: Vec::new(), len: empty_len, points: 0 }
     }
 
     fn begin(&mut self, def: &MetricDef) {
         let cumulative = AggregationTemporality::Cumulative.into();
+        let aggregation_temporality = if self.preferences.temporality.is_delta() {
+            AggregationTemporality::Delta.into()
+        } else {
+            cumulative
+        };
         let data = match def.kind {
             Kind::Counter => metric::Data::Sum(Sum {
                 data_points: Vec::new(),
-                aggregation_temporality: cumulative,
+                aggregation_temporality,
                 is_monotonic: true,
             }),
             Kind::UpDownCounter => metric::Data::Sum(Sum {
@@ -154,10 +165,15 @@ impl Part {
                 is_monotonic: false,
             }),
             Kind::Gauge => metric::Data::Gauge(Gauge::default()),
-            Kind::Histogram => metric::Data::ExponentialHistogram(ExponentialHistogram {
-                data_points: Vec::new(),
-                aggregation_temporality: cumulative,
-            }),
+            Kind::Histogram => match self.preferences.histograms {
+                Histograms::Exponential => metric::Data::ExponentialHistogram(ExponentialHistogram {
+                    data_points: Vec::new(),
+                    aggregation_temporality,
+                }),
+                Histograms::Explicit => {
+                    metric::Data::Histogram(Histogram { data_points: Vec::new(), aggregation_temporality })
+                }
+            },
         };
         let metric = Metric {
             name: def.name.to_owned(),
@@ -171,7 +187,7 @@ impl Part {
     }
 
     fn push(&mut self, def: &MetricDef, series: &Series, time: u64, cutter: &mut Cutter) {
-        let point = Point::new(series, time);
+        let point = Point::new(series, time, self.preferences.histograms);
         let len = point.encoded_len() + NESTING;
         if !cutter.fits(self.len + len, self.points + 1) {
             self.flush(cutter);
@@ -183,7 +199,10 @@ impl Part {
         match (self.metrics.last_mut().and_then(|metric| metric.data.as_mut()), point) {
             (Some(metric::Data::Sum(sum)), Point::Number(point)) => sum.data_points.push(point),
             (Some(metric::Data::Gauge(gauge)), Point::Number(point)) => gauge.data_points.push(point),
-            (Some(metric::Data::ExponentialHistogram(histogram)), Point::Histogram(point)) => {
+            (Some(metric::Data::ExponentialHistogram(histogram)), Point::Exponential(point)) => {
+                histogram.data_points.push(point);
+            }
+            (Some(metric::Data::Histogram(histogram)), Point::Explicit(point)) => {
                 histogram.data_points.push(point);
             }
             // A series' data is of its metric's kind: the store makes both from one definition.
@@ -216,17 +235,19 @@ fn has_points(metric: &Metric) -> bool {
         Some(metric::Data::Sum(sum)) => !sum.data_points.is_empty(),
         Some(metric::Data::Gauge(gauge)) => !gauge.data_points.is_empty(),
         Some(metric::Data::ExponentialHistogram(histogram)) => !histogram.data_points.is_empty(),
-        Some(metric::Data::Histogram(_) | metric::Data::Summary(_)) | None => false,
+        Some(metric::Data::Histogram(histogram)) => !histogram.data_points.is_empty(),
+        Some(metric::Data::Summary(_)) | None => false,
     }
 }
 
 enum Point {
     Number(NumberDataPoint),
-    Histogram(ExponentialHistogramDataPoint),
+    Exponential(ExponentialHistogramDataPoint),
+    Explicit(HistogramDataPoint),
 }
 
 impl Point {
-    fn new(series: &Series, time_unix_nano: u64) -> Self {
+    fn new(series: &Series, time_unix_nano: u64, histograms: Histograms) -> Self {
         let attributes = series.attrs().iter().map(|(key, value)| attribute(key, value)).collect();
         let start_time_unix_nano = series.start_unix_ns();
         let point = match series.data() {
@@ -243,10 +264,25 @@ impl Point {
                 value: Some(number_data_point::Value::AsInt(*level)),
                 ..NumberDataPoint::default()
             }),
+            Data::Times(histogram) if histograms == Histograms::Explicit => {
+                let octaves = histogram.by_octave();
+                // The last has no upper bound, and none is written.
+                let bounds = octaves.iter().map(|(bound, _)| *bound).filter(|bound| bound.is_finite());
+                Self::Explicit(HistogramDataPoint {
+                    attributes,
+                    start_time_unix_nano,
+                    time_unix_nano,
+                    count: histogram.count(),
+                    sum: Some(histogram.sum_seconds()),
+                    explicit_bounds: bounds.collect(),
+                    bucket_counts: octaves.iter().map(|(_, count)| *count).collect(),
+                    ..HistogramDataPoint::default()
+                })
+            }
             Data::Times(histogram) => {
                 let (first, counts) = histogram.buckets();
                 let first = i32::try_from(first).unwrap_or_default();
-                Self::Histogram(ExponentialHistogramDataPoint {
+                Self::Exponential(ExponentialHistogramDataPoint {
                     attributes,
                     start_time_unix_nano,
                     time_unix_nano,
@@ -269,11 +305,21 @@ impl Point {
         let flags = DataPointFlags::NoRecordedValueMask as u32;
         match self {
             Self::Number(point) => Self::Number(NumberDataPoint { value: None, flags, ..point }),
-            Self::Histogram(point) => {
+            Self::Explicit(point) => {
+                let HistogramDataPoint { attributes, start_time_unix_nano, time_unix_nano, .. } = point;
+                Self::Explicit(HistogramDataPoint {
+                    attributes,
+                    start_time_unix_nano,
+                    time_unix_nano,
+                    flags,
+                    ..HistogramDataPoint::default()
+                })
+            }
+            Self::Exponential(point) => {
                 let ExponentialHistogramDataPoint {
                     attributes, start_time_unix_nano, time_unix_nano, ..
                 } = point;
-                Self::Histogram(ExponentialHistogramDataPoint {
+                Self::Exponential(ExponentialHistogramDataPoint {
                     attributes,
                     start_time_unix_nano,
                     time_unix_nano,
@@ -287,7 +333,8 @@ impl Point {
     fn encoded_len(&self) -> usize {
         match self {
             Self::Number(point) => point.encoded_len(),
-            Self::Histogram(point) => point.encoded_len(),
+            Self::Exponential(point) => point.encoded_len(),
+            Self::Explicit(point) => point.encoded_len(),
         }
     }
 }
@@ -329,7 +376,12 @@ mod tests {
             let attrs = [attr(key::SYSCALL_NAME, "read"), attr(key::SYSCALL_CLASS, "work")];
             store.record(&Entity::Host, metrics::SYSCALL_DURATION, &attrs, Duration::from_millis(ms));
         }
-        let requests = decode(&encode_metrics(&store.snapshot(9), &resources(), RequestLimits::default()));
+        let requests = decode(&encode_metrics(
+            &store.snapshot(9),
+            &resources(),
+            Preferences::default(),
+            RequestLimits::default(),
+        ));
         let of_host = &requests[0].resource_metrics[0];
         assert_eq!(of_host.schema_url, SCHEMA_URL);
         assert_eq!(of_host.scope_metrics[0].scope.as_ref().unwrap().name, "probe");
@@ -371,7 +423,7 @@ mod tests {
             RequestLimits { bytes: 3 << 20, items: 7 },
         ];
         for limits in limits {
-            let encoded = encode_metrics(&store.snapshot(1), &resources(), limits);
+            let encoded = encode_metrics(&store.snapshot(1), &resources(), Preferences::default(), limits);
             assert_eq!(encoded.iter().map(|request| request.items).sum::<u64>(), 9_301);
             let mut points = 0;
             for (request, bytes) in decode(&encoded).iter().zip(encoded.iter().map(|r| r.body.len())) {
@@ -406,7 +458,12 @@ mod tests {
         store.record(&container, metrics::DNS_LOOKUP_DURATION, &[], Duration::from_millis(1));
         store.add(&container, metrics::TCP_RETRANSMITS, &[attr(key::NETWORK_TYPE, "ipv4")], 1);
         store.snapshot(6);
-        let requests = decode(&encode_metrics(&store.snapshot(9), &resources(), RequestLimits::default()));
+        let requests = decode(&encode_metrics(
+            &store.snapshot(9),
+            &resources(),
+            Preferences::default(),
+            RequestLimits::default(),
+        ));
         let no_value = DataPointFlags::NoRecordedValueMask as u32;
         let mut kinds = Vec::new();
         for metric in &requests[0].resource_metrics[0].scope_metrics[0].metrics {
@@ -428,12 +485,28 @@ mod tests {
         }
         kinds.sort_unstable();
         assert_eq!(kinds, ["histogram", "sum"]);
-        assert_eq!(encode_metrics(&store.snapshot(10), &resources(), RequestLimits::default()), []);
+        assert_eq!(
+            encode_metrics(
+                &store.snapshot(10),
+                &resources(),
+                Preferences::default(),
+                RequestLimits::default()
+            ),
+            []
+        );
     }
 
     #[test]
     fn nothing_counted_is_no_request() {
         let mut store = Store::new(Limits::default(), 0);
-        assert_eq!(encode_metrics(&store.snapshot(1), &resources(), RequestLimits::default()), []);
+        assert_eq!(
+            encode_metrics(
+                &store.snapshot(1),
+                &resources(),
+                Preferences::default(),
+                RequestLimits::default()
+            ),
+            []
+        );
     }
 }

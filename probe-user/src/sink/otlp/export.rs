@@ -1,8 +1,10 @@
 //! The tasks that deliver: one for metrics, one for events. Whatever the collector does (away, hanging,
 //! refusing, answering garbage), the caller never waits and the totals are right when it is back.
 
+use std::collections::VecDeque;
 use std::future::Future;
 use std::hash::{BuildHasher, Hasher, RandomState};
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -13,24 +15,30 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
 use super::client::{Client, ClientError, Failure, Outcome, Response, Retry};
-use super::config::OtlpConfig;
+use super::config::{OtlpConfig, Preferences};
+use super::deltas::Deltas;
 use super::encode::{EncodedRequest, RequestLimits, encode_metrics};
 use super::logs::{self, EventQueue};
+use super::parts;
 use super::resource::Resources;
 use crate::entity::Entity;
 use crate::event::{Attributes, key};
-use crate::series::{Snapshot, attr, metrics};
+use crate::series::{Limits, Snapshot, attr, metrics};
 use crate::telemetry::SelfStats;
 
 /// Attempts at a request that the server refuses with a retryable code. One that cannot be reached is tried
 /// for as long as there is nothing newer.
 const REFUSED_ATTEMPTS: u32 = 5;
+/// Octets of a body that is not halved any more: who finds that too large takes nothing.
+const SMALLEST: usize = 16 << 10;
 
 /// How the exporter works; not a matter of the specification's variables.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
     /// Where requests are cut.
     pub limits: RequestLimits,
+    /// Of what waits as deltas; those of the store that snapshots are taken of.
+    pub series: Limits,
     /// Events that wait at most.
     pub event_queue: usize,
     /// Events sent together at most.
@@ -47,6 +55,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             limits: RequestLimits::default(),
+            series: Limits::default(),
             event_queue: 10_000,
             event_batch: 1_000,
             event_delay: Duration::from_secs(1),
@@ -85,6 +94,7 @@ pub fn phase(node: &str, interval: Duration) -> Duration {
 #[derive(Debug)]
 pub struct Exporter {
     resources: Arc<Resources>,
+    preferences: Preferences,
     options: Options,
     stats: Arc<SelfStats>,
     metrics: Option<MetricsLane>,
@@ -96,6 +106,8 @@ pub struct Exporter {
 #[derive(Debug)]
 struct MetricsLane {
     slot: Arc<Slot>,
+    /// Where deltas are wanted.
+    deltas: Option<Arc<Mutex<Deltas>>>,
     submitted: AtomicU64,
     done: watch::Receiver<u64>,
     task: JoinHandle<()>,
@@ -137,6 +149,7 @@ impl Exporter {
             stats: stats.clone(),
             options,
             flushes: flushes.subscribe(),
+            too_large: usize::MAX,
         };
         let metrics = match &config.metrics {
             None => None,
@@ -146,8 +159,17 @@ impl Exporter {
                 let (done_tx, done) = watch::channel(0);
                 let endpoint = target.endpoint.to_string();
                 let delivery = delivery("otlp_metrics", "metrics", endpoint, health_of_metrics);
-                let task = tokio::spawn(send_metrics(client, slot.clone(), done_tx, delivery));
-                Some(MetricsLane { slot, submitted: AtomicU64::new(0), done, task })
+                let is_delta = config.preferences.temporality.is_delta();
+                let deltas = is_delta.then(|| Arc::new(Mutex::new(Deltas::new(options.series))));
+                let sender = MetricsSender {
+                    slot: slot.clone(),
+                    deltas: deltas.clone(),
+                    resources: resources.clone(),
+                    preferences: config.preferences,
+                    done: done_tx,
+                };
+                let task = tokio::spawn(send_metrics(client, sender, delivery));
+                Some(MetricsLane { slot, deltas, submitted: AtomicU64::new(0), done, task })
             }
         };
         let logs = match &config.logs {
@@ -168,7 +190,7 @@ impl Exporter {
                 Some(LogsLane { queue, enough, done, task })
             }
         };
-        Ok(Self { resources, options, stats, metrics, logs, flushes })
+        Ok(Self { resources, preferences: config.preferences, options, stats, metrics, logs, flushes })
     }
 
     /// Whether events are wanted: so that nobody makes one for nothing.
@@ -177,11 +199,18 @@ impl Exporter {
         self.logs.is_some()
     }
 
-    /// Encodes the snapshot and leaves it to be sent. One that still waits is replaced. Never waits for the
-    /// network.
+    /// Encodes the snapshot and leaves it to be sent. One that still waits is replaced; of deltas it is added to what waits. Never
+    /// waits for the network.
     pub fn submit(&self, snapshot: &Snapshot<'_>) {
         let Some(lane) = &self.metrics else { return };
-        let requests = encode_metrics(snapshot, &self.resources, self.options.limits);
+        let requests = match &lane.deltas {
+            None => encode_metrics(snapshot, &self.resources, self.preferences, self.options.limits),
+            // Encoded when the one before has been delivered or not: only then is it known what is to be told.
+            Some(deltas) => {
+                lock(deltas).count(snapshot);
+                Vec::new()
+            }
+        };
         let generation = lane.submitted.fetch_add(1, Ordering::AcqRel) + 1;
         if let Some(unsent) = lane.slot.put(Batch { generation, requests }) {
             let items: u64 = unsent.requests.iter().map(|request| request.items).sum();
@@ -300,15 +329,33 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+struct MetricsSender {
+    slot: Arc<Slot>,
+    deltas: Option<Arc<Mutex<Deltas>>>,
+    resources: Arc<Resources>,
+    preferences: Preferences,
+    done: watch::Sender<u64>,
+}
+
 async fn send_metrics(
     mut client: Client<ExportMetricsServiceResponse>,
-    slot: Arc<Slot>,
-    done: watch::Sender<u64>,
+    sender: MetricsSender,
     mut delivery: Delivery,
 ) {
+    let MetricsSender { slot, deltas, resources, preferences, done } = sender;
+    let limits = delivery.options.limits;
     loop {
         let Batch { generation, requests } = slot.take().await;
-        delivery.deliver(&mut client, requests, || slot.newer()).await;
+        match &deltas {
+            // The next snapshot has all that this one has.
+            None => drop(delivery.deliver(&mut client, requests, || slot.newer()).await),
+            Some(deltas) => {
+                let taken = lock(deltas).take();
+                let requests = encode_metrics(&taken.snapshot(), &resources, preferences, limits);
+                let unsent = delivery.deliver(&mut client, requests, || slot.newer()).await;
+                lock(deltas).put_back(&taken, &unsent);
+            }
+        }
         done.send_replace(generation);
     }
 }
@@ -339,6 +386,20 @@ async fn send_logs(mut client: Client<ExportLogsServiceResponse>, sender: LogSen
     }
 }
 
+/// How the sending of one request ended.
+enum Sent {
+    /// Taken, or a part of it rejected.
+    Taken,
+    /// For good, or too often; `error.type`.
+    Refused(&'static str),
+    /// There is something newer; `error.type` of the last attempt.
+    Superseded(&'static str),
+    /// For its size; so small a one that its other parts will not be taken either.
+    RefusedHoweverSmall(&'static str),
+    /// Refused for its size, now or one like it before: here are its halves.
+    InParts([EncodedRequest; 2]),
+}
+
 /// What delivering takes, whatever the signal.
 struct Delivery {
     /// `sink` of the agent's own metrics.
@@ -350,58 +411,112 @@ struct Delivery {
     stats: Arc<SelfStats>,
     options: Options,
     flushes: watch::Receiver<u64>,
+    /// Octets of the smallest body that was refused for its size, and could be halved.
+    too_large: usize,
 }
 
 impl Delivery {
-    /// Sends each request until it is accepted, refused for good, or `newer` makes the rest pointless.
+    /// Sends each request until it is accepted, refused for good, or `newer` makes the rest pointless; in parts where it is too
+    /// large. Returns which items did not arrive, by their positions.
     async fn deliver<R: Response, F: Future<Output = ()>>(
         &mut self,
         client: &mut Client<R>,
         requests: Vec<EncodedRequest>,
         newer: impl Fn() -> F,
-    ) {
-        let mut requests = requests.into_iter();
-        while let Some(EncodedRequest { body, items }) = requests.next() {
-            let mut attempt = 1u32;
-            loop {
-                let started = Instant::now();
-                let outcome = client.send(body.clone()).await;
-                self.stats.export_took(self.sink, started.elapsed());
-                let failure = match outcome {
-                    Outcome::Accepted { rejected, message } => {
-                        self.accepted(items, rejected, &message);
-                        break;
-                    }
-                    Outcome::Failed(failure) => failure,
-                };
-                self.health.failed(self, &failure);
-                let back_off = self.back_off(attempt);
-                let wait = match failure.retry {
-                    Retry::Never => None,
-                    Retry::BackOff | Retry::After(_)
-                        if !failure.unreachable && attempt >= REFUSED_ATTEMPTS =>
-                    {
-                        None
-                    }
-                    Retry::BackOff => Some(back_off / 2 + random_part_of(back_off / 2)),
-                    Retry::After(asked) => Some(asked + random_part_of(asked / 10)),
-                };
-                let Some(wait) = wait else {
-                    count_failed(&self.stats, self.sink, failure.kind, items);
-                    break;
-                };
-                attempt = attempt.saturating_add(1);
-                tokio::select! {
-                    () = tokio::time::sleep(wait) => {}
-                    _ = self.flushes.changed() => {}
-                    () = newer() => {
-                        let rest: u64 = requests.map(|request| request.items).sum();
-                        count_failed(&self.stats, self.sink, failure.kind, items.saturating_add(rest));
-                        return;
-                    }
+    ) -> Vec<Range<u64>> {
+        let mut waiting = VecDeque::from(requests);
+        // How many of those in front are parts of one request.
+        let mut parts = 0usize;
+        let mut unsent = Vec::new();
+        while let Some(request) = waiting.pop_front() {
+            parts = parts.saturating_sub(1);
+            // What was refused once would be refused again.
+            let known = request.body.len() >= self.too_large;
+            let sent = match if known { parts::halves::<R::Request>(&request) } else { None } {
+                Some(halves) => Sent::InParts(halves),
+                None => self.send(client, &request, &newer).await,
+            };
+            let (kind, with) = match sent {
+                Sent::Taken => continue,
+                Sent::InParts([front, back]) => {
+                    waiting.push_front(back);
+                    waiting.push_front(front);
+                    parts += 2;
+                    continue;
                 }
+                Sent::Refused(kind) => (kind, 0),
+                // No other part would be taken either.
+                Sent::RefusedHoweverSmall(kind) => (kind, std::mem::take(&mut parts)),
+                Sent::Superseded(kind) => (kind, waiting.len()),
+            };
+            for request in std::iter::once(request).chain(waiting.drain(..with.min(waiting.len()))) {
+                count_failed(&self.stats, self.sink, kind, request.items);
+                unsent.push(request.first..request.first.saturating_add(request.items));
             }
         }
+        unsent
+    }
+
+    /// Sends one request, as often as that makes sense.
+    async fn send<R: Response, F: Future<Output = ()>>(
+        &mut self,
+        client: &mut Client<R>,
+        request: &EncodedRequest,
+        newer: &impl Fn() -> F,
+    ) -> Sent {
+        let mut attempt = 1u32;
+        loop {
+            let started = Instant::now();
+            let outcome = client.send(request.body.clone()).await;
+            self.stats.export_took(self.sink, started.elapsed());
+            let failure = match outcome {
+                Outcome::Accepted { rejected, message } => {
+                    self.accepted(request.items, rejected, &message);
+                    return Sent::Taken;
+                }
+                Outcome::Failed(failure) => failure,
+            };
+            if failure.retry == Retry::Smaller
+                && request.body.len() > SMALLEST
+                && let Some(halves) = parts::halves::<R::Request>(request)
+            {
+                self.too_large_is(request.body.len(), &failure);
+                return Sent::InParts(halves);
+            }
+            self.health.failed(self, &failure);
+            let back_off = self.back_off(attempt);
+            let wait = match failure.retry {
+                Retry::Smaller if request.body.len() <= SMALLEST => {
+                    return Sent::RefusedHoweverSmall(failure.kind);
+                }
+                Retry::Never | Retry::Smaller => None,
+                Retry::BackOff | Retry::After(_) if !failure.unreachable && attempt >= REFUSED_ATTEMPTS => {
+                    None
+                }
+                Retry::BackOff => Some(back_off / 2 + random_part_of(back_off / 2)),
+                Retry::After(asked) => Some(asked + random_part_of(asked / 10)),
+            };
+            let Some(wait) = wait else { return Sent::Refused(failure.kind) };
+            attempt = attempt.saturating_add(1);
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                _ = self.flushes.changed() => {}
+                () = newer() => return Sent::Superseded(failure.kind),
+            }
+        }
+    }
+
+    /// Requests of this size are too large for the endpoint.
+    fn too_large_is(&mut self, len: usize, failure: &Failure) {
+        if self.too_large == usize::MAX {
+            tracing::info!(
+                endpoint = self.endpoint,
+                "{len} octets of {} are too large for the endpoint ({}): sent in parts; its limit should be 4 MiB at least",
+                self.signal,
+                failure.message
+            );
+        }
+        self.too_large = self.too_large.min(len);
     }
 
     fn back_off(&self, attempt: u32) -> Duration {

@@ -5,18 +5,23 @@
 //! through the SDK: see [`crate::telemetry`].
 //!
 //! Metrics are cumulative, so the newest snapshot replaces any that still waits and no total is lost while
-//! the collector is away. Events wait in a bounded queue; the oldest are dropped first, and counted.
+//! the collector is away. For collectors that want deltas, what was not delivered becomes part of the next one. Events wait in a bounded queue; the oldest are dropped first, and counted.
 
 mod client;
 mod config;
+mod deltas;
 mod encode;
 mod export;
 mod logs;
+mod parts;
 mod resource;
 
 pub use self::client::ClientError;
 pub(crate) use self::client::{Connection, endpoint};
-pub use self::config::{Compression, ConfigError, Header, OtlpConfig, OtlpFlags, Protocol, Target};
+pub use self::config::{
+    Compression, ConfigError, Header, Histograms, OtlpConfig, OtlpFlags, PemFile, Preferences, Protocol,
+    Target, Temporality,
+};
 pub use self::encode::{EncodedRequest, RequestLimits, encode_metrics};
 pub use self::export::{Exporter, Flushed, Options, phase};
 pub use self::resource::{Resources, SCHEMA_URL, new_instance_id};

@@ -6,7 +6,6 @@ use std::fmt::{self, Write as _};
 use std::sync::Arc;
 use std::time::Instant;
 
-use probe_common::hist::OTLP_OFFSET;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{
     DescriptorEncoder, EncodeLabel as _, EncodeLabelSet, EncodeLabelValue, LabelSetEncoder,
@@ -17,16 +16,11 @@ use prometheus_client::registry::{Registry, Unit};
 
 use crate::entity::Entity;
 use crate::event::key;
-use crate::series::{Attrs, Data, Histogram, Kind, MetricDef, Store, Value, metrics};
+use crate::series::{Attrs, Data, Kind, MetricDef, Store, Value, metrics};
 use crate::telemetry::{SelfStats, cpu_seconds, resident_bytes};
 
 /// What a page is: <https://prometheus.io/docs/specs/om/open_metrics_spec/>.
 pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-
-/// Upper bounds of a histogram's buckets: powers of two of a second, from 2^-20 (about a microsecond) to 2^3, which are bounds
-/// of the buckets that are counted (`probe_common::hist`): nothing is estimated. The last of those has no upper bound, and begins
-/// above 2^3. The same for every series, so that they can be added up.
-const EXPONENTS: std::ops::RangeInclusive<i32> = -20..=3;
 
 /// A label as it is written.
 type Label = (Arc<str>, Value);
@@ -152,7 +146,7 @@ impl Number {
             Data::Times(histogram) => Self::Times {
                 sum: histogram.sum_seconds(),
                 count: histogram.count(),
-                buckets: buckets(histogram),
+                buckets: histogram.by_octave(),
             },
         }
     }
@@ -167,23 +161,6 @@ impl Number {
             }
         }
     }
-}
-
-/// Upper bound in seconds and count of each bucket of a page.
-fn buckets(histogram: &Histogram) -> Box<[(f64, u64)]> {
-    let mut buckets: Vec<(f64, u64)> = EXPONENTS.map(|exponent| (f64::from(exponent).exp2(), 0)).collect();
-    buckets.push((f64::INFINITY, 0));
-    let (first, counts) = histogram.buckets();
-    let indices = i32::try_from(first).unwrap_or(i32::MAX).saturating_add(OTLP_OFFSET)..;
-    for (index, count) in indices.zip(counts) {
-        // Up to 2^((index + 1) / 4) seconds: rounded up to the next power of two.
-        let exponent = index.saturating_add(4).div_euclid(4);
-        let at = usize::try_from(exponent - EXPONENTS.start()).unwrap_or(0).min(buckets.len() - 1);
-        if let Some((_, sum)) = buckets.get_mut(at) {
-            *sum = sum.saturating_add(*count);
-        }
-    }
-    buckets.into()
 }
 
 impl Collector for Page {
@@ -351,32 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn buckets_are_powers_of_two_and_nothing_is_lost() {
-        let mut histogram = Histogram::new();
-        // 2^-20 s is 953.67 ns; bounds are good to a ten-millionth; beyond the last nothing is known but that.
-        for ns in [
-            1,
-            953,
-            954,
-            1_900,
-            1_908,
-            499_999_900,
-            500_000_100,
-            7_999_999_000,
-            8_000_001_000,
-            60_000_000_000,
-        ] {
-            histogram.record(Duration::from_nanos(ns));
-        }
-        let found: Vec<(i32, u64)> = EXPONENTS
-            .chain([99])
-            .zip(buckets(&histogram))
-            .filter(|(_, (_, count))| *count != 0)
-            .map(|(exponent, (_, count))| (exponent, count))
-            .collect();
-        assert_eq!(found, [(-20, 2), (-19, 2), (-18, 1), (-1, 1), (0, 1), (3, 1), (99, 2)]);
-        let bounds: Vec<f64> = buckets(&Histogram::new()).iter().map(|(bound, _)| *bound).collect();
-        assert_eq!((bounds[0], bounds[20], bounds[24]), (0.000_000_953_674_316_406_25, 1.0, f64::INFINITY));
+    fn a_histogram_has_cumulative_buckets() {
         let mut store = Store::new(Limits::default(), 0);
         store.record(&Entity::Host, metrics::SYSCALL_DURATION, &[], Duration::from_millis(3));
         let text = Page::of(&store).write().unwrap();

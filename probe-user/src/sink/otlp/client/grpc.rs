@@ -6,12 +6,13 @@ use std::time::Duration;
 use bytes::{BufMut, Bytes};
 use tonic::codec::{Codec, CompressionEncoding, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::codegen::http::uri::PathAndQuery;
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 use tonic::{Code, Request, Status};
 use tonic_types::StatusExt;
 
 use super::super::config::{Compression, Target};
-use super::{CONNECT_TIMEOUT, ClientError, Failure, LONGEST_ASKED_WAIT, Response, Retry, certificate};
+use super::tls::Pem;
+use super::{CONNECT_TIMEOUT, ClientError, Failure, LONGEST_ASKED_WAIT, Response, Retry};
 use crate::tls::with_causes;
 
 /// A connection that is made when it is first needed, and again when it hung.
@@ -33,11 +34,16 @@ pub(crate) fn endpoint(target: &Target) -> Result<Endpoint, ClientError> {
         .tcp_nodelay(true)
         .tcp_keepalive(Some(Duration::from_secs(60)));
     if target.is_tls() {
-        let mut tls = ClientTlsConfig::new();
-        match certificate(target)? {
-            None => tls = tls.with_native_roots(),
-            Some(pem) => tls = tls.ca_certificate(Certificate::from_pem(pem)),
-        }
+        let Pem { authorities, client, config: _ } = Pem::of(target)?;
+        let tls = ClientTlsConfig::new();
+        let tls = match authorities {
+            None => tls.with_native_roots(),
+            Some(pem) => tls.ca_certificate(Certificate::from_pem(pem)),
+        };
+        let tls = match client {
+            None => tls,
+            Some((certificate, key)) => tls.identity(Identity::from_pem(certificate, key)),
+        };
         endpoint = endpoint.tls_config(tls).map_err(refuse)?;
     }
     Ok(endpoint)
@@ -53,6 +59,10 @@ impl<R: Response> Grpc<R> {
 
     /// Gives the connection up.
     pub(super) fn reconnect(&mut self) {
+        // Files may have become unreadable since; then what they were goes on.
+        if let Ok(endpoint) = endpoint(&self.target) {
+            self.endpoint = endpoint;
+        }
         self.channel = self.endpoint.connect_lazy();
     }
 
@@ -80,16 +90,19 @@ impl<R: Response> Grpc<R> {
 fn judge(status: &Status) -> Failure {
     let asked = status.get_details_retry_info().and_then(|info| info.retry_delay);
     let back_off = asked.map_or(Retry::BackOff, |wait| Retry::After(wait.min(LONGEST_ASKED_WAIT)));
+    let is_too_large = asked.is_none() && speaks_of_size(status.message());
     let (kind, retry) = match status.code() {
         Code::Ok => ("ok", Retry::Never),
         Code::Cancelled => ("cancelled", back_off),
         Code::DeadlineExceeded => ("deadline_exceeded", back_off),
         Code::Aborted => ("aborted", back_off),
+        Code::OutOfRange if is_too_large => ("out_of_range", Retry::Smaller),
         Code::OutOfRange => ("out_of_range", back_off),
         Code::Unavailable => ("unavailable", back_off),
         Code::DataLoss => ("data_loss", back_off),
         // Only with RetryInfo does it mean "later" and not "never".
         Code::ResourceExhausted if asked.is_some() => ("resource_exhausted", back_off),
+        Code::ResourceExhausted if is_too_large => ("resource_exhausted", Retry::Smaller),
         Code::ResourceExhausted => ("resource_exhausted", Retry::Never),
         Code::Unknown => ("unknown", Retry::Never),
         Code::InvalidArgument => ("invalid_argument", Retry::Never),
@@ -109,6 +122,15 @@ fn judge(status: &Status) -> Failure {
     }
     let unreachable = matches!(status.code(), Code::Unavailable | Code::Cancelled);
     Failure { kind, message, unreachable, retry }
+}
+
+/// Whether a refusal is one of a message's size. There is no code for that alone, so servers use one of two, and words.
+fn speaks_of_size(message: &str) -> bool {
+    let message = message.to_ascii_lowercase();
+    // grpc-go and grpc-core (C++, Python); grpc-java; tonic, for what was compressed; tonic and others.
+    ["larger than max", "exceeds maximum size", "size limit", "too large"]
+        .iter()
+        .any(|words| message.contains(words))
 }
 
 /// Passes an encoded body through; decodes the answer.
@@ -176,6 +198,39 @@ mod tests {
         ] {
             let status = Status::with_error_details(code, "x", ErrorDetails::with_retry_info(asked));
             assert_eq!(judge(&status).retry, want, "{code:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_too_large_is_told_by_the_words_that_servers_use() {
+        let later = Retry::After(Duration::from_secs(7));
+        for (code, message, want) in [
+            (Code::ResourceExhausted, "grpc: received message larger than max (5 vs. 4)", Retry::Smaller),
+            (
+                Code::ResourceExhausted,
+                "grpc: received message after decompression larger than max 4",
+                Retry::Smaller,
+            ),
+            (Code::ResourceExhausted, "SERVER: Received message larger than max (5 vs. 4)", Retry::Smaller),
+            (Code::ResourceExhausted, "gRPC message exceeds maximum size 4: 5", Retry::Smaller),
+            (
+                Code::OutOfRange,
+                "Error, decoded message length too large: found 5 bytes, the limit is: 4 bytes",
+                Retry::Smaller,
+            ),
+            (
+                Code::ResourceExhausted,
+                "Error decompressing: size limit, of 4 bytes, exceeded while decompressing message",
+                Retry::Smaller,
+            ),
+            (Code::ResourceExhausted, "quota of the month", Retry::Never),
+            (Code::OutOfRange, "a timestamp of yesterday", Retry::BackOff),
+            (Code::InvalidArgument, "a label is too large", Retry::Never),
+        ] {
+            assert_eq!(judge(&Status::new(code, message)).retry, want, "{message}");
+            let details = ErrorDetails::with_retry_info(Some(Duration::from_secs(7)));
+            let asked = judge(&Status::with_error_details(code, message, details)).retry;
+            assert_eq!(asked, if code == Code::InvalidArgument { Retry::Never } else { later }, "{message}");
         }
     }
 }

@@ -18,10 +18,9 @@ use rustls::ClientConfig;
 use tonic_types::pb::Status;
 
 use super::super::config::{Compression, Target};
-use super::{
-    CONNECT_TIMEOUT, ClientError, Failure, LONGEST_ASKED_WAIT, Response, Retry, USER_AGENT, certificate,
-};
-use crate::tls::{self, TlsError, with_causes};
+use super::tls::Pem;
+use super::{CONNECT_TIMEOUT, ClientError, Failure, LONGEST_ASKED_WAIT, Response, Retry, USER_AGENT};
+use crate::tls::{self, with_causes};
 
 const PROTOBUF: &str = "application/x-protobuf";
 const JSON: &str = "application/json";
@@ -94,17 +93,10 @@ fn pool(target: &Target) -> Result<Pool<HttpsConnector<HttpConnector>, Full<Byte
 }
 
 fn tls(target: &Target) -> Result<ClientConfig, ClientError> {
-    let config = if target.is_tls() {
-        certificate(target)?.map_or_else(tls::trusting_the_system, |pem| tls::trusting(&pem))
-    } else {
-        tls::trusting_nobody()
-    };
-    config.map_err(|error| match error {
-        TlsError::Empty => ClientError::refused(target, "OTEL_EXPORTER_OTLP_CERTIFICATE has no certificate"),
-        TlsError::System(_) | TlsError::Pem(_) | TlsError::Certificate(_) => {
-            ClientError::refused(target, error)
-        }
-    })
+    if target.is_tls() {
+        return Ok(Pem::of(target)?.config);
+    }
+    tls::trusting_nobody().map_err(|error| ClientError::refused(target, error))
 }
 
 fn gzip(body: &[u8]) -> Bytes {
@@ -171,7 +163,7 @@ fn judge<R: Response>(answer: &Answer, now: SystemTime) -> Result<R, Failure> {
         StatusCode::FORBIDDEN => ("forbidden", Retry::Never),
         StatusCode::NOT_FOUND => ("not_found", Retry::Never),
         StatusCode::METHOD_NOT_ALLOWED => ("method_not_allowed", Retry::Never),
-        StatusCode::PAYLOAD_TOO_LARGE => ("content_too_large", Retry::Never),
+        StatusCode::PAYLOAD_TOO_LARGE => ("content_too_large", Retry::Smaller),
         StatusCode::UNSUPPORTED_MEDIA_TYPE => ("unsupported_media_type", Retry::Never),
         StatusCode::INTERNAL_SERVER_ERROR => ("internal_server_error", Retry::Never),
         _ if status.is_redirection() => ("redirection", Retry::Never),

@@ -2,17 +2,22 @@
 
 mod grpc;
 mod http;
+mod tls;
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
-use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceResponse;
-use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceResponse;
+use opentelemetry_proto::tonic::collector::logs::v1::{ExportLogsServiceRequest, ExportLogsServiceResponse};
+use opentelemetry_proto::tonic::collector::metrics::v1::{
+    ExportMetricsServiceRequest, ExportMetricsServiceResponse,
+};
 use prost::Message;
 
 use self::grpc::Grpc;
 use self::http::Http;
 use super::config::{Protocol, Target};
+use super::parts::Items;
 
 pub(crate) use self::grpc::endpoint;
 pub(crate) use self::http::Connection;
@@ -27,15 +32,17 @@ const USER_AGENT: &str = concat!("probe/", env!("CARGO_PKG_VERSION"));
 /// Why an exporter cannot be started.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// Certificate file.
-    #[error(
-        "cannot read OTEL_EXPORTER_OTLP_CERTIFICATE {path}: {source}; give a PEM file that probe may read"
-    )]
-    Certificate {
+    /// A file of certificates, or of a key.
+    #[error("{key}: {path:?} cannot be used: {why}; give {wanted}")]
+    File {
+        /// Flag or environment variable that names it.
+        key: String,
         /// As configured.
-        path: String,
-        /// What the system said.
-        source: std::io::Error,
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+        /// What would be right.
+        wanted: &'static str,
     },
     /// The endpoint or its TLS settings.
     #[error("cannot use OTLP endpoint {endpoint}: {source}; check its host name and the certificates")]
@@ -53,12 +60,7 @@ impl ClientError {
     }
 }
 
-/// The authorities to trust in place of the system's, PEM, where some were given.
-fn certificate(target: &Target) -> Result<Option<Vec<u8>>, ClientError> {
-    let Some(path) = &target.certificate else { return Ok(None) };
-    let unreadable = |source| ClientError::Certificate { path: path.display().to_string(), source };
-    std::fs::read(path).map(Some).map_err(unreadable)
-}
+const AUTHORITY: &str = "name the authority that signed the collector's certificate by --otlp-certificate or OTEL_EXPORTER_OTLP_CERTIFICATE";
 
 /// What is most often wrong where the transports say this: a port of the other protocol, TLS with one that has none. Their errors
 /// have no kinds for that, only words.
@@ -69,8 +71,32 @@ fn way_out(message: &str) -> Option<&'static str> {
         ("unexpected message from connection", "is it a port for gRPC (4317)? then --otlp-protocol grpc"),
         ("grpc-status header missing", "is it a port for HTTP (4318)? then --otlp-protocol http/protobuf"),
         ("InvalidContentType", "does it speak TLS? if not, http:// and not https://"),
+        ("UnknownIssuer", AUTHORITY),
+        // Another authority of the same name: the one before, perhaps.
+        ("BadSignature", AUTHORITY),
+        ("certificate expired", "renew the collector's certificate, or set this host's clock"),
+        ("certificate not valid yet", "the collector's certificate is of the future: set this host's clock"),
+        ("not valid for name", "the endpoint has to have a name that is in the collector's certificate"),
+        ("CaUsedAsEndEntity", "the collector needs a certificate that is no authority's"),
     ];
     ways.into_iter().find(|(said, _)| message.contains(said)).map(|(_, way_out)| way_out)
+}
+
+/// The same of a connection that had TLS, where the collector broke it off: in TLS 1.3 it says what it thinks of a client's certificate, or
+/// that there is none, after the client may send, and then it depends on who is faster whether that is heard.
+fn way_out_of_tls(message: &str, has_certificate: bool) -> Option<&'static str> {
+    let broken = ["received fatal alert", "broken pipe", "Connection reset", "connection closed"];
+    if !broken.iter().any(|said| message.contains(said)) {
+        None
+    } else if has_certificate {
+        Some(
+            "it may not take the certificate of --otlp-client-certificate or OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE: check who signed it, and until when it is valid",
+        )
+    } else {
+        Some(
+            "it may ask who probe is: --otlp-client-certificate and --otlp-client-key, or OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE and OTEL_EXPORTER_OTLP_CLIENT_KEY",
+        )
+    }
 }
 
 /// How a request ended.
@@ -100,16 +126,21 @@ pub(super) enum Retry {
     BackOff,
     /// The server named the wait.
     After(Duration),
+    /// It is too large; less of it may be taken.
+    Smaller,
 }
 
 /// An answer that may say how much of the request was refused.
 pub(super) trait Response: Message + Default + 'static {
+    /// What it answers.
+    type Request: Items + Message + Default;
     /// Path of the gRPC method.
     const SERVICE: &'static str;
     fn partial(self) -> Option<(i64, String)>;
 }
 
 impl Response for ExportMetricsServiceResponse {
+    type Request = ExportMetricsServiceRequest;
     const SERVICE: &'static str = "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export";
     fn partial(self) -> Option<(i64, String)> {
         self.partial_success.map(|partial| (partial.rejected_data_points, partial.error_message))
@@ -117,6 +148,7 @@ impl Response for ExportMetricsServiceResponse {
 }
 
 impl Response for ExportLogsServiceResponse {
+    type Request = ExportLogsServiceRequest;
     const SERVICE: &'static str = "/opentelemetry.proto.collector.logs.v1.LogsService/Export";
     fn partial(self) -> Option<(i64, String)> {
         self.partial_success.map(|partial| (partial.rejected_log_records, partial.error_message))
@@ -127,6 +159,11 @@ impl Response for ExportLogsServiceResponse {
 #[derive(Debug)]
 pub(super) struct Client<R> {
     timeout: Duration,
+    is_tls: bool,
+    /// There are certificates in files, which may be renewed.
+    reads_files: bool,
+    /// One of them is probe's own.
+    has_certificate: bool,
     transport: Transport<R>,
 }
 
@@ -140,11 +177,21 @@ impl<R: Response> Client<R> {
     /// Must be called inside a runtime.
     pub(super) fn new(target: Target) -> Result<Self, ClientError> {
         let timeout = target.timeout;
+        let (is_tls, has_certificate) = (target.is_tls(), target.client.is_some());
+        let reads_files = is_tls && (target.certificate.is_some() || has_certificate);
         let transport = match target.protocol {
             Protocol::Grpc => Transport::Grpc(Box::new(Grpc::new(target)?)),
             Protocol::HttpProtobuf => Transport::Http(Box::new(Http::new(target)?)),
         };
-        Ok(Self { timeout, transport })
+        Ok(Self { timeout, is_tls, reads_files, has_certificate, transport })
+    }
+
+    /// Gives the connection up; the next one has certificates as they are by then.
+    fn reconnect(&mut self) {
+        match &mut self.transport {
+            Transport::Grpc(grpc) => grpc.reconnect(),
+            Transport::Http(http) => http.reconnect(),
+        }
     }
 
     /// One attempt; never longer than the configured timeout.
@@ -161,7 +208,12 @@ impl<R: Response> Client<R> {
                 Outcome::Accepted { rejected: u64::try_from(rejected).unwrap_or(0), message }
             }
             Ok(Err(mut failure)) => {
-                if let Some(way_out) = way_out(&failure.message) {
+                if failure.unreachable && self.reads_files {
+                    self.reconnect();
+                }
+                let of_tls =
+                    || self.is_tls.then(|| way_out_of_tls(&failure.message, self.has_certificate)).flatten();
+                if let Some(way_out) = way_out(&failure.message).or_else(of_tls) {
                     failure.message.push_str("; ");
                     failure.message.push_str(way_out);
                 }
@@ -170,10 +222,7 @@ impl<R: Response> Client<R> {
             Err(_elapsed) => {
                 // The peer may be gone without a word, and then this connection stays silent until the
                 // kernel gives up, a quarter of an hour later.
-                match &mut self.transport {
-                    Transport::Grpc(grpc) => grpc.reconnect(),
-                    Transport::Http(http) => http.reconnect(),
-                }
+                self.reconnect();
                 Outcome::Failed(Failure {
                     kind: "timeout",
                     message: format!("no answer within {:?}", self.timeout),
