@@ -21,8 +21,9 @@ fn table(text: &mut String, metrics: &[&MetricDef]) {
 fn metrics_page() -> String {
     let mut text = String::from(
         "<!-- Written by `cargo xtask docs` from probe-user/src/series/metrics.rs; not to be edited. -->\n\n# Metrics\n\n\
-         ## Of the observed workloads\n\nOne resource per container (`container.id`, `k8s.pod.uid` where known) and one for \
-         the host. Sums are cumulative; histograms\nare exponential, four buckets to an octave.\n\n",
+         ## Of the observed workloads\n\nOne resource per container (`container.id`, `k8s.pod.uid` and, where the kubelet tells \
+         them, `k8s.*` names: see the\n[README](../README.md#kubernetes-names)) and one for the host. Sums are cumulative; histograms \
+         are exponential, four buckets to an octave.\n\n",
     );
     table(&mut text, ALL);
     text.push_str("\n## Of the agent itself\n\nScope `probe.self`, on the host's resource.\n\n");

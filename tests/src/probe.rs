@@ -211,8 +211,9 @@ fn build() -> Result<PathBuf> {
 pub fn command<A: AsRef<OsStr>>(args: impl IntoIterator<Item = A>) -> Result<Command> {
     let mut command = Command::new(binary()?);
     command.args(args).env_remove("RUST_LOG").stdin(Stdio::null());
+    const CONFIGURATION: [&str; 5] = ["OTEL_", "PROBE_", "KUBERNETES_", "K8S_", "NODE_"];
     for (name, _value) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("OTEL_") {
+        if CONFIGURATION.iter().any(|prefix| name.to_string_lossy().starts_with(prefix)) {
             command.env_remove(name);
         }
     }

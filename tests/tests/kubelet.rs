@@ -222,7 +222,7 @@ fn a_kubelet_that_fails_costs_names_and_nothing_else() -> Result<()> {
         ("redirected", Answer::Status(302), "not followed"),
         ("garbage", lie("<html>log in</html>"), "no list of pods"),
         ("another kind", lie(r#"{"kind":"NodeList","items":[]}"#), "no list of pods"),
-        ("cut", Answer::Cut, "no list of pods"),
+        ("cut", Answer::Cut, "breaks off"),
         ("endless", Answer::Endless, if in_guest() { "answer" } else { "longer than 32 MiB" }),
         ("another node's", Answer::Pods(vec![pod.on("node-8")]), "1 pods of other nodes"),
         ("down", Answer::Silence, "onnection refused"),

@@ -111,6 +111,16 @@ impl KubeletConfig {
                 allowed: "keys of labels are allowed, with commas between them: app,app.kubernetes.io/name",
             });
         }
+        for (key, file) in [("--kubelet-token-file", &token_file), ("--kubelet-ca", &ca)] {
+            if let Some(file) = file.as_deref().filter(|file| !exists(file)) {
+                let value = file.display().to_string();
+                return Err(KubeletError {
+                    key,
+                    value,
+                    allowed: "there is no such file; a file that is there is allowed",
+                });
+            }
+        }
         let lookup =
             |key: &str| lookup(key).map(|value| value.trim().to_owned()).filter(|value| !value.is_empty());
         let node = lookup("K8S_NODE_NAME").or_else(|| lookup("NODE_NAME"));
@@ -208,7 +218,10 @@ impl AskError {
 pub fn pods_now(config: &KubeletConfig) -> Result<PodList, String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| error.to_string())?;
-    runtime.block_on(ask(config)).map_err(|AskError { kind: _, message }| message)
+    let answer = runtime.block_on(ask(config));
+    // A resolver of names that hangs does not hold the command up.
+    runtime.shutdown_timeout(DEADLINE);
+    answer.map_err(|AskError { kind: _, message }| message)
 }
 
 /// The pods of this node.
@@ -250,10 +263,11 @@ async fn ask_for_long(config: &KubeletConfig) -> Result<PodList, AskError> {
         spawn_blocking(move || parse(Pieces { waiting, piece: Bytes::new() }, node.as_deref(), &labels));
     let mut length = 0;
     while let Some(frame) = body.frame().await {
-        let Ok(piece) = frame.map_err(io::Error::other).map(|frame| frame.into_data().unwrap_or_default())
-        else {
-            break;
-        };
+        let frame = frame.map_err(|error| {
+            let why = tls::with_causes(&error.to_string(), &error);
+            AskError::new("connection", format!("the answer breaks off: {why}"))
+        })?;
+        let piece = frame.into_data().unwrap_or_default();
         length += piece.len();
         if length > MOST {
             return Err(AskError::new("too_large", format!("the answer is longer than {} MiB", MOST >> 20)));
@@ -273,7 +287,7 @@ async fn ask_for_long(config: &KubeletConfig) -> Result<PodList, AskError> {
     })
 }
 
-/// An answer as it comes, for who reads it on a thread of its own. Where it breaks off is its end: then it is no whole list.
+/// An answer as it comes, for who reads it on a thread of its own.
 struct Pieces {
     waiting: mpsc::Receiver<Bytes>,
     piece: Bytes,
@@ -434,6 +448,9 @@ mod tests {
         let flags = KubeletFlags { labels, ..KubeletFlags::default() };
         let error = KubeletConfig::resolve(flags, &|_| None, &|_| false, "h").unwrap_err();
         assert_eq!((error.key, error.value.as_str()), ("--kube-labels", "a b"));
+        let flags = KubeletFlags { ca: Some("/nonexistent".into()), ..KubeletFlags::default() };
+        let error = KubeletConfig::resolve(flags, &|_| None, &|_| false, "h").unwrap_err();
+        assert_eq!((error.key, error.value.as_str()), ("--kubelet-ca", "/nonexistent"));
     }
 
     #[test]

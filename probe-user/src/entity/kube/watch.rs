@@ -64,10 +64,11 @@ impl Drop for Asking {
 
 /// Waits for a reason to ask again.
 async fn next(directory: &Directory, begun: Instant) {
-    if !directory.is_wanted() {
-        let met = timeout_at(begun + around(REGULAR), directory.wanted()).await;
-        if met.is_ok() {
-            sleep(GATHER).await;
+    let latest = begun + around(REGULAR);
+    while !directory.is_wanted() {
+        match timeout_at(latest, directory.wanted()).await {
+            Ok(()) => sleep(GATHER).await,
+            Err(_regular) => return,
         }
     }
     sleep_until(begun + SOONEST).await;

@@ -145,7 +145,12 @@ mod tests {
 
     fn container(id: u32) -> Entity {
         let container_id = format!("c{id}");
-        Entity::Container(Arc::new(ContainerIdentity { container_id, runtime: None, pod_uid: None }))
+        Entity::Container(Arc::new(ContainerIdentity {
+            container_id,
+            runtime: None,
+            pod_uid: None,
+            names: crate::entity::Names::default(),
+        }))
     }
 
     fn call(name: i64) -> [Attr; 1] {

@@ -284,7 +284,8 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::entity::ContainerIdentity;
+    use crate::entity::kube::Pod;
+    use crate::entity::{ContainerIdentity, Directory, KubeNames};
     use crate::series::{Limits, attr};
 
     fn container() -> Entity {
@@ -325,6 +326,42 @@ mod tests {
         }
         assert!(text.ends_with("# EOF\n"), "{text}");
         assert!(metrics::ALL.iter().chain(metrics::OWN).all(|def| !def.description.contains(['\n', '\\'])));
+    }
+
+    #[test]
+    fn a_pod_waits_for_its_names_and_has_them_as_labels() {
+        const UID: &str = "b3a9c1d2-0e4f-4a5b-8c6d-7e8f9a0b1c2d";
+        let directory = Directory::default();
+        let (container_id, pod_uid) = ("c0ffee00c0ff".to_owned(), Some(UID.to_owned()));
+        let mut identity = ContainerIdentity {
+            container_id,
+            runtime: None,
+            pod_uid,
+            names: crate::entity::Names::default(),
+        };
+        directory.meet(&mut identity, Instant::now());
+        let mut store = Store::new(Limits::default(), 0);
+        let entity = Entity::Container(Arc::new(identity));
+        store.add(&entity, metrics::TCP_RETRANSMITS, &[attr(key::NETWORK_TYPE, "ipv4")], 3);
+        assert!(!Page::of(&store).write().unwrap().contains("c0ffee"), "its labels would change");
+
+        let label =
+            |key: &str| -> (Box<str>, Box<str>) { (format!("k8s.pod.label.{key}").into(), "x".into()) };
+        let names = KubeNames {
+            namespace: "shop".into(),
+            pod: "web-1".into(),
+            container: Some("nginx".into()),
+            workload: Some((key::K8S_DEPLOYMENT_NAME, "web".into())),
+            labels: [label("a.b"), label("a/b"), label("c")].into(),
+            ..KubeNames::default()
+        };
+        let containers = vec![("c0ffee00c0ff".into(), names.clone())];
+        directory.learn(vec![Pod { uids: vec![UID.into()], names, containers }], Instant::now());
+        let text = Page::of(&store).write().unwrap();
+        let want = format!(
+            "system_network_tcp_retransmits_total{{container_id=\"c0ffee00c0ff\",k8s_pod_uid=\"{UID}\",k8s_namespace_name=\"shop\",k8s_pod_name=\"web-1\",k8s_container_name=\"nginx\",k8s_deployment_name=\"web\",k8s_pod_label_a_b=\"x\",k8s_pod_label_c=\"x\",network_type=\"ipv4\"}} 3\n"
+        );
+        assert!(text.contains(&want), "{want} is not in\n{text}");
     }
 
     #[test]
