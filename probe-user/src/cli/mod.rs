@@ -3,6 +3,8 @@
 mod args;
 mod dns;
 mod doctor;
+mod effective;
+mod layers;
 mod live;
 mod output;
 mod run;
@@ -104,7 +106,8 @@ pub fn main() -> ExitCode {
         }
     };
     let result = match cli.command {
-        Command::Run(args) => run::main(args),
+        // It reads them again, with what lies below them.
+        Command::Run(_flags) => run::main(),
         Command::Tcp(args) => tcp::main(args),
         Command::Dns(args) => dns::main(args),
         Command::Syscalls(args) => syscalls::main(args),

@@ -1,15 +1,21 @@
 //! `probe run`.
 
+use std::ffi::OsString;
 use std::io;
+use std::mem::swap;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use clap::{ArgMatches, FromArgMatches as _};
+
 use super::args::{PeerArgs, RunCallArgs, RunLookupArgs, Shared, positive};
+use super::layers::{self, Layers, Origin};
 use super::output::{StdoutSink, Style, Tee, closing_lines, ended, on_terminal};
-use super::{Failure, block_on};
-use crate::config::{DnsOptions, OtlpEvents, Output, QuestionNames};
+use super::{Failure, block_on, effective};
+use crate::config::{Config, DnsOptions, OtlpEvents, Output, QuestionNames};
 use crate::entity::Entity;
 use crate::pipeline::{Flow, Pipeline, Sink};
 use crate::series::Snapshot;
@@ -20,6 +26,8 @@ use crate::telemetry::{SelfStats, Telemetry};
 
 /// Export period and summary interval where neither flag nor environment says otherwise.
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(10);
+/// The standard's word for it.
+pub(super) const INTERVAL_VARIABLE: &str = "OTEL_METRIC_EXPORT_INTERVAL";
 /// How long the last export may hold the end up.
 const SHUTDOWN: Duration = Duration::from_secs(5);
 
@@ -39,6 +47,24 @@ pub(super) struct Args {
     otlp: OtlpArgs,
     #[command(flatten)]
     prometheus: PrometheusArgs,
+    #[command(flatten)]
+    file: FileArgs,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(
+    next_help_heading = "Configuration (a flag beats its variable, PROBE_ and the flag's words, OTEL_* after that; then the file)"
+)]
+struct FileArgs {
+    /// YAML or TOML file (.yaml, .yml, .toml) whose keys are the long flags without --; read again on SIGHUP
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Say whether flags, environment and file are right, and all that is not; attaches nothing and needs no privileges
+    #[arg(long)]
+    check_config: bool,
+    /// Print what flags, environment and file come to, as a YAML file that says where each value is from (no secrets)
+    #[arg(long)]
+    print_config: bool,
 }
 
 #[derive(Debug, clap::Args)]
@@ -49,15 +75,11 @@ struct PrometheusArgs {
     prometheus_listen: Option<SocketAddr>,
 }
 
-impl PrometheusArgs {
-    /// Takes the address.
-    fn listen(&self) -> Result<Option<Listener>, Failure> {
-        let Some(address) = self.prometheus_listen else { return Ok(None) };
-        let listener = Listener::bind(address).map_err(|error| {
-            Failure::running(format_args!("cannot listen on {address} (--prometheus-listen): {error}"))
-        })?;
-        Ok(Some(listener))
-    }
+/// Takes the address.
+fn listen(address: SocketAddr) -> Result<Listener, Failure> {
+    Listener::bind(address).map_err(|error| {
+        Failure::running(format_args!("cannot listen on {address} (--prometheus-listen): {error}"))
+    })
 }
 
 fn listen_address(text: &str) -> Result<SocketAddr, String> {
@@ -75,9 +97,10 @@ struct DnsArgs {
     /// What metrics tell of the names that are asked for (dns.question.name)
     #[arg(long, value_name = "HOW", default_value = "off")]
     dns_names: QuestionNames,
-    /// How many such names metrics tell of one container, and of the host; further ones are _other [default: 100]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=signals::dns::MOST_NAMES as i64))]
-    dns_names_max: Option<u16>,
+    /// How many such names metrics tell of one container, and of the host; further ones are _other
+    #[arg(long, value_name = "N", default_value_t = 100,
+          value_parser = clap::value_parser!(u16).range(1..=signals::dns::MOST_NAMES as i64))]
+    dns_names_max: u16,
 }
 
 impl DnsArgs {
@@ -86,7 +109,7 @@ impl DnsArgs {
         let Self { lookups, dns_names, dns_names_max } = self;
         lookups.apply(options)?;
         options.names = dns_names;
-        options.names_max = dns_names_max.map_or(options.names_max, usize::from);
+        options.names_max = usize::from(dns_names_max);
         Ok(())
     }
 }
@@ -106,35 +129,174 @@ struct OtlpArgs {
     /// How long one request may take
     #[arg(long, value_name = "TIME", value_parser = positive)]
     otlp_timeout: Option<Duration>,
+    /// Compression of what is sent: none (unless told otherwise), or gzip
+    #[arg(long, value_name = "NAME")]
+    otlp_compression: Option<String>,
+    /// PEM file of the certificate authorities to trust in place of the system's
+    #[arg(long, value_name = "FILE")]
+    otlp_certificate: Option<PathBuf>,
     /// Which events become log records; lookups that went well are not notable
     #[arg(long, value_name = "WHICH", default_value = "notable")]
     otlp_events: OtlpEvents,
 }
 
-/// Runs it.
-pub(super) fn main(args: Args) -> Result<ExitCode, Failure> {
-    let lookup = |key: &str| std::env::var(key).ok();
-    let mut config = args.shared.resolve(default_interval(&lookup)?)?;
-    args.peers.apply(&mut config.tcp);
-    args.dns.apply(&mut config.dns)?;
-    args.calls.apply(&mut config.syscalls)?;
-    let flags = OtlpFlags {
-        endpoint: args.otlp.otlp_endpoint,
-        protocol: args.otlp.otlp_protocol,
-        headers: args.otlp.otlp_headers,
-        timeout: args.otlp.otlp_timeout,
-    };
-    config.otlp = OtlpConfig::resolve(&flags, &lookup).map_err(|error| Failure::usage(error.to_string()))?;
-    // They are on events alone.
-    let exports_events = args.otlp.otlp_events != OtlpEvents::None
-        && config.otlp.as_ref().is_some_and(|otlp| otlp.logs.is_some());
-    config.tcp.names &= exports_events || args.shared.output == Some(Output::Json);
-    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    let instance = new_instance_id().map_err(Failure::running)?;
-    let resources =
-        Resources::resolve(&lookup, &host, &instance).map_err(|error| Failure::usage(error.to_string()))?;
+impl Args {
+    /// What of it is no matter of the environment; logging is not started.
+    fn config(self, interval: Duration) -> Result<Config, Failure> {
+        let mut config = self.shared.config(interval)?;
+        self.peers.apply(&mut config.tcp);
+        self.dns.apply(&mut config.dns)?;
+        self.calls.apply(&mut config.syscalls)?;
+        Ok(config)
+    }
+}
 
-    let listener = args.prometheus.listen()?;
+/// Everything wrong with what stands alone.
+pub(super) fn check(matches: &ArgMatches) -> Vec<String> {
+    let args = match Args::from_arg_matches(matches) {
+        Ok(args) => args,
+        Err(error) => return vec![error.to_string()],
+    };
+    let mut faults: Vec<String> = args.otlp.flags().faults().iter().map(ToString::to_string).collect();
+    faults.extend(args.config(DEFAULT_INTERVAL).err().map(|failure| failure.message));
+    faults
+}
+
+impl OtlpArgs {
+    fn flags(&self) -> OtlpFlags {
+        OtlpFlags {
+            endpoint: self.otlp_endpoint.clone(),
+            protocol: self.otlp_protocol.clone(),
+            headers: self.otlp_headers.clone(),
+            timeout: self.otlp_timeout,
+            compression: self.otlp_compression.clone(),
+            certificate: self.otlp_certificate.clone(),
+        }
+    }
+}
+
+/// Layers, and what they come to.
+#[derive(Debug)]
+pub(super) struct Wanted {
+    pub(super) layers: Layers,
+    pub(super) config: Config,
+    pub(super) events: OtlpEvents,
+    pub(super) resources: Resources,
+    /// Name of this host.
+    host: String,
+    listen: Option<SocketAddr>,
+    /// Whether stdout was asked for.
+    speaks: bool,
+    check: bool,
+    print: bool,
+}
+
+impl Wanted {
+    /// Reads flags, environment and file. `instance` is the same for as long as this process lives.
+    pub(super) fn read(
+        arguments: &[OsString],
+        lookup: &dyn Fn(&str) -> Option<String>,
+        instance: &str,
+    ) -> Result<Self, Failure> {
+        let layers = layers::read(arguments, lookup, &check)?;
+        let args =
+            Args::from_arg_matches(&layers.matches).map_err(|error| Failure::usage(error.to_string()))?;
+        let mut faults = Vec::new();
+        let mut keep = |fault: String| {
+            // Two signals may have the same wrong setting.
+            if !faults.contains(&fault) {
+                faults.push(fault);
+            }
+        };
+
+        let is_of_file = |key: &str| {
+            layers.settings.get(key).is_some_and(|setting| matches!(setting.origin, Origin::File(_)))
+        };
+        let of_variable = standard_interval(lookup).unwrap_or_else(|fault| {
+            keep(fault);
+            None
+        });
+        let interval = match args.shared.interval {
+            Some(interval) if !is_of_file("interval") => interval,
+            of_file => of_variable.or(of_file).unwrap_or(DEFAULT_INTERVAL),
+        };
+        // What the file says comes after the variables of the specification.
+        let (mut flags, mut file) = (args.otlp.flags(), OtlpFlags::default());
+        for (key, move_down) in [
+            (
+                "otlp-endpoint",
+                (|f, t| swap(&mut f.endpoint, &mut t.endpoint)) as fn(&mut OtlpFlags, &mut OtlpFlags),
+            ),
+            ("otlp-protocol", |f, t| swap(&mut f.protocol, &mut t.protocol)),
+            ("otlp-headers", |f, t| swap(&mut f.headers, &mut t.headers)),
+            ("otlp-timeout", |f, t| swap(&mut f.timeout, &mut t.timeout)),
+            ("otlp-compression", |f, t| swap(&mut f.compression, &mut t.compression)),
+            ("otlp-certificate", |f, t| swap(&mut f.certificate, &mut t.certificate)),
+        ] {
+            if is_of_file(key) {
+                move_down(&mut flags, &mut file);
+            }
+        }
+        let otlp = OtlpConfig::resolve_with(&flags, lookup, &file).unwrap_or_else(|error| {
+            keep(error.to_string());
+            None
+        });
+        for target in otlp.iter().flat_map(|otlp| [&otlp.metrics, &otlp.logs]).flatten() {
+            if let Err(error) = target.check() {
+                keep(error.to_string());
+            }
+        }
+        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let resources = match Resources::resolve(lookup, &host, instance) {
+            Ok(resources) => Some(resources),
+            Err(error) => {
+                keep(error.to_string());
+                None
+            }
+        };
+        let (events, listen) = (args.otlp.otlp_events, args.prometheus.prometheus_listen);
+        let (check, print) = (args.file.check_config, args.file.print_config);
+        let speaks = args.shared.output.is_some();
+        let mut config = args.config(interval)?;
+        // They are on events alone.
+        let exports_events =
+            events != OtlpEvents::None && otlp.as_ref().is_some_and(|otlp| otlp.logs.is_some());
+        config.tcp.names &= exports_events || (speaks && config.output == Output::Json);
+        config.otlp = otlp;
+        match resources {
+            Some(resources) if faults.is_empty() => {
+                Ok(Self { layers, config, events, resources, host, listen, speaks, check, print })
+            }
+            Some(_) | None => Err(Failure::usage(faults.join("\nerror: "))),
+        }
+    }
+}
+
+/// Runs it.
+pub(super) fn main() -> Result<ExitCode, Failure> {
+    // Behind `probe run`.
+    let arguments: Vec<OsString> = std::env::args_os().skip(2).collect();
+    let lookup = |key: &str| std::env::var(key).ok();
+    let instance = new_instance_id().map_err(Failure::running)?;
+    let wanted = Wanted::read(&arguments, &lookup, &instance)?;
+    if wanted.check || wanted.print {
+        let said =
+            if wanted.check { effective::ok(&wanted.layers) } else { effective::print(&wanted, &lookup) };
+        let written = io::Write::write_all(&mut io::stdout().lock(), said.as_bytes());
+        // Who closes it has seen enough.
+        return match written {
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::running(error)),
+            Ok(()) | Err(_) => Ok(ExitCode::SUCCESS),
+        };
+    }
+    run(wanted)
+}
+
+fn run(wanted: Wanted) -> Result<ExitCode, Failure> {
+    let Wanted { layers, mut config, events, resources, host, listen: address, speaks, check: _, print: _ } =
+        wanted;
+    config.program_log_level = super::output::start_logging(layers.matches.get_count("verbose"))?;
+    let listener = address.map(listen).transpose()?;
     let stats = Arc::new(SelfStats::new());
     let mut pipeline = Pipeline::start(&config, signals::ALL, true, Arc::clone(&stats))?;
     tracing::info!(signals = ?pipeline.signals(), "running");
@@ -152,16 +314,14 @@ pub(super) fn main(args: Args) -> Result<ExitCode, Failure> {
             None => None,
         };
         let otlp = match &config.otlp {
-            Some(otlp) => {
-                Some(OtlpSink::start(otlp, resources, &stats, config.interval, args.otlp.otlp_events)?)
-            }
+            Some(otlp) => Some(OtlpSink::start(otlp, resources, &stats, config.interval, events)?),
             None => None,
         };
         if otlp.is_some() {
             pipeline.begin_with(phase(&host, config.interval));
         }
         // As a service that exports, the summary would only fill the journal.
-        let speaks = otlp.is_none() && server.is_none() || args.shared.output.is_some() || on_terminal();
+        let speaks = otlp.is_none() && server.is_none() || speaks || on_terminal();
         let mut stdout = StdoutSink::new(&config, Style::Summaries, None);
         let mut otlp = otlp;
         let result = {
@@ -187,15 +347,14 @@ pub(super) fn main(args: Args) -> Result<ExitCode, Failure> {
     })
 }
 
-/// `OTEL_METRIC_EXPORT_INTERVAL` (milliseconds) where no flag is given.
-fn default_interval(lookup: &dyn Fn(&str) -> Option<String>) -> Result<Duration, Failure> {
-    const KEY: &str = "OTEL_METRIC_EXPORT_INTERVAL";
-    match lookup(KEY).filter(|value| !value.trim().is_empty()) {
-        None => Ok(DEFAULT_INTERVAL),
-        Some(value) => match value.trim().parse() {
-            Ok(ms @ 250..) => Ok(Duration::from_millis(ms)),
-            _ => Err(Failure::usage(format!("{KEY}={value}: milliseconds are allowed, 250 at least"))),
-        },
+/// `OTEL_METRIC_EXPORT_INTERVAL`, in milliseconds.
+fn standard_interval(lookup: &dyn Fn(&str) -> Option<String>) -> Result<Option<Duration>, String> {
+    let Some(value) = lookup(INTERVAL_VARIABLE).filter(|value| !value.trim().is_empty()) else {
+        return Ok(None);
+    };
+    match value.trim().parse() {
+        Ok(ms @ 250..) => Ok(Some(Duration::from_millis(ms))),
+        _ => Err(format!("{INTERVAL_VARIABLE}={value}: milliseconds are allowed, 250 at least")),
     }
 }
 

@@ -7,6 +7,8 @@ use std::time::Duration;
 use tonic::codegen::http::Uri;
 use tonic::metadata::{AsciiMetadataKey, AsciiMetadataValue};
 
+use super::client::{ClientError, Connection, endpoint};
+
 const ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -21,7 +23,42 @@ pub struct OtlpFlags {
     pub headers: Option<String>,
     /// `--otlp-timeout`.
     pub timeout: Option<Duration>,
+    /// `--otlp-compression`.
+    pub compression: Option<String>,
+    /// `--otlp-certificate`.
+    pub certificate: Option<PathBuf>,
 }
+
+impl OtlpFlags {
+    /// Everything that cannot be used in itself, whatever the rest says: of a file, which is right or wrong as a whole.
+    #[must_use]
+    pub fn faults(&self) -> Vec<ConfigError> {
+        let Self { endpoint, protocol: name, headers: list, timeout, compression: algorithm, certificate: _ } =
+            self;
+        let check = |key: &str, value: &Option<String>, read: &dyn Fn(&Setting) -> Option<ConfigError>| {
+            let value = value.clone()?;
+            read(&Setting { key: key.to_owned(), value, is_of_signal: false })
+        };
+        let faults = [
+            check("otlp-endpoint", endpoint, &|setting| parse_endpoint(setting, false).err()),
+            check("otlp-protocol", name, &|setting| protocol(setting).err()),
+            check("otlp-headers", list, &|setting| headers(setting).err()),
+            check("otlp-compression", algorithm, &|setting| compression(setting).err()),
+            check_timeout("otlp-timeout", *timeout).err(),
+        ];
+        faults.into_iter().flatten().collect()
+    }
+}
+
+/// A variable of the specification and the flag that says the same; [`OtlpConfig::variable`] is its name.
+pub const OTLP_STANDARD: [(&str, &str); 6] = [
+    ("otlp-endpoint", "ENDPOINT"),
+    ("otlp-protocol", "PROTOCOL"),
+    ("otlp-headers", "HEADERS"),
+    ("otlp-timeout", "TIMEOUT"),
+    ("otlp-compression", "COMPRESSION"),
+    ("otlp-certificate", "CERTIFICATE"),
+];
 
 /// A setting that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -92,6 +129,18 @@ impl Target {
         self.endpoint.scheme_str() == Some("https")
     }
 
+    /// Whether it can be used at all, as far as that is known without a connection.
+    ///
+    /// # Errors
+    ///
+    /// The certificates do not read, or the endpoint is of no use to the transport.
+    pub fn check(&self) -> Result<(), ClientError> {
+        match self.protocol {
+            Protocol::Grpc => endpoint(self).map(drop),
+            Protocol::HttpProtobuf => Connection::new(self.clone()).map(drop),
+        }
+    }
+
     /// Whether it goes to the same collector.
     #[must_use]
     pub fn is_beside(&self, other: &Self) -> bool {
@@ -120,11 +169,33 @@ impl OtlpConfig {
         flags: &OtlpFlags,
         lookup: &dyn Fn(&str) -> Option<String>,
     ) -> Result<Option<Self>, ConfigError> {
+        Self::resolve_with(flags, lookup, &OtlpFlags::default())
+    }
+
+    /// The same, with what a file says where neither flags nor variables say anything.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::resolve`].
+    pub fn resolve_with(
+        flags: &OtlpFlags,
+        lookup: &dyn Fn(&str) -> Option<String>,
+        file: &OtlpFlags,
+    ) -> Result<Option<Self>, ConfigError> {
         // The specification: an empty variable is an unset one.
         let lookup = |key: &str| lookup(key).filter(|value| !value.trim().is_empty());
-        let metrics = target("METRICS", flags, &lookup)?;
-        let logs = target("LOGS", flags, &lookup)?;
+        let metrics = target("METRICS", flags, &lookup, file)?;
+        let logs = target("LOGS", flags, &lookup, file)?;
         Ok((metrics.is_some() || logs.is_some()).then_some(Self { metrics, logs }))
+    }
+
+    /// The environment variable of a setting: for all signals, or for one (`METRICS`, `LOGS`).
+    #[must_use]
+    pub fn variable(signal: Option<&str>, name: &str) -> String {
+        match signal {
+            Some(signal) => format!("OTEL_EXPORTER_OTLP_{signal}_{name}"),
+            None => format!("OTEL_EXPORTER_OTLP_{name}"),
+        }
     }
 }
 
@@ -132,6 +203,8 @@ impl OtlpConfig {
 struct Setting {
     key: String,
     value: String,
+    /// Of this signal alone.
+    is_of_signal: bool,
 }
 
 impl Setting {
@@ -144,20 +217,28 @@ fn target(
     signal: &str,
     flags: &OtlpFlags,
     lookup: &dyn Fn(&str) -> Option<String>,
+    file: &OtlpFlags,
 ) -> Result<Option<Target>, ConfigError> {
-    let find = |flag: Option<(&str, &Option<String>)>, name: &str| -> Option<Setting> {
-        if let Some((key, Some(value))) = flag {
-            return Some(Setting { key: key.to_owned(), value: value.clone() });
-        }
-        [format!("OTEL_EXPORTER_OTLP_{signal}_{name}"), format!("OTEL_EXPORTER_OTLP_{name}")]
-            .into_iter()
-            .find_map(|key| lookup(&key).map(|value| Setting { key, value }))
+    let path = |path: &Option<PathBuf>| path.as_ref().map(|path| path.to_string_lossy().into_owned());
+    let variable = |name: &str| -> Option<Setting> {
+        [(Some(signal), true), (None, false)].into_iter().find_map(|(signal, is_of_signal)| {
+            let key = OtlpConfig::variable(signal, name);
+            lookup(&key).map(|value| Setting { key, value, is_of_signal })
+        })
+    };
+    let find = |flag: &Option<String>, name: &str, file: &Option<String>| -> Option<Setting> {
+        let word = name.to_ascii_lowercase();
+        let given = |prefix: &str, value: &Option<String>| {
+            let value = value.clone()?;
+            Some(Setting { key: format!("{prefix}otlp-{word}"), value, is_of_signal: false })
+        };
+        given("--", flag).or_else(|| variable(name)).or_else(|| given("", file))
     };
 
-    let Some(endpoint) = find(Some(("--otlp-endpoint", &flags.endpoint)), "ENDPOINT") else {
+    let Some(endpoint) = find(&flags.endpoint, "ENDPOINT", &file.endpoint) else {
         return Ok(None);
     };
-    let insecure = match find(None, "INSECURE") {
+    let insecure = match variable("INSECURE") {
         None => false,
         Some(setting) => match setting.value.trim().to_ascii_lowercase().as_str() {
             "true" => true,
@@ -165,47 +246,34 @@ fn target(
             _ => return Err(setting.refuse("true, false")),
         },
     };
-    let protocol = match find(Some(("--otlp-protocol", &flags.protocol)), "PROTOCOL") {
+    let protocol = match find(&flags.protocol, "PROTOCOL", &file.protocol) {
         None => Protocol::Grpc,
-        Some(setting) => match setting.value.trim() {
-            "grpc" => Protocol::Grpc,
-            "http/protobuf" => Protocol::HttpProtobuf,
-            _ => {
-                return Err(setting.refuse("grpc (port 4317 of a collector), http/protobuf (port 4318)"));
-            }
-        },
+        Some(setting) => protocol(&setting)?,
     };
-    let compression = match find(None, "COMPRESSION") {
+    let compression = match find(&flags.compression, "COMPRESSION", &file.compression) {
         None => Compression::None,
-        Some(setting) => match setting.value.trim() {
-            "gzip" => Compression::Gzip,
-            "none" => Compression::None,
-            _ => return Err(setting.refuse("gzip, none")),
-        },
+        Some(setting) => compression(&setting)?,
     };
-    let timeout = match (flags.timeout, find(None, "TIMEOUT")) {
-        (Some(timeout), _) if timeout.is_zero() => {
-            let setting = Setting { key: "--otlp-timeout".to_owned(), value: "0".to_owned() };
-            return Err(setting.refuse("more than 0"));
-        }
+    check_timeout("--otlp-timeout", flags.timeout)?;
+    let timeout = match (flags.timeout, variable("TIMEOUT")) {
         (Some(timeout), _) => timeout,
-        (None, None) => DEFAULT_TIMEOUT,
+        (None, None) => file.timeout.unwrap_or(DEFAULT_TIMEOUT),
         (None, Some(setting)) => match setting.value.trim().parse::<u64>() {
             Ok(ms) if ms > 0 => Duration::from_millis(ms),
             Ok(_) | Err(_) => return Err(setting.refuse("milliseconds, a whole number above 0")),
         },
     };
-    let headers = match find(Some(("--otlp-headers", &flags.headers)), "HEADERS") {
+    let headers = match find(&flags.headers, "HEADERS", &file.headers) {
         None => Vec::new(),
         Some(setting) => headers(&setting)?,
     };
-    let certificate = find(None, "CERTIFICATE").map(|setting| setting.value.into());
+    let certificate = find(&path(&flags.certificate), "CERTIFICATE", &path(&file.certificate));
     let url = parse_endpoint(&endpoint, insecure)?;
     Ok(Some(Target {
         protocol,
         // The specification: what is set for one signal is used as it is.
         endpoint: match protocol {
-            Protocol::HttpProtobuf if !endpoint.key.contains(signal) => {
+            Protocol::HttpProtobuf if !endpoint.is_of_signal => {
                 below(&url, &format!("v1/{}", signal.to_ascii_lowercase())).ok_or_else(|| {
                     endpoint.refuse("a URL to which /v1/metrics and /v1/logs are appended: without them, and without a query (for one signal: OTEL_EXPORTER_OTLP_METRICS_ENDPOINT, OTEL_EXPORTER_OTLP_LOGS_ENDPOINT)")
                 })?
@@ -215,8 +283,32 @@ fn target(
         headers,
         timeout,
         compression,
-        certificate,
+        certificate: certificate.map(|setting| setting.value.into()),
     }))
+}
+
+fn protocol(setting: &Setting) -> Result<Protocol, ConfigError> {
+    match setting.value.trim() {
+        "grpc" => Ok(Protocol::Grpc),
+        "http/protobuf" => Ok(Protocol::HttpProtobuf),
+        _ => Err(setting.refuse("grpc (port 4317 of a collector), http/protobuf (port 4318)")),
+    }
+}
+
+fn compression(setting: &Setting) -> Result<Compression, ConfigError> {
+    match setting.value.trim() {
+        "gzip" => Ok(Compression::Gzip),
+        "none" => Ok(Compression::None),
+        _ => Err(setting.refuse("gzip, none")),
+    }
+}
+
+fn check_timeout(key: &str, timeout: Option<Duration>) -> Result<(), ConfigError> {
+    if timeout.is_some_and(|timeout| timeout.is_zero()) {
+        let setting = Setting { key: key.to_owned(), value: "0".to_owned(), is_of_signal: false };
+        return Err(setting.refuse("more than 0"));
+    }
+    Ok(())
 }
 
 fn parse_endpoint(setting: &Setting, insecure: bool) -> Result<Uri, ConfigError> {
@@ -255,7 +347,8 @@ fn below(url: &Uri, path: &str) -> Option<Uri> {
 fn headers(setting: &Setting) -> Result<Vec<Header>, ConfigError> {
     let refuse = |pair: &str, allowed: &str| ConfigError {
         key: setting.key.clone(),
-        value: pair.split('=').next().unwrap_or_default().trim().to_owned(),
+        // Without a name, all of it may be the secret.
+        value: pair.split_once('=').map_or("(hidden)", |(name, _)| name).trim().to_owned(),
         allowed: allowed.to_owned(),
     };
     pairs(&setting.value)

@@ -16,7 +16,9 @@ mod resource;
 
 pub use self::client::ClientError;
 pub(crate) use self::client::{Connection, endpoint};
-pub use self::config::{Compression, ConfigError, Header, OtlpConfig, OtlpFlags, Protocol, Target};
+pub use self::config::{
+    Compression, ConfigError, Header, OTLP_STANDARD, OtlpConfig, OtlpFlags, Protocol, Target,
+};
 pub use self::encode::{EncodedRequest, RequestLimits, encode_metrics};
 pub use self::export::{Exporter, Flushed, Options, phase};
 pub use self::resource::{Resources, SCHEMA_URL, new_instance_id};

@@ -29,7 +29,7 @@ const USER_AGENT: &str = concat!("probe/", env!("CARGO_PKG_VERSION"));
 pub enum ClientError {
     /// Certificate file.
     #[error(
-        "cannot read OTEL_EXPORTER_OTLP_CERTIFICATE {path}: {source}; give a PEM file that probe may read"
+        "cannot read {path} (OTEL_EXPORTER_OTLP_CERTIFICATE, otlp-certificate): {source}; give a PEM file that probe may read"
     )]
     Certificate {
         /// As configured.
