@@ -70,10 +70,8 @@ fn standard(
             let default =
                 STANDARD_DEFAULTS.iter().find(|(of, _)| *of == key).map(|(_, text)| (*text).to_owned());
             let interval = || humantime::format_duration(wanted.config.interval).to_string();
-            let output = || "table".to_owned();
             let text = match key {
                 "interval" => Some(interval()),
-                "output" => Some(output()),
                 _ => default,
             };
             Setting { text, origin: Origin::Default }

@@ -1,12 +1,14 @@
 //! The command line: one file a subcommand. clap is known only here; what was typed becomes a [`Config`] at once.
 
 mod args;
+mod collector;
 mod dns;
 mod doctor;
 mod effective;
 mod layers;
 mod live;
 mod output;
+mod reload;
 mod run;
 mod stacks;
 mod syscalls;

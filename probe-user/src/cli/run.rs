@@ -10,26 +10,26 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{ArgMatches, FromArgMatches as _};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
 
 use super::args::{PeerArgs, RunCallArgs, RunLookupArgs, Shared, positive};
+use super::collector::{OtlpSink, Route};
 use super::layers::{self, Layers, Origin};
-use super::output::{StdoutSink, Style, Tee, closing_lines, ended, on_terminal};
+use super::output::{StdoutSink, Style, Tee, closing_lines, ended, on_terminal, start_logging};
+use super::reload::Reload;
 use super::{Failure, block_on, effective};
 use crate::config::{Config, DnsOptions, OtlpEvents, Output, QuestionNames};
-use crate::entity::Entity;
-use crate::pipeline::{Flow, Pipeline, Sink};
-use crate::series::Snapshot;
-use crate::signals::{self, Event, Summary};
-use crate::sink::otlp::{Exporter, Options, OtlpConfig, OtlpFlags, Resources, new_instance_id, phase};
+use crate::pipeline::{Pipeline, Sink};
+use crate::signals;
+use crate::sink::otlp::{OtlpConfig, OtlpFlags, Resources, new_instance_id, phase};
 use crate::sink::prometheus::{Listener, Server};
-use crate::telemetry::{SelfStats, Telemetry};
+use crate::telemetry::SelfStats;
 
 /// Export period and summary interval where neither flag nor environment says otherwise.
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(10);
 /// The standard's word for it.
 pub(super) const INTERVAL_VARIABLE: &str = "OTEL_METRIC_EXPORT_INTERVAL";
-/// How long the last export may hold the end up.
-const SHUTDOWN: Duration = Duration::from_secs(5);
 
 /// Flags.
 #[derive(Debug, clap::Args)]
@@ -289,13 +289,14 @@ pub(super) fn main() -> Result<ExitCode, Failure> {
             Ok(()) | Err(_) => Ok(ExitCode::SUCCESS),
         };
     }
-    run(wanted)
+    run(wanted, arguments, instance)
 }
 
-fn run(wanted: Wanted) -> Result<ExitCode, Failure> {
+fn run(wanted: Wanted, arguments: Vec<OsString>, instance: String) -> Result<ExitCode, Failure> {
     let Wanted { layers, mut config, events, resources, host, listen: address, speaks, check: _, print: _ } =
         wanted;
-    config.program_log_level = super::output::start_logging(layers.matches.get_count("verbose"))?;
+    let logs = start_logging(layers.matches.get_count("verbose"))?;
+    config.program_log_level = logs.program_level;
     let listener = address.map(listen).transpose()?;
     let stats = Arc::new(SelfStats::new());
     let mut pipeline = Pipeline::start(&config, signals::ALL, true, Arc::clone(&stats))?;
@@ -313,33 +314,41 @@ fn run(wanted: Wanted) -> Result<ExitCode, Failure> {
             }
             None => None,
         };
-        let otlp = match &config.otlp {
-            Some(otlp) => Some(OtlpSink::start(otlp, resources, &stats, config.interval, events)?),
-            None => None,
-        };
-        if otlp.is_some() {
+        let (collector, changes) = mpsc::channel(1);
+        let route = Route { config: config.otlp.clone(), events, interval: config.interval };
+        let mut otlp = OtlpSink::start(route, resources, &stats, changes)?;
+        if config.otlp.is_some() {
             pipeline.begin_with(phase(&host, config.interval));
         }
+        // Without a file, it is the hang-up of a terminal; a service lives on.
+        if layers.file.is_some() || !on_terminal() {
+            let hangup = signal(SignalKind::hangup()).map_err(Failure::running)?;
+            let reload = Reload {
+                arguments: arguments.into(),
+                instance,
+                started: layers.settings.clone(),
+                present: layers.settings,
+                pipeline: pipeline.changes(),
+                collector,
+                logs,
+            };
+            tokio::spawn(reload.at_every(hangup));
+        }
         // As a service that exports, the summary would only fill the journal.
-        let speaks = otlp.is_none() && server.is_none() || speaks || on_terminal();
+        let speaks = config.otlp.is_none() && server.is_none() || speaks || on_terminal();
         let mut stdout = StdoutSink::new(&config, Style::Summaries, None);
-        let mut otlp = otlp;
         let result = {
             let mut sinks: Vec<&mut dyn Sink> = Vec::new();
             if speaks {
                 sinks.push(&mut stdout);
             }
-            if let Some(otlp) = &mut otlp {
-                sinks.push(otlp);
-            }
+            sinks.push(&mut otlp);
             pipeline.run(&mut Tee(sinks)).await
         };
         drop(server);
         // Detached before the last export: it may take its time.
         drop(pipeline);
-        if let Some(otlp) = otlp {
-            otlp.shutdown().await;
-        }
+        otlp.shutdown().await;
         if let Some(report) = ended(result)? {
             closing_lines(&report);
         }
@@ -355,82 +364,5 @@ fn standard_interval(lookup: &dyn Fn(&str) -> Option<String>) -> Result<Option<D
     match value.trim().parse() {
         Ok(ms @ 250..) => Ok(Some(Duration::from_millis(ms))),
         _ => Err(format!("{INTERVAL_VARIABLE}={value}: milliseconds are allowed, 250 at least")),
-    }
-}
-
-/// The collector as a sink.
-struct OtlpSink {
-    events: OtlpEvents,
-    exporter: Exporter,
-    telemetry: Option<Telemetry>,
-}
-
-impl OtlpSink {
-    fn start(
-        config: &OtlpConfig,
-        resources: Resources,
-        stats: &Arc<SelfStats>,
-        interval: Duration,
-        events: OtlpEvents,
-    ) -> Result<Self, Failure> {
-        let resources = Arc::new(resources);
-        let usage = |error: &dyn std::fmt::Display| Failure::usage(error.to_string());
-        let exporter = Exporter::start(config, Arc::clone(&resources), Arc::clone(stats), Options::default())
-            .map_err(|error| usage(&error))?;
-        let telemetry = match &config.metrics {
-            Some(target) => {
-                Some(Telemetry::start(target, &resources, interval, stats).map_err(|error| usage(&error))?)
-            }
-            None => None,
-        };
-        Ok(Self { events, exporter, telemetry })
-    }
-
-    async fn shutdown(self) {
-        let Self { events: _, exporter, telemetry } = self;
-        let own = async {
-            if let Some(telemetry) = telemetry
-                && !telemetry.shutdown(SHUTDOWN).await
-            {
-                tracing::debug!("the agent's own metrics were not delivered at the end");
-            }
-        };
-        // Side by side: a collector that hangs holds up the end once, not twice.
-        tokio::join!(own, exporter.shutdown(SHUTDOWN));
-    }
-}
-
-impl Sink for OtlpSink {
-    fn wants_events(&self) -> bool {
-        self.events != OtlpEvents::None && self.exporter.wants_events()
-    }
-
-    fn event(&mut self, event: &Event) -> io::Result<Flow> {
-        let wanted = match event {
-            // These are the metrics.
-            Event::SyscallSummary(_) => false,
-            Event::Lookup(lookup) => self.events == OtlpEvents::All || lookup.is_notable(),
-            Event::Retransmit(_)
-            | Event::Reset(_)
-            | Event::Connect(_)
-            | Event::Close(_)
-            | Event::SyscallSlow(_)
-            | Event::SyscallInFlight(_)
-            | Event::Loss(_) => true,
-        };
-        if wanted {
-            let entity = event.who().map_or(&Entity::Host, |who| &who.entity);
-            self.exporter.event(entity, event);
-        }
-        Ok(Flow::More)
-    }
-
-    fn interval(&mut self, _summaries: &[Summary], snapshot: &Snapshot<'_>) -> io::Result<()> {
-        self.exporter.submit(snapshot);
-        Ok(())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }

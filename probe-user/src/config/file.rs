@@ -286,7 +286,7 @@ mod tests {
             ("a list as a key", Yaml, "[1, 2]: x\nb: ~\n", &[(1, 1, "a key"), (2, 1, "b: ")]),
             ("a tab", Yaml, "a: 1\n\tb: 2\n", &[(1, 4, "a tab")]),
             ("a quote that does not end", Toml, "a = \"x\nb = 2\n", &[(1, 7, "")]),
-            ("a time without quotes", Toml, "interval = 10s\nb = 1\n", &[(1, 14, "")]),
+            ("a time without quotes", Toml, "interval = 10s\nb = 1\n", &[(1, 12, "must be quoted")]),
         ] {
             let found = read(format, text.as_bytes()).faults;
             assert_eq!(found.len(), faults.len(), "{what}: {found:?}");

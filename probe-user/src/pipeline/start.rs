@@ -125,6 +125,7 @@ impl Pipeline {
             first: config.interval,
             duration: config.duration,
             visits: None,
+            changes: None,
             _cgroup: cgroup,
         })
     }
