@@ -212,7 +212,7 @@ pub fn command<A: AsRef<OsStr>>(args: impl IntoIterator<Item = A>) -> Result<Com
     let mut command = Command::new(binary()?);
     command.args(args).env_remove("RUST_LOG").stdin(Stdio::null());
     for (name, _value) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("OTEL_") {
+        if ["OTEL_", "PROBE_"].iter().any(|ours| name.to_string_lossy().starts_with(ours)) {
             command.env_remove(name);
         }
     }
