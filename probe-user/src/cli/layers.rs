@@ -500,4 +500,53 @@ mod tests {
         assert!(failure.message.starts_with("/nonexistent/probe.yaml: cannot be read: "), "{failure:?}");
         assert_eq!(failure.code, 2);
     }
+
+    /// Keys of the example file, with whether they are marked as taking effect on SIGHUP, and the file with one line in force.
+    fn examples() -> Vec<(String, bool, String)> {
+        let text = include_str!("../../../deploy/config/probe.yaml");
+        let lines: Vec<&str> = text.lines().collect();
+        let is_key =
+            |line: &str| line.strip_prefix('#').is_some_and(|rest| rest.starts_with(char::is_alphabetic));
+        let keys = (0..lines.len()).filter(|at| is_key(lines[*at]));
+        keys.map(|at| {
+            let key = lines[at][1..].split(':').next().unwrap().to_owned();
+            let mut changed = lines.clone();
+            changed[at] = &lines[at][1..];
+            (key, lines[at - 1].contains("(SIGHUP)"), changed.join("\n"))
+        })
+        .collect()
+    }
+
+    #[test]
+    fn the_example_file_has_every_key_and_each_is_right() {
+        let command = run_command();
+        let mut want: Vec<&str> = keys(&command).map(|(key, _)| key).collect();
+        want.sort_unstable();
+        let examples = examples();
+        let mut found: Vec<&str> = examples.iter().map(|(key, ..)| key.as_str()).collect();
+        found.sort_unstable();
+        assert_eq!(found, want);
+        let untouched = layers(include_str!("../../../deploy/config/probe.yaml"), &[], &[]).unwrap();
+        assert!(untouched.settings.values().all(|setting| setting.origin == Origin::Default));
+        for (key, is_marked, text) in examples {
+            let layers = layers(&text, &[], &[]).unwrap();
+            assert!(matches!(layers.settings[&key].origin, Origin::File(_)), "{key}");
+            // An example of the default would show nothing.
+            assert_ne!(layers.settings[&key].text, untouched.settings[&key].text, "{key}");
+            assert_eq!(is_marked, crate::cli::reload::AT_ONCE.contains(&key.as_str()), "{key}");
+        }
+    }
+
+    #[test]
+    fn the_example_of_the_readme_is_right() {
+        let readme = include_str!("../../../README.md");
+        let example = readme.split("```yaml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+        let layers = layers(example, &[], &[]).unwrap();
+        assert_eq!(layers.settings["interval"].text.as_deref(), Some("30s"));
+        let section = readme.split("SIGHUP reads the file again.").nth(1).unwrap();
+        let section = section.split("change while everything runs").next().unwrap();
+        for key in crate::cli::reload::AT_ONCE {
+            assert!(section.contains(&format!("`{key}`")) || key.starts_with("otlp-"), "{key}");
+        }
+    }
 }
