@@ -26,8 +26,9 @@ pub(super) fn print(wanted: &Wanted, lookup: &dyn Fn(&str) -> Option<String>) ->
             .to_owned();
     for (key, setting) in &wanted.layers.settings {
         let setting = standard(key, setting, wanted, &lookup);
+        let hides = setting.text.as_deref().is_some_and(|value| is_secret(key, value));
         // Writing to a string does not fail.
-        let _written = match (&setting.text, is_secret(key)) {
+        let _written = match (&setting.text, hides) {
             (None, _) => writeln!(text, "# {key}: is not set"),
             (Some(_), true) => writeln!(text, "# {key}: {HIDDEN} # {}", setting.origin),
             (Some(value), false) => writeln!(text, "{key}: {} # {}", scalar(value), setting.origin),
@@ -37,7 +38,7 @@ pub(super) fn print(wanted: &Wanted, lookup: &dyn Fn(&str) -> Option<String>) ->
         for (key, name) in OTLP_STANDARD.into_iter().chain([("otlp-endpoint", "INSECURE")]) {
             let variable = OtlpConfig::variable(Some(signal), name);
             let Some(value) = lookup(&variable) else { continue };
-            let value = if is_secret(key) { HIDDEN.to_owned() } else { scalar(&value) };
+            let value = if is_secret(key, &value) { HIDDEN.to_owned() } else { scalar(&value) };
             let of = signal.to_ascii_lowercase();
             let _written = writeln!(text, "# {variable}={value} # of {of} alone; a flag would beat it");
         }

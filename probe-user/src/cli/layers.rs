@@ -80,9 +80,9 @@ pub(super) fn keys(command: &Command) -> impl Iterator<Item = (&str, &Arg)> {
     named.filter(|(key, _)| !NO_KEYS.contains(key))
 }
 
-/// Whether a key's value must not be shown.
-pub(super) fn is_secret(key: &str) -> bool {
-    SECRETS.contains(&key)
+/// Whether a key's value must not be shown, or not this one: URLs may carry a password.
+pub(super) fn is_secret(key: &str, text: &str) -> bool {
+    SECRETS.contains(&key) || key == "otlp-endpoint" && text.contains('@')
 }
 
 /// The environment variable of a key.
@@ -196,8 +196,12 @@ fn understand(
     let Some(arg) = keys(command).find_map(|(known, arg)| (known == key).then(|| arg.clone())) else {
         return Err(vec![unknown(command, key)]);
     };
+    let hides = match value {
+        Value::One(text) => is_secret(key, text),
+        Value::Many(texts) => texts.iter().any(|text| is_secret(key, text)),
+    };
     let shown = || match value {
-        Value::One(_) | Value::Many(_) if is_secret(key) => HIDDEN.to_owned(),
+        Value::One(_) | Value::Many(_) if hides => HIDDEN.to_owned(),
         Value::One(text) => printable(&format!("{text:?}")),
         Value::Many(texts) => printable(&format!("{texts:?}")),
     };
@@ -210,10 +214,10 @@ fn understand(
         },
         Err(error) => {
             let part = match error.get(ContextKind::InvalidValue) {
-                Some(ContextValue::String(part)) if !is_secret(key) => printable(&format!("{part:?}")),
+                Some(ContextValue::String(part)) if !hides => printable(&format!("{part:?}")),
                 _ => shown(),
             };
-            let reason = if is_secret(key) { "it is no text".to_owned() } else { reason(&error) };
+            let reason = if hides { "it is no text".to_owned() } else { reason(&error) };
             Err(vec![format!("{key}: {part} cannot be used: {reason}")])
         }
     }

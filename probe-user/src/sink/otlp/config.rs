@@ -10,6 +10,8 @@ use tonic::metadata::{AsciiMetadataKey, AsciiMetadataValue};
 use super::client::{ClientError, Connection, endpoint};
 
 const ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
+/// What stands in a secret's place.
+const HIDDEN: &str = "(hidden)";
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What was typed on the command line; each beats its environment variable, for all signals.
@@ -209,7 +211,9 @@ struct Setting {
 
 impl Setting {
     fn refuse(&self, allowed: &str) -> ConfigError {
-        ConfigError { key: self.key.clone(), value: self.value.clone(), allowed: allowed.to_owned() }
+        // A URL may carry a password.
+        let value = if self.value.contains('@') { HIDDEN } else { &self.value };
+        ConfigError { key: self.key.clone(), value: value.to_owned(), allowed: allowed.to_owned() }
     }
 }
 
@@ -348,7 +352,7 @@ fn headers(setting: &Setting) -> Result<Vec<Header>, ConfigError> {
     let refuse = |pair: &str, allowed: &str| ConfigError {
         key: setting.key.clone(),
         // Without a name, all of it may be the secret.
-        value: pair.split_once('=').map_or("(hidden)", |(name, _)| name).trim().to_owned(),
+        value: pair.split_once('=').map_or(HIDDEN, |(name, _)| name).trim().to_owned(),
         allowed: allowed.to_owned(),
     };
     pairs(&setting.value)
