@@ -1,5 +1,7 @@
 //! What the user asked for, validated: nothing behind this sees flags or environment variables.
 
+pub mod file;
+
 use std::cmp::Reverse;
 use std::path::PathBuf;
 use std::time::Duration;

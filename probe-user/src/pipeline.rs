@@ -14,6 +14,7 @@ mod start;
 
 pub use self::start::{StartError, resolve_fields};
 use crate::collect::{self, Ring, woken};
+use crate::config::Config;
 use crate::entity::Directory;
 use crate::entity::kube::{Asking, KubeletConfig};
 use crate::event::key;
@@ -106,6 +107,7 @@ pub struct Pipeline {
     visits: Option<mpsc::Receiver<Visit>>,
     /// Who is asked for the names of pods, and where they are written down.
     kubelet: Option<(KubeletConfig, Arc<Directory>)>,
+    changes: Option<mpsc::Receiver<Box<Config>>>,
     _cgroup: Option<CgroupRoot>,
 }
 
@@ -231,6 +233,14 @@ impl Pipeline {
         visitors
     }
 
+    /// A way to tell it a new configuration while it runs, of which it takes what can change without a restart: the interval, and
+    /// what [`Signal::change`] of each signal takes. Totals and series go on.
+    pub fn changes(&mut self) -> mpsc::Sender<Box<Config>> {
+        let (sender, changes) = mpsc::channel(1);
+        self.changes = Some(changes);
+        sender
+    }
+
     /// Runs until the time is up, the sink has enough, or SIGINT or SIGTERM comes. The last, incomplete interval is handed
     /// to the sink like every other.
     ///
@@ -257,16 +267,18 @@ impl Pipeline {
         let mut stop = false;
         let mut more = false;
         let mut visits = self.visits.take();
+        let mut changes = self.changes.take();
         while !stop {
             let rings: Vec<&Ring> = self.signals.iter().map(|running| &running.ring).collect();
-            let mut visit = None;
+            let (mut visit, mut change) = (None, None);
             tokio::select! {
                 // The end first, and no waiting at all while the rings hold more.
                 biased;
                 _ = interrupt.recv() => stop = true,
                 _ = terminate.recv() => stop = true,
                 () = tokio::task::yield_now(), if more => {}
-                asked = next_visit(&mut visits) => visit = Some(asked),
+                config = next(&mut changes) => change = Some(config),
+                asked = next(&mut visits) => visit = Some(asked),
                 ready = woken(&rings) => ready?,
                 _ = drain.tick() => {}
             }
@@ -279,6 +291,11 @@ impl Pipeline {
             }
             if let Some(visit) = visit {
                 visit(&self.store);
+            }
+            if let Some(config) = change {
+                self.change(&config)?;
+                // Sooner, if that is what was wanted; whatever was counted meanwhile belongs to the interval that is under way.
+                next_interval = next_interval.min(now + self.interval);
             }
             if now >= next_tick && self.tick(sink)? == Flow::Enough {
                 break;
@@ -304,6 +321,17 @@ impl Pipeline {
         sink.flush()?;
         self.count_losses(None);
         Ok(self.report.clone())
+    }
+
+    /// Takes over what can change while everything runs.
+    fn change(&mut self, config: &Config) -> io::Result<()> {
+        self.interval = config.interval;
+        self.store.change_interval(config.interval);
+        for running in &mut self.signals {
+            running.signal.change(config, &mut running.settings)?;
+            running.settings_map.set(&running.settings).map_err(io::Error::other)?;
+        }
+        Ok(())
     }
 
     /// Ends the programs, then empties the rings: what they have produced is either delivered or counted as lost.
@@ -482,12 +510,12 @@ impl Pipeline {
     }
 }
 
-/// The next question; never, where nobody can ask.
-async fn next_visit(visits: &mut Option<mpsc::Receiver<Visit>>) -> Visit {
-    if let Some(visits) = visits
-        && let Some(visit) = visits.recv().await
+/// The next question or change; never, where nobody can send one.
+async fn next<T>(queue: &mut Option<mpsc::Receiver<T>>) -> T {
+    if let Some(queue) = queue
+        && let Some(sent) = queue.recv().await
     {
-        return visit;
+        return sent;
     }
     std::future::pending().await
 }

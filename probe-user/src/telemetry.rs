@@ -17,9 +17,13 @@ use opentelemetry_otlp::{
     WithTonicConfig,
 };
 use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
+use opentelemetry_sdk::metrics::data::ResourceMetrics;
+use opentelemetry_sdk::metrics::exporter::PushMetricExporter;
 use opentelemetry_sdk::metrics::periodic_reader_with_async_runtime::PeriodicReader;
 use opentelemetry_sdk::metrics::{SdkMeterProvider, Temporality as SdkTemporality};
 use opentelemetry_sdk::runtime;
+use tokio::sync::watch;
 
 use crate::event::key;
 use crate::series::{Attr, Attrs, Kind, MetricDef, Value, metrics};
@@ -110,6 +114,103 @@ pub enum TelemetryError {
 #[derive(Debug)]
 pub struct Telemetry {
     provider: SdkMeterProvider,
+    route: Route,
+    interval: watch::Sender<Duration>,
+}
+
+/// Stands for the interval as it is when it is waited for: the SDK's reader knows one only.
+const INTERVAL: Duration = Duration::MAX;
+/// The reader's own limit for an export, beyond those that exports have ([`Route`]).
+const LONGEST_EXPORT: Duration = Duration::from_secs(3_600);
+
+/// Where the SDK's exports go at present. The reader and what it has summed up outlive a change, so that series go on.
+#[derive(Clone, Debug)]
+struct Route {
+    present: Arc<Mutex<(Arc<MetricExporter>, Duration)>>,
+    /// What has been summed up was summed up for this.
+    temporality: Temporality,
+}
+
+impl Route {
+    fn to(target: &Target, temporality: Temporality) -> Result<Self, TelemetryError> {
+        let present = Arc::new(Mutex::new(Self::exporter(target, temporality)?));
+        Ok(Self { present, temporality })
+    }
+
+    fn exporter(
+        target: &Target,
+        temporality: Temporality,
+    ) -> Result<(Arc<MetricExporter>, Duration), TelemetryError> {
+        let exporter = match target.protocol {
+            Protocol::Grpc => over_grpc(target, temporality)?,
+            Protocol::HttpProtobuf => over_http(target, temporality)?,
+        };
+        Ok((Arc::new(exporter), target.timeout))
+    }
+
+    fn change(&self, target: &Target) -> Result<(), TelemetryError> {
+        let exporter = Self::exporter(target, self.temporality)?;
+        *self.present.lock().unwrap_or_else(PoisonError::into_inner) = exporter;
+        Ok(())
+    }
+
+    fn present(&self) -> (Arc<MetricExporter>, Duration) {
+        self.present.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl PushMetricExporter for Route {
+    async fn export(&self, metrics: &ResourceMetrics) -> OTelSdkResult {
+        let (exporter, timeout) = self.present();
+        match tokio::time::timeout(timeout, exporter.export(metrics)).await {
+            Ok(result) => result,
+            Err(_elapsed) => Err(OTelSdkError::Timeout(timeout)),
+        }
+    }
+
+    fn force_flush(&self) -> OTelSdkResult {
+        self.present().0.force_flush()
+    }
+
+    fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
+        self.present().0.shutdown_with_timeout(timeout)
+    }
+
+    fn temporality(&self) -> SdkTemporality {
+        of_sdk(self.temporality)
+    }
+}
+
+/// tokio, with an interval that can change.
+#[derive(Clone, Debug)]
+struct Beat(watch::Receiver<Duration>);
+
+impl runtime::Runtime for Beat {
+    fn spawn<F: Future<Output = ()> + Send + 'static>(&self, future: F) {
+        runtime::Tokio.spawn(future);
+    }
+
+    fn delay(&self, duration: Duration) -> impl Future<Output = ()> + Send + 'static {
+        let mut interval = self.0.clone();
+        async move {
+            if duration != INTERVAL {
+                return tokio::time::sleep(duration).await;
+            }
+            loop {
+                let present = *interval.borrow_and_update();
+                let changed = async {
+                    if interval.changed().await.is_err() {
+                        // Nobody is left to change it.
+                        std::future::pending::<()>().await;
+                    }
+                };
+                tokio::select! {
+                    () = tokio::time::sleep(present) => return,
+                    () = changed => {}
+                }
+            }
+        }
+    }
 }
 
 impl Telemetry {
@@ -126,13 +227,11 @@ impl Telemetry {
         interval: Duration,
         stats: &Arc<SelfStats>,
     ) -> Result<Self, TelemetryError> {
-        let exporter = match target.protocol {
-            Protocol::Grpc => over_grpc(target, temporality)?,
-            Protocol::HttpProtobuf => over_http(target, temporality)?,
-        };
-        let reader = PeriodicReader::builder(exporter, runtime::Tokio)
-            .with_interval(interval)
-            .with_timeout(target.timeout)
+        let route = Route::to(target, temporality)?;
+        let (interval, beat) = watch::channel(interval);
+        let reader = PeriodicReader::builder(route.clone(), Beat(beat))
+            .with_interval(INTERVAL)
+            .with_timeout(LONGEST_EXPORT)
             .build();
         let attributes = resources.host().map(|(key, value)| KeyValue::new(key.to_owned(), value.to_owned()));
         let resource = Resource::builder_empty().with_schema_url(attributes, SCHEMA_URL).build();
@@ -140,12 +239,26 @@ impl Telemetry {
         let scope =
             InstrumentationScope::builder("probe.self").with_version(env!("CARGO_PKG_VERSION")).build();
         register(&provider.meter_with_scope(scope), stats);
-        Ok(Self { provider })
+        Ok(Self { provider, route, interval })
+    }
+
+    /// Sends to another target from now on; series and their start times stay.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::start`]; then nothing has changed.
+    pub fn change_target(&self, target: &Target) -> Result<(), TelemetryError> {
+        self.route.change(target)
+    }
+
+    /// Exports so often from now on.
+    pub fn change_interval(&self, interval: Duration) {
+        self.interval.send_if_modified(|present| std::mem::replace(present, interval) != interval);
     }
 
     /// Exports once more and ends, within `deadline`. True: it ended in time and the last export went well.
     pub async fn shutdown(self, deadline: Duration) -> bool {
-        let Self { provider } = self;
+        let Self { provider, route: _, interval: _ } = self;
         // It blocks the calling thread until a task of this runtime has answered: on a worker that would
         // be a deadlock as soon as there is no other.
         let shutdown = tokio::task::spawn_blocking(move || provider.shutdown());

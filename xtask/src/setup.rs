@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// `ip` and `nft`; real DNS servers, real resolvers, and who else looks at them; who else counts system calls; who reads pages.
-const TEST_TOOLS: [&str; 11] = [
+const TEST_TOOLS: [&str; 12] = [
     "iproute2",
     "nftables",
     "dnsmasq-base",

@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::{Failure, defaults};
-use crate::config::{CgroupFilter, Config, DnsOptions, Output, SyscallOptions, TcpOptions};
+use crate::config::{CgroupFilter, Config, DnsOptions, Output, Sizes, SyscallOptions, TcpOptions};
 use crate::entity::kube::{KubeletConfig, KubeletFlags};
 use crate::signals::syscalls::names;
 
@@ -26,7 +26,7 @@ pub(super) struct Shared {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub(super) count: Option<u64>,
     /// Say more on stderr; twice for more still
-    #[arg(short, action = clap::ArgAction::Count)]
+    #[arg(short, long, action = clap::ArgAction::Count)]
     verbose: u8,
 
     #[command(flatten)]
@@ -216,34 +216,45 @@ struct LimitArgs {
     #[arg(long, value_name = "FILE")]
     btf: Option<PathBuf>,
     /// KiB of a ring buffer, a power of two (dns and names have four times that)
-    #[arg(long, value_name = "KIB", value_parser = ring_kib)]
-    ring_kib: Option<u32>,
+    #[arg(long, value_name = "KIB", default_value_t = Sizes::default().ring_kib,
+          value_parser = ring_kib)]
+    ring_kib: u32,
     /// Sockets whose owner is kept, and whose segments are counted
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(64..=4_194_304))]
-    tcp_sockets: Option<u32>,
+    #[arg(long, value_name = "N", default_value_t = Sizes::default().tcp_sockets,
+          value_parser = clap::value_parser!(u32).range(64..=4_194_304))]
+    tcp_sockets: u32,
     /// Cgroups that have TCP totals of their own
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_536))]
-    max_cgroups: Option<u32>,
+    #[arg(long, value_name = "N", default_value_t = Sizes::default().max_cgroups,
+          value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    max_cgroups: u32,
     /// DNS questions that can wait for their answer at a time
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(16..=1_048_576))]
-    dns_pending: Option<u32>,
+    #[arg(long, value_name = "N", default_value_t = Sizes::default().dns_pending,
+          value_parser = clap::value_parser!(u32).range(16..=1_048_576))]
+    dns_pending: u32,
     /// (process, system call, CPU) triples that have figures of their own
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(64..=1_048_576))]
-    syscall_blocks: Option<u32>,
+    #[arg(long, value_name = "N", default_value_t = Sizes::default().syscall_blocks,
+          value_parser = clap::value_parser!(u32).range(64..=1_048_576))]
+    syscall_blocks: u32,
     /// Threads that can sleep inside a system call at a time
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(64..=4_194_304))]
-    syscall_threads: Option<u32>,
+    #[arg(long, value_name = "N", default_value_t = Sizes::default().syscall_threads,
+          value_parser = clap::value_parser!(u32).range(64..=4_194_304))]
+    syscall_threads: u32,
 }
 
 impl Shared {
     /// Starts logging, and makes a configuration of the flags.
     pub(super) fn resolve(&self, default_interval: Duration) -> Result<Config, Failure> {
-        let program_log_level = super::output::start_logging(self.verbose)?;
-        let mut config = defaults(self.interval.unwrap_or(default_interval))?;
+        let program_log_level = super::output::start_logging(self.verbose)?.program_level;
+        let config = self.config(self.interval.unwrap_or(default_interval))?;
+        Ok(Config { program_log_level, ..config })
+    }
+
+    /// The same, with another interval than the flags', and without logging.
+    pub(super) fn config(&self, interval: Duration) -> Result<Config, Failure> {
+        let mut config = defaults(interval)?;
         config.duration = self.duration;
         config.count = self.count;
         config.output = self.output.unwrap_or(Output::Table);
-        config.program_log_level = program_log_level;
         config.filter.pid = self.filter.pid;
         config.filter.comm = self.filter.comm;
         let FilterArgs { pid: _, comm: _, cgroup, container, pod } = &self.filter;
@@ -255,17 +266,17 @@ impl Shared {
         };
         config.kubelet = self.kube.resolve()?;
         config.btf = self.limits.btf.clone();
-        let (limits, sizes) = (&self.limits, &mut config.sizes);
-        for (given, size) in [
-            (limits.ring_kib, &mut sizes.ring_kib),
-            (limits.tcp_sockets, &mut sizes.tcp_sockets),
-            (limits.max_cgroups, &mut sizes.max_cgroups),
-            (limits.dns_pending, &mut sizes.dns_pending),
-            (limits.syscall_blocks, &mut sizes.syscall_blocks),
-            (limits.syscall_threads, &mut sizes.syscall_threads),
-        ] {
-            *size = given.unwrap_or(*size);
-        }
+        let LimitArgs {
+            btf: _,
+            ring_kib,
+            tcp_sockets,
+            max_cgroups,
+            dns_pending,
+            syscall_blocks,
+            syscall_threads,
+        } = self.limits;
+        config.sizes =
+            Sizes { ring_kib, tcp_sockets, max_cgroups, dns_pending, syscall_blocks, syscall_threads };
         Ok(config)
     }
 }

@@ -1,10 +1,14 @@
 //! The command line: one file a subcommand. clap is known only here; what was typed becomes a [`Config`] at once.
 
 mod args;
+mod collector;
 mod dns;
 mod doctor;
+mod effective;
+mod layers;
 mod live;
 mod output;
+mod reload;
 mod run;
 mod stacks;
 mod syscalls;
@@ -104,7 +108,8 @@ pub fn main() -> ExitCode {
         }
     };
     let result = match cli.command {
-        Command::Run(args) => run::main(*args),
+        // It reads them again, with what lies below them.
+        Command::Run(_flags) => run::main(),
         Command::Tcp(args) => tcp::main(args),
         Command::Dns(args) => dns::main(args),
         Command::Syscalls(args) => syscalls::main(args),

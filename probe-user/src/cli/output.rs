@@ -316,25 +316,34 @@ pub(super) fn stderr_line(line: std::fmt::Arguments<'_>) {
     let _closed = writeln!(io::stderr().lock(), "{line}");
 }
 
-/// Logs go to stderr: warnings, with -v more, or what `RUST_LOG` says. Returns the level for the programs' own logs.
+/// How much is logged.
+pub(super) struct Logs {
+    /// For the programs' own logs, as aya-log counts.
+    pub(super) program_level: u8,
+    /// Takes another filter.
+    change: Box<dyn Fn(EnvFilter) -> bool + Send + Sync>,
+}
+
+impl Logs {
+    /// Says more or less from now on, unless `RUST_LOG` says how much; the programs go on as they began.
+    pub(super) fn change(&self, verbose: u8) {
+        if let Ok(filter) = log_filter(verbose)
+            && !(self.change)(filter)
+        {
+            tracing::warn!("the level of what is logged stays as it was");
+        }
+    }
+}
+
+/// Logs go to stderr: warnings, with -v more, or what `RUST_LOG` says.
 ///
 /// # Errors
 ///
 /// `RUST_LOG` does not parse.
-pub(super) fn start_logging(verbose: u8) -> Result<u8, Failure> {
-    let filter = match std::env::var("RUST_LOG") {
-        Ok(directives) if !directives.is_empty() => EnvFilter::try_new(&directives).map_err(|error| {
-            Failure::usage(format!("RUST_LOG={directives}: {error}; write e.g. RUST_LOG=debug"))
-        })?,
-        _ => EnvFilter::new(match verbose {
-            0 => "warn",
-            // The programs' own logs have their object's name as target. aya tells every relocation at debug.
-            1 => "info,probe_user=debug,probe_ebpf=debug,tcp=debug,dns=debug,syscalls=debug",
-            _ => "trace,aya_obj=info,h2=info",
-        }),
-    };
+pub(super) fn start_logging(verbose: u8) -> Result<Logs, Failure> {
+    let filter = log_filter(verbose)?;
     // aya-log counts levels from 1 (error) to 5 (trace).
-    let level = match filter.max_level_hint() {
+    let program_level = match filter.max_level_hint() {
         None => 5,
         Some(hint) => hint.into_level().map_or(0, |level| match level {
             tracing::Level::ERROR => 1,
@@ -344,12 +353,28 @@ pub(super) fn start_logging(verbose: u8) -> Result<u8, Failure> {
             tracing::Level::TRACE => 5,
         }),
     };
-    // An error means that a test of this process has set one up before.
-    let _second = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let subscriber = tracing_subscriber::fmt()
         .with_writer(io::stderr)
         .with_ansi(io::stderr().is_terminal())
         .with_target(false)
-        .try_init();
-    Ok(level)
+        .with_env_filter(filter)
+        .with_filter_reloading();
+    let handle = subscriber.reload_handle();
+    // An error means that a test of this process has set one up before.
+    let _second = subscriber.try_init();
+    Ok(Logs { program_level, change: Box::new(move |filter| handle.reload(filter).is_ok()) })
+}
+
+fn log_filter(verbose: u8) -> Result<EnvFilter, Failure> {
+    match std::env::var("RUST_LOG") {
+        Ok(directives) if !directives.is_empty() => EnvFilter::try_new(&directives).map_err(|error| {
+            Failure::usage(format!("RUST_LOG={directives}: {error}; write e.g. RUST_LOG=debug"))
+        }),
+        _ => Ok(EnvFilter::new(match verbose {
+            0 => "warn",
+            // The programs' own logs have their object's name as target. aya tells every relocation at debug.
+            1 => "info,probe_user=debug,probe_ebpf=debug,tcp=debug,dns=debug,syscalls=debug",
+            _ => "trace,aya_obj=info,h2=info",
+        })),
+    }
 }

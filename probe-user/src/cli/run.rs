@@ -1,27 +1,35 @@
 //! `probe run`.
 
+use std::ffi::OsString;
 use std::io;
+use std::mem::swap;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use clap::{ArgMatches, FromArgMatches as _};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+
 use super::args::{PeerArgs, RunCallArgs, RunLookupArgs, Shared, positive};
-use super::output::{StdoutSink, Style, Tee, closing_lines, ended, on_terminal};
-use super::{Failure, block_on};
-use crate::config::{DnsOptions, OtlpEvents, Output, QuestionNames};
-use crate::entity::Entity;
-use crate::pipeline::{Flow, Pipeline, Sink};
-use crate::series::Snapshot;
-use crate::signals::{self, Event, Summary};
-use crate::sink::otlp::{Exporter, Options, OtlpConfig, OtlpFlags, Resources, new_instance_id, phase};
+use super::collector::{OtlpSink, Route};
+use super::layers::{self, Layers, Origin};
+use super::output::{StdoutSink, Style, Tee, closing_lines, ended, on_terminal, start_logging};
+use super::reload::Reload;
+use super::{Failure, block_on, effective};
+use crate::config::{Config, DnsOptions, OtlpEvents, Output, QuestionNames};
+use crate::pipeline::{Pipeline, Sink};
+use crate::signals;
+use crate::sink::otlp::{OtlpConfig, OtlpFlags, Resources, new_instance_id, phase};
 use crate::sink::prometheus::{Listener, Server};
-use crate::telemetry::{SelfStats, Telemetry};
+use crate::telemetry::SelfStats;
 
 /// Export period and summary interval where neither flag nor environment says otherwise.
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(10);
-/// How long the last export may hold the end up.
-const SHUTDOWN: Duration = Duration::from_secs(5);
+/// The standard's word for it.
+pub(super) const INTERVAL_VARIABLE: &str = "OTEL_METRIC_EXPORT_INTERVAL";
 
 /// Flags.
 #[derive(Debug, clap::Args)]
@@ -39,6 +47,24 @@ pub(super) struct Args {
     otlp: OtlpArgs,
     #[command(flatten)]
     prometheus: PrometheusArgs,
+    #[command(flatten)]
+    file: FileArgs,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(
+    next_help_heading = "Configuration (a flag beats its variable, PROBE_ and the flag's words, OTEL_* after that; then the file)"
+)]
+struct FileArgs {
+    /// YAML or TOML file (.yaml, .yml, .toml) whose keys are the long flags without --; read again on SIGHUP
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Say whether flags, environment and file are right, and all that is not; attaches nothing and needs no privileges
+    #[arg(long)]
+    check_config: bool,
+    /// Print what flags, environment and file come to, as a YAML file that says where each value is from (no secrets)
+    #[arg(long)]
+    print_config: bool,
 }
 
 #[derive(Debug, clap::Args)]
@@ -49,15 +75,11 @@ struct PrometheusArgs {
     prometheus_listen: Option<SocketAddr>,
 }
 
-impl PrometheusArgs {
-    /// Takes the address.
-    fn listen(&self) -> Result<Option<Listener>, Failure> {
-        let Some(address) = self.prometheus_listen else { return Ok(None) };
-        let listener = Listener::bind(address).map_err(|error| {
-            Failure::running(format_args!("cannot listen on {address} (--prometheus-listen): {error}"))
-        })?;
-        Ok(Some(listener))
-    }
+/// Takes the address.
+fn listen(address: SocketAddr) -> Result<Listener, Failure> {
+    Listener::bind(address).map_err(|error| {
+        Failure::running(format_args!("cannot listen on {address} (--prometheus-listen): {error}"))
+    })
 }
 
 fn listen_address(text: &str) -> Result<SocketAddr, String> {
@@ -75,9 +97,10 @@ struct DnsArgs {
     /// What metrics tell of the names that are asked for (dns.question.name)
     #[arg(long, value_name = "HOW", default_value = "off")]
     dns_names: QuestionNames,
-    /// How many such names metrics tell of one container, and of the host; further ones are _other [default: 100]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=signals::dns::MOST_NAMES as i64))]
-    dns_names_max: Option<u16>,
+    /// How many such names metrics tell of one container, and of the host; further ones are _other
+    #[arg(long, value_name = "N", default_value_t = 100,
+          value_parser = clap::value_parser!(u16).range(1..=signals::dns::MOST_NAMES as i64))]
+    dns_names_max: u16,
 }
 
 impl DnsArgs {
@@ -86,7 +109,7 @@ impl DnsArgs {
         let Self { lookups, dns_names, dns_names_max } = self;
         lookups.apply(options)?;
         options.names = dns_names;
-        options.names_max = dns_names_max.map_or(options.names_max, usize::from);
+        options.names_max = usize::from(dns_names_max);
         Ok(())
     }
 }
@@ -106,6 +129,9 @@ struct OtlpArgs {
     /// How long one request may take
     #[arg(long, value_name = "TIME", value_parser = positive)]
     otlp_timeout: Option<Duration>,
+    /// Compression of what is sent: none (unless told otherwise), or gzip
+    #[arg(long, value_name = "NAME")]
+    otlp_compression: Option<String>,
     /// PEM file of the authorities that may have signed the collector's certificate, in place of the system's
     #[arg(long, value_name = "FILE")]
     otlp_certificate: Option<String>,
@@ -115,10 +141,10 @@ struct OtlpArgs {
     /// PEM file of the key of that certificate
     #[arg(long, value_name = "FILE")]
     otlp_client_key: Option<String>,
-    /// Since when points of metrics count: cumulative (unless told otherwise), delta or lowmemory; OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE
+    /// Since when points of metrics count: cumulative (unless told otherwise), delta or lowmemory
     #[arg(long, value_name = "NAME")]
     otlp_temporality: Option<String>,
-    /// Buckets of histograms: base2_exponential_bucket_histogram (unless told otherwise; the specification's default is the other), or explicit_bucket_histogram; OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION
+    /// Buckets of histograms: base2_exponential_bucket_histogram (unless told otherwise; the specification's default is the other), or explicit_bucket_histogram
     #[arg(long, value_name = "NAME")]
     otlp_histograms: Option<String>,
     /// Which events become log records; lookups that went well are not notable
@@ -126,35 +152,170 @@ struct OtlpArgs {
     otlp_events: OtlpEvents,
 }
 
-/// Runs it.
-pub(super) fn main(args: Args) -> Result<ExitCode, Failure> {
-    let lookup = |key: &str| std::env::var(key).ok();
-    let mut config = args.shared.resolve(default_interval(&lookup)?)?;
-    args.peers.apply(&mut config.tcp);
-    args.dns.apply(&mut config.dns)?;
-    args.calls.apply(&mut config.syscalls)?;
-    let flags = OtlpFlags {
-        endpoint: args.otlp.otlp_endpoint,
-        protocol: args.otlp.otlp_protocol,
-        headers: args.otlp.otlp_headers,
-        timeout: args.otlp.otlp_timeout,
-        certificate: args.otlp.otlp_certificate,
-        client_certificate: args.otlp.otlp_client_certificate,
-        client_key: args.otlp.otlp_client_key,
-        temporality: args.otlp.otlp_temporality,
-        histograms: args.otlp.otlp_histograms,
-    };
-    config.otlp = OtlpConfig::resolve(&flags, &lookup).map_err(|error| Failure::usage(error.to_string()))?;
-    // They are on events alone.
-    let exports_events = args.otlp.otlp_events != OtlpEvents::None
-        && config.otlp.as_ref().is_some_and(|otlp| otlp.logs.is_some());
-    config.tcp.names &= exports_events || args.shared.output == Some(Output::Json);
-    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    let instance = new_instance_id().map_err(Failure::running)?;
-    let resources =
-        Resources::resolve(&lookup, &host, &instance).map_err(|error| Failure::usage(error.to_string()))?;
+impl Args {
+    /// What of it is no matter of the environment; logging is not started.
+    fn config(self, interval: Duration) -> Result<Config, Failure> {
+        let mut config = self.shared.config(interval)?;
+        self.peers.apply(&mut config.tcp);
+        self.dns.apply(&mut config.dns)?;
+        self.calls.apply(&mut config.syscalls)?;
+        Ok(config)
+    }
+}
 
-    let listener = args.prometheus.listen()?;
+/// Everything wrong with what stands alone.
+pub(super) fn check(matches: &ArgMatches) -> Vec<String> {
+    let args = match Args::from_arg_matches(matches) {
+        Ok(args) => args,
+        Err(error) => return vec![error.to_string()],
+    };
+    let mut faults: Vec<String> = args.otlp.flags().faults().iter().map(ToString::to_string).collect();
+    faults.extend(args.config(DEFAULT_INTERVAL).err().map(|failure| failure.message));
+    faults
+}
+
+impl OtlpArgs {
+    fn flags(&self) -> OtlpFlags {
+        OtlpFlags {
+            endpoint: self.otlp_endpoint.clone(),
+            protocol: self.otlp_protocol.clone(),
+            headers: self.otlp_headers.clone(),
+            timeout: self.otlp_timeout,
+            compression: self.otlp_compression.clone(),
+            certificate: self.otlp_certificate.clone(),
+            client_certificate: self.otlp_client_certificate.clone(),
+            client_key: self.otlp_client_key.clone(),
+            temporality: self.otlp_temporality.clone(),
+            histograms: self.otlp_histograms.clone(),
+        }
+    }
+}
+
+/// Layers, and what they come to.
+#[derive(Debug)]
+pub(super) struct Wanted {
+    pub(super) layers: Layers,
+    pub(super) config: Config,
+    pub(super) events: OtlpEvents,
+    pub(super) resources: Resources,
+    listen: Option<SocketAddr>,
+    /// Whether stdout was asked for.
+    speaks: bool,
+    check: bool,
+    print: bool,
+}
+
+impl Wanted {
+    /// Reads flags, environment and file. `instance` is the same for as long as this process lives.
+    pub(super) fn read(
+        arguments: &[OsString],
+        lookup: &dyn Fn(&str) -> Option<String>,
+        instance: &str,
+    ) -> Result<Self, Failure> {
+        let layers = layers::read(arguments, lookup, &check)?;
+        let args =
+            Args::from_arg_matches(&layers.matches).map_err(|error| Failure::usage(error.to_string()))?;
+        let mut faults = Vec::new();
+        let mut keep = |fault: String| {
+            // Two signals may have the same wrong setting.
+            if !faults.contains(&fault) {
+                faults.push(fault);
+            }
+        };
+
+        let is_of_file = |key: &str| {
+            layers.settings.get(key).is_some_and(|setting| matches!(setting.origin, Origin::File(_)))
+        };
+        let of_variable = standard_interval(lookup).unwrap_or_else(|fault| {
+            keep(fault);
+            None
+        });
+        let interval = match args.shared.interval {
+            Some(interval) if !is_of_file("interval") => interval,
+            of_file => of_variable.or(of_file).unwrap_or(DEFAULT_INTERVAL),
+        };
+        // What the file says comes after the variables of the specification.
+        let (mut flags, mut file) = (args.otlp.flags(), OtlpFlags::default());
+        for (key, move_down) in [
+            (
+                "otlp-endpoint",
+                (|f, t| swap(&mut f.endpoint, &mut t.endpoint)) as fn(&mut OtlpFlags, &mut OtlpFlags),
+            ),
+            ("otlp-protocol", |f, t| swap(&mut f.protocol, &mut t.protocol)),
+            ("otlp-headers", |f, t| swap(&mut f.headers, &mut t.headers)),
+            ("otlp-timeout", |f, t| swap(&mut f.timeout, &mut t.timeout)),
+            ("otlp-compression", |f, t| swap(&mut f.compression, &mut t.compression)),
+            ("otlp-certificate", |f, t| swap(&mut f.certificate, &mut t.certificate)),
+            ("otlp-client-certificate", |f, t| swap(&mut f.client_certificate, &mut t.client_certificate)),
+            ("otlp-client-key", |f, t| swap(&mut f.client_key, &mut t.client_key)),
+            ("otlp-temporality", |f, t| swap(&mut f.temporality, &mut t.temporality)),
+            ("otlp-histograms", |f, t| swap(&mut f.histograms, &mut t.histograms)),
+        ] {
+            if is_of_file(key) {
+                move_down(&mut flags, &mut file);
+            }
+        }
+        let otlp = OtlpConfig::resolve_with(&flags, lookup, &file).unwrap_or_else(|error| {
+            keep(error.to_string());
+            None
+        });
+        for target in otlp.iter().flat_map(|otlp| [&otlp.metrics, &otlp.logs]).flatten() {
+            if let Err(error) = target.check() {
+                keep(error.to_string());
+            }
+        }
+        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let resources = match Resources::resolve(lookup, &host, instance) {
+            Ok(resources) => Some(resources),
+            Err(error) => {
+                keep(error.to_string());
+                None
+            }
+        };
+        let (events, listen) = (args.otlp.otlp_events, args.prometheus.prometheus_listen);
+        let (check, print) = (args.file.check_config, args.file.print_config);
+        let speaks = args.shared.output.is_some();
+        let mut config = args.config(interval)?;
+        // They are on events alone.
+        let exports_events =
+            events != OtlpEvents::None && otlp.as_ref().is_some_and(|otlp| otlp.logs.is_some());
+        config.tcp.names &= exports_events || (speaks && config.output == Output::Json);
+        config.otlp = otlp;
+        match resources {
+            Some(resources) if faults.is_empty() => {
+                Ok(Self { layers, config, events, resources, listen, speaks, check, print })
+            }
+            Some(_) | None => Err(Failure::usage(faults.join("\nerror: "))),
+        }
+    }
+}
+
+/// Runs it.
+pub(super) fn main() -> Result<ExitCode, Failure> {
+    // Behind `probe run`.
+    let arguments: Vec<OsString> = std::env::args_os().skip(2).collect();
+    let lookup = |key: &str| std::env::var(key).ok();
+    let instance = new_instance_id().map_err(Failure::running)?;
+    let wanted = Wanted::read(&arguments, &lookup, &instance)?;
+    if wanted.check || wanted.print {
+        let said =
+            if wanted.check { effective::ok(&wanted.layers) } else { effective::print(&wanted, &lookup) };
+        let written = io::Write::write_all(&mut io::stdout().lock(), said.as_bytes());
+        // Who closes it has seen enough.
+        return match written {
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::running(error)),
+            Ok(()) | Err(_) => Ok(ExitCode::SUCCESS),
+        };
+    }
+    run(wanted, arguments, instance)
+}
+
+fn run(wanted: Wanted, arguments: Vec<OsString>, instance: String) -> Result<ExitCode, Failure> {
+    let Wanted { layers, mut config, events, resources, listen: address, speaks, check: _, print: _ } =
+        wanted;
+    let logs = start_logging(layers.matches.get_count("verbose"))?;
+    config.program_log_level = logs.program_level;
+    let listener = address.map(listen).transpose()?;
     let stats = Arc::new(SelfStats::new());
     let mut pipeline = Pipeline::start(&config, signals::ALL, true, Arc::clone(&stats))?;
     tracing::info!(signals = ?pipeline.signals(), "running");
@@ -172,35 +333,41 @@ pub(super) fn main(args: Args) -> Result<ExitCode, Failure> {
             None => None,
         };
         let phase = phase(resources.node(), config.interval);
-        let otlp = match &config.otlp {
-            Some(otlp) => {
-                Some(OtlpSink::start(otlp, resources, &stats, config.interval, args.otlp.otlp_events)?)
-            }
-            None => None,
-        };
-        if otlp.is_some() {
+        let (collector, changes) = mpsc::channel(1);
+        let route = Route { config: config.otlp.clone(), events, interval: config.interval };
+        let mut otlp = OtlpSink::start(route, resources, &stats, changes)?;
+        if config.otlp.is_some() {
             pipeline.begin_with(phase);
         }
+        // Without a file, it is the hang-up of a terminal; a service lives on.
+        if layers.file.is_some() || !on_terminal() {
+            let hangup = signal(SignalKind::hangup()).map_err(Failure::running)?;
+            let reload = Reload {
+                arguments: arguments.into(),
+                instance,
+                started: layers.settings.clone(),
+                present: layers.settings,
+                pipeline: pipeline.changes(),
+                collector,
+                logs,
+            };
+            tokio::spawn(reload.at_every(hangup));
+        }
         // As a service that exports, the summary would only fill the journal.
-        let speaks = otlp.is_none() && server.is_none() || args.shared.output.is_some() || on_terminal();
+        let speaks = config.otlp.is_none() && server.is_none() || speaks || on_terminal();
         let mut stdout = StdoutSink::new(&config, Style::Summaries, None);
-        let mut otlp = otlp;
         let result = {
             let mut sinks: Vec<&mut dyn Sink> = Vec::new();
             if speaks {
                 sinks.push(&mut stdout);
             }
-            if let Some(otlp) = &mut otlp {
-                sinks.push(otlp);
-            }
+            sinks.push(&mut otlp);
             pipeline.run(&mut Tee(sinks)).await
         };
         drop(server);
         // Detached before the last export: it may take its time.
         drop(pipeline);
-        if let Some(otlp) = otlp {
-            otlp.shutdown().await;
-        }
+        otlp.shutdown().await;
         if let Some(report) = ended(result)? {
             closing_lines(&report);
         }
@@ -208,93 +375,13 @@ pub(super) fn main(args: Args) -> Result<ExitCode, Failure> {
     })
 }
 
-/// `OTEL_METRIC_EXPORT_INTERVAL` (milliseconds) where no flag is given.
-fn default_interval(lookup: &dyn Fn(&str) -> Option<String>) -> Result<Duration, Failure> {
-    const KEY: &str = "OTEL_METRIC_EXPORT_INTERVAL";
-    match lookup(KEY).filter(|value| !value.trim().is_empty()) {
-        None => Ok(DEFAULT_INTERVAL),
-        Some(value) => match value.trim().parse() {
-            Ok(ms @ 250..) => Ok(Duration::from_millis(ms)),
-            _ => Err(Failure::usage(format!("{KEY}={value}: milliseconds are allowed, 250 at least"))),
-        },
-    }
-}
-
-/// The collector as a sink.
-struct OtlpSink {
-    events: OtlpEvents,
-    exporter: Exporter,
-    telemetry: Option<Telemetry>,
-}
-
-impl OtlpSink {
-    fn start(
-        config: &OtlpConfig,
-        resources: Resources,
-        stats: &Arc<SelfStats>,
-        interval: Duration,
-        events: OtlpEvents,
-    ) -> Result<Self, Failure> {
-        let resources = Arc::new(resources);
-        let usage = |error: &dyn std::fmt::Display| Failure::usage(error.to_string());
-        let exporter = Exporter::start(config, Arc::clone(&resources), Arc::clone(stats), Options::default())
-            .map_err(|error| usage(&error))?;
-        let telemetry = match &config.metrics {
-            Some(target) => {
-                let temporality = config.preferences.temporality;
-                let telemetry = Telemetry::start(target, temporality, &resources, interval, stats);
-                Some(telemetry.map_err(|error| usage(&error))?)
-            }
-            None => None,
-        };
-        Ok(Self { events, exporter, telemetry })
-    }
-
-    async fn shutdown(self) {
-        let Self { events: _, exporter, telemetry } = self;
-        let own = async {
-            if let Some(telemetry) = telemetry
-                && !telemetry.shutdown(SHUTDOWN).await
-            {
-                tracing::debug!("the agent's own metrics were not delivered at the end");
-            }
-        };
-        // Side by side: a collector that hangs holds up the end once, not twice.
-        tokio::join!(own, exporter.shutdown(SHUTDOWN));
-    }
-}
-
-impl Sink for OtlpSink {
-    fn wants_events(&self) -> bool {
-        self.events != OtlpEvents::None && self.exporter.wants_events()
-    }
-
-    fn event(&mut self, event: &Event) -> io::Result<Flow> {
-        let wanted = match event {
-            // These are the metrics.
-            Event::SyscallSummary(_) => false,
-            Event::Lookup(lookup) => self.events == OtlpEvents::All || lookup.is_notable(),
-            Event::Retransmit(_)
-            | Event::Reset(_)
-            | Event::Connect(_)
-            | Event::Close(_)
-            | Event::SyscallSlow(_)
-            | Event::SyscallInFlight(_)
-            | Event::Loss(_) => true,
-        };
-        if wanted {
-            let entity = event.who().map_or(&Entity::Host, |who| &who.entity);
-            self.exporter.event(entity, event);
-        }
-        Ok(Flow::More)
-    }
-
-    fn interval(&mut self, _summaries: &[Summary], snapshot: &Snapshot<'_>) -> io::Result<()> {
-        self.exporter.submit(snapshot);
-        Ok(())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
+/// `OTEL_METRIC_EXPORT_INTERVAL`, in milliseconds.
+fn standard_interval(lookup: &dyn Fn(&str) -> Option<String>) -> Result<Option<Duration>, String> {
+    let Some(value) = lookup(INTERVAL_VARIABLE).filter(|value| !value.trim().is_empty()) else {
+        return Ok(None);
+    };
+    match value.trim().parse() {
+        Ok(ms @ 250..) => Ok(Some(Duration::from_millis(ms))),
+        _ => Err(format!("{INTERVAL_VARIABLE}={value}: milliseconds are allowed, 250 at least")),
     }
 }

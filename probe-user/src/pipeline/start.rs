@@ -138,6 +138,7 @@ impl Pipeline {
             duration: config.duration,
             visits: None,
             kubelet,
+            changes: None,
             _cgroup: cgroup,
         })
     }

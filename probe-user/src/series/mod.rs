@@ -201,6 +201,11 @@ pub struct Store {
 }
 
 impl Store {
+    /// Snapshots are so far apart from now on; what is idle is told by their number.
+    pub fn change_interval(&mut self, interval: Duration) {
+        self.limits.idle = Limits::with_interval(interval).idle;
+    }
+
     /// An empty store; `now_unix_ns` (nanoseconds since 1970) is the start of what is counted before the
     /// first snapshot.
     #[must_use]

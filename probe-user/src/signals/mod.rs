@@ -77,6 +77,16 @@ pub trait Signal: Send {
     /// When a map does not read or write.
     fn tick(&mut self, context: &mut Context<'_>) -> io::Result<()>;
 
+    /// Takes over what of a new configuration can change while it runs; `settings` are those of its programs, written when it is done.
+    /// Everything counted so far stays.
+    ///
+    /// # Errors
+    ///
+    /// When a map does not write.
+    fn change(&mut self, _config: &Config, _settings: &mut Settings) -> io::Result<()> {
+        Ok(())
+    }
+
     /// Its programs are about to be detached: what is true only as long as they run is read now.
     ///
     /// # Errors

@@ -20,7 +20,7 @@ use probe_user::kernel::cgroup::TreeLimits;
 use probe_user::kernel::clock::Clock;
 use probe_user::series::{Limits, Store, attr, metrics};
 use probe_user::signals::{Context, Owners, dns, tcp};
-use probe_user::sink::otlp::{RequestLimits, Resources, encode_metrics};
+use probe_user::sink::otlp::{Preferences, RequestLimits, Resources, encode_metrics};
 
 /// Containers that have them.
 const CONTAINERS: usize = 100;
@@ -70,7 +70,8 @@ fn series(count: usize) -> Result<()> {
     let (mut times, mut requests, mut bytes) = (Vec::new(), 0, 0);
     for round in 0..ROUNDS {
         let begun = Instant::now();
-        let encoded = encode_metrics(&store.snapshot(round as u64 + 2), &resources, RequestLimits::default());
+        let snapshot = store.snapshot(round as u64 + 2);
+        let encoded = encode_metrics(&snapshot, &resources, Preferences::default(), RequestLimits::default());
         times.push(begun.elapsed());
         requests = encoded.len();
         bytes = encoded.iter().map(|request| request.body.len()).sum();

@@ -43,6 +43,13 @@ impl Labels {
         }
     }
 
+    /// Other names, or more of them, from now on. Those that are known stay: their series do.
+    pub(super) fn change(&mut self, options: &DnsOptions) {
+        self.names = options.names;
+        self.most = options.names_max;
+        self.warned = false;
+    }
+
     /// What a lookup's series say of its name, which is in presentation format; `None`: nothing.
     pub(super) fn of(&mut self, entity: &Entity, name: &str) -> Option<Value> {
         let label = match self.names {
@@ -195,6 +202,18 @@ mod tests {
         ] {
             assert_eq!(labels.of(entity, name), Some(want.into()), "{name}");
         }
+    }
+
+    #[test]
+    fn what_is_told_of_names_can_change() {
+        let mut labels = labels_of(QuestionNames::Off, 1);
+        assert_eq!(labels.of(&Entity::Host, "www.example.org"), None);
+        labels.change(&DnsOptions { names: QuestionNames::Full, names_max: 1, ..DnsOptions::default() });
+        assert_eq!(labels.of(&Entity::Host, "www.example.org"), Some("www.example.org".into()));
+        assert_eq!(labels.of(&Entity::Host, "www.example.net"), Some(OTHER.into()));
+        labels.change(&DnsOptions { names: QuestionNames::Suffix, names_max: 2, ..DnsOptions::default() });
+        assert_eq!(labels.of(&Entity::Host, "www.example.net"), Some("example.net".into()));
+        assert_eq!(labels.of(&Entity::Host, "www.example.com"), Some(OTHER.into()));
     }
 
     #[test]

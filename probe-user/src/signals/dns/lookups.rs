@@ -89,6 +89,11 @@ impl Lookups {
         }
     }
 
+    /// What metrics tell of names, from now on.
+    pub(super) fn change_names(&mut self, options: &DnsOptions) {
+        self.labels.change(options);
+    }
+
     /// Takes a record in, as [`crate::signals::Signal::record`].
     ///
     /// # Errors

@@ -161,6 +161,11 @@ impl Signal for Running {
         Ok(())
     }
 
+    fn change(&mut self, config: &Config, _settings: &mut Settings) -> io::Result<()> {
+        self.lookups.change_names(&config.dns);
+        Ok(())
+    }
+
     fn counted(&mut self, counter: Counter, by: u64) {
         match counter {
             Counter::DnsMalformed => self.malformed += by,

@@ -91,6 +91,11 @@ impl Watch {
         }
     }
 
+    /// Other thresholds, from now on.
+    pub(super) fn change(&mut self, thresholds: &Thresholds) {
+        self.rules = rules::all(thresholds).collect();
+    }
+
     /// Threads with room of their own at the last look: the fill of the map.
     pub(super) const fn sleepers(&self) -> u64 {
         self.kept

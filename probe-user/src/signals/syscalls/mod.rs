@@ -14,10 +14,13 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use aya::maps::{Array, MapData, MapError};
 use probe_common::fields;
 use probe_common::loss::Counter;
 use probe_common::settings::{FILTER_SYSCALL, Settings};
-use probe_common::syscalls::{Block, CpuState, KIND_SLOW, KIND_STACK, SlowRecord, StackRecord, SyscallId};
+use probe_common::syscalls::{
+    Block, CpuState, KIND_SLOW, KIND_STACK, Rule, SlowRecord, StackRecord, SyscallId,
+};
 
 pub use self::event::{InFlight, Row, Slow, Subject, Summary, standard_error};
 use self::harvest::{Harvest, Latency};
@@ -26,7 +29,7 @@ pub use self::stacks::Sampled;
 use self::stacks::Stacks;
 use super::{Context, Event, Signal, SignalKind, errno_name};
 use crate::collect::{self, DecodeError};
-use crate::config::{Config, Sizes, SyscallOptions};
+use crate::config::{Config, Sizes, SyscallOptions, Thresholds};
 use crate::kernel::clock;
 use crate::kernel::fields::Resolved;
 use crate::load::{Hook, LoadError, Loaded, ObjectSpec, Older, Plain, ProgramSpec};
@@ -127,9 +130,7 @@ impl SignalKind for Syscalls {
         let error = |map, source| LoadError::Map { signal: OBJECT.name, map, source: Box::new(source) };
         let options = &config.syscalls;
         let mut rules = loaded.take_array("RULES")?;
-        for (number, rule) in (0..).zip(rules::all(&options.slower_than)) {
-            rules.set(number, Plain(rule), 0).map_err(|source| error("RULES", source))?;
-        }
+        set_rules(&mut rules, &options.slower_than).map_err(|source| error("RULES", source))?;
         let mut free = loaded.take_queue("FREE")?;
         for index in 0..config.sizes.syscall_blocks {
             free.push(index, 0).map_err(|source| error("FREE", source))?;
@@ -158,6 +159,7 @@ impl SignalKind for Syscalls {
                 &options.slower_than,
                 Arc::clone(&symbols),
             ),
+            rules,
             stacks: options.stacks.map(|_unit| Stacks::new(symbols)),
             sizes: config.sizes.clone(),
             options: options.clone(),
@@ -167,6 +169,10 @@ impl SignalKind for Syscalls {
             ending: false,
         }))
     }
+}
+
+fn set_rules(rules: &mut Array<MapData, Plain<Rule>>, thresholds: &Thresholds) -> Result<(), MapError> {
+    (0..).zip(rules::all(thresholds)).try_for_each(|(number, rule)| rules.set(number, Plain(rule), 0))
 }
 
 /// Entries of `PROCESSES`.
@@ -186,6 +192,7 @@ const READ_PERIOD: Duration = Duration::from_secs(60);
 struct Running {
     harvest: Harvest,
     watch: Watch,
+    rules: Array<MapData, Plain<Rule>>,
     /// If they are wanted.
     stacks: Option<Stacks>,
     sizes: Sizes,
@@ -259,6 +266,17 @@ fn slow(
 impl Signal for Running {
     fn record(&mut self, bytes: &[u8], context: &mut Context<'_>) -> Result<(), DecodeError> {
         take_record(bytes, self.stacks.as_mut(), context)
+    }
+
+    fn change(&mut self, config: &Config, settings: &mut Settings) -> io::Result<()> {
+        let thresholds = &config.syscalls.slower_than;
+        if *thresholds != self.options.slower_than {
+            set_rules(&mut self.rules, thresholds).map_err(io::Error::other)?;
+            settings.slow_ns = rules::least_ns(thresholds);
+            self.watch.change(thresholds);
+            self.options.slower_than = thresholds.clone();
+        }
+        Ok(())
     }
 
     fn tick(&mut self, context: &mut Context<'_>) -> io::Result<()> {

@@ -7,7 +7,11 @@ use std::time::Duration;
 use tonic::codegen::http::Uri;
 use tonic::metadata::{AsciiMetadataKey, AsciiMetadataValue};
 
+use super::client::{ClientError, Connection, endpoint};
+
 const ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
+/// What stands in a secret's place.
+const HIDDEN: &str = "(hidden)";
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What was typed on the command line; each beats its environment variable, for all signals.
@@ -21,6 +25,8 @@ pub struct OtlpFlags {
     pub headers: Option<String>,
     /// `--otlp-timeout`.
     pub timeout: Option<Duration>,
+    /// `--otlp-compression`.
+    pub compression: Option<String>,
     /// `--otlp-certificate`.
     pub certificate: Option<String>,
     /// `--otlp-client-certificate`.
@@ -32,6 +38,53 @@ pub struct OtlpFlags {
     /// `--otlp-histograms`.
     pub histograms: Option<String>,
 }
+
+impl OtlpFlags {
+    /// Everything that cannot be used in itself, whatever the rest says: of a file, which is right or wrong as a whole.
+    #[must_use]
+    pub fn faults(&self) -> Vec<ConfigError> {
+        let Self {
+            endpoint,
+            protocol: name,
+            headers: list,
+            timeout,
+            compression: algorithm,
+            certificate: _,
+            client_certificate: _,
+            client_key: _,
+            temporality: since,
+            histograms: buckets,
+        } = self;
+        let check = |key: &str, value: &Option<String>, read: &dyn Fn(&Setting) -> Option<ConfigError>| {
+            let value = value.clone()?;
+            read(&Setting { key: key.to_owned(), value, is_of_signal: false })
+        };
+        let faults = [
+            check("otlp-endpoint", endpoint, &|setting| parse_endpoint(setting, false).err()),
+            check("otlp-protocol", name, &|setting| protocol(setting).err()),
+            check("otlp-headers", list, &|setting| headers(setting).err()),
+            check("otlp-compression", algorithm, &|setting| compression(setting).err()),
+            check("otlp-temporality", since, &|setting| temporality(setting).err()),
+            check("otlp-histograms", buckets, &|setting| histograms(setting).err()),
+            check_timeout("otlp-timeout", *timeout).err(),
+        ];
+        faults.into_iter().flatten().collect()
+    }
+}
+
+/// A variable of the specification and the flag that says the same; [`OtlpConfig::variable`] is its name.
+pub const OTLP_STANDARD: [(&str, &str); 10] = [
+    ("otlp-endpoint", "ENDPOINT"),
+    ("otlp-protocol", "PROTOCOL"),
+    ("otlp-headers", "HEADERS"),
+    ("otlp-timeout", "TIMEOUT"),
+    ("otlp-compression", "COMPRESSION"),
+    ("otlp-certificate", "CERTIFICATE"),
+    ("otlp-client-certificate", "CLIENT_CERTIFICATE"),
+    ("otlp-client-key", "CLIENT_KEY"),
+    ("otlp-temporality", "METRICS_TEMPORALITY_PREFERENCE"),
+    ("otlp-histograms", "METRICS_DEFAULT_HISTOGRAM_AGGREGATION"),
+];
 
 /// A setting that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -106,11 +159,30 @@ pub struct PemFile {
     pub path: PathBuf,
 }
 
+impl PemFile {
+    fn refuse(self, allowed: &str) -> ConfigError {
+        let Self { key, path } = self;
+        Setting { key, value: path.display().to_string(), is_of_signal: false }.refuse(allowed)
+    }
+}
+
 impl Target {
     /// Whether the connection is encrypted.
     #[must_use]
     pub fn is_tls(&self) -> bool {
         self.endpoint.scheme_str() == Some("https")
+    }
+
+    /// Whether it can be used at all, as far as that is known without a connection.
+    ///
+    /// # Errors
+    ///
+    /// The certificates do not read, or the endpoint is of no use to the transport.
+    pub fn check(&self) -> Result<(), ClientError> {
+        match self.protocol {
+            Protocol::Grpc => endpoint(self).map(drop),
+            Protocol::HttpProtobuf => Connection::new(self.clone()).map(drop),
+        }
     }
 
     /// Whether it goes to the same collector.
@@ -186,14 +258,36 @@ impl OtlpConfig {
         flags: &OtlpFlags,
         lookup: &dyn Fn(&str) -> Option<String>,
     ) -> Result<Option<Self>, ConfigError> {
+        Self::resolve_with(flags, lookup, &OtlpFlags::default())
+    }
+
+    /// The same, with what a file says where neither flags nor variables say anything.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::resolve`].
+    pub fn resolve_with(
+        flags: &OtlpFlags,
+        lookup: &dyn Fn(&str) -> Option<String>,
+        file: &OtlpFlags,
+    ) -> Result<Option<Self>, ConfigError> {
         // The specification: an empty variable is an unset one.
         let lookup = |key: &str| lookup(key).filter(|value| !value.trim().is_empty());
-        let metrics = target("METRICS", flags, &lookup)?;
-        let logs = target("LOGS", flags, &lookup)?;
+        let metrics = target("METRICS", flags, &lookup, file)?;
+        let logs = target("LOGS", flags, &lookup, file)?;
         if metrics.is_none() && logs.is_none() {
             return Ok(None);
         }
-        Ok(Some(Self { preferences: preferences(flags, &lookup)?, metrics, logs }))
+        Ok(Some(Self { preferences: preferences(flags, &lookup, file)?, metrics, logs }))
+    }
+
+    /// The environment variable of a setting: for all signals, or for one (`METRICS`, `LOGS`).
+    #[must_use]
+    pub fn variable(signal: Option<&str>, name: &str) -> String {
+        match signal {
+            Some(signal) => format!("OTEL_EXPORTER_OTLP_{signal}_{name}"),
+            None => format!("OTEL_EXPORTER_OTLP_{name}"),
+        }
     }
 }
 
@@ -201,11 +295,15 @@ impl OtlpConfig {
 struct Setting {
     key: String,
     value: String,
+    /// Of this signal alone.
+    is_of_signal: bool,
 }
 
 impl Setting {
     fn refuse(&self, allowed: &str) -> ConfigError {
-        ConfigError { key: self.key.clone(), value: self.value.clone(), allowed: allowed.to_owned() }
+        // A URL may carry a password.
+        let value = if self.value.contains('@') { HIDDEN } else { &self.value };
+        ConfigError { key: self.key.clone(), value: value.to_owned(), allowed: allowed.to_owned() }
     }
 }
 
@@ -213,20 +311,27 @@ fn target(
     signal: &str,
     flags: &OtlpFlags,
     lookup: &dyn Fn(&str) -> Option<String>,
+    file: &OtlpFlags,
 ) -> Result<Option<Target>, ConfigError> {
-    let find = |flag: Option<(&str, &Option<String>)>, name: &str| -> Option<Setting> {
-        if let Some((key, Some(value))) = flag {
-            return Some(Setting { key: key.to_owned(), value: value.clone() });
-        }
-        [format!("OTEL_EXPORTER_OTLP_{signal}_{name}"), format!("OTEL_EXPORTER_OTLP_{name}")]
-            .into_iter()
-            .find_map(|key| lookup(&key).map(|value| Setting { key, value }))
+    let variable = |name: &str| -> Option<Setting> {
+        [(Some(signal), true), (None, false)].into_iter().find_map(|(signal, is_of_signal)| {
+            let key = OtlpConfig::variable(signal, name);
+            lookup(&key).map(|value| Setting { key, value, is_of_signal })
+        })
+    };
+    let find = |flag: &Option<String>, name: &str, file: &Option<String>| -> Option<Setting> {
+        let word = name.to_ascii_lowercase().replace('_', "-");
+        let given = |prefix: &str, value: &Option<String>| {
+            let value = value.clone()?;
+            Some(Setting { key: format!("{prefix}otlp-{word}"), value, is_of_signal: false })
+        };
+        given("--", flag).or_else(|| variable(name)).or_else(|| given("", file))
     };
 
-    let Some(endpoint) = find(Some(("--otlp-endpoint", &flags.endpoint)), "ENDPOINT") else {
+    let Some(endpoint) = find(&flags.endpoint, "ENDPOINT", &file.endpoint) else {
         return Ok(None);
     };
-    let insecure = match find(None, "INSECURE") {
+    let insecure = match variable("INSECURE") {
         None => false,
         Some(setting) => match setting.value.trim().to_ascii_lowercase().as_str() {
             "true" => true,
@@ -234,60 +339,45 @@ fn target(
             _ => return Err(setting.refuse("true, false")),
         },
     };
-    let protocol = match find(Some(("--otlp-protocol", &flags.protocol)), "PROTOCOL") {
+    let protocol = match find(&flags.protocol, "PROTOCOL", &file.protocol) {
         None => Protocol::Grpc,
-        Some(setting) => match setting.value.trim() {
-            "grpc" => Protocol::Grpc,
-            "http/protobuf" => Protocol::HttpProtobuf,
-            _ => {
-                return Err(setting.refuse("grpc (port 4317 of a collector), http/protobuf (port 4318)"));
-            }
-        },
+        Some(setting) => protocol(&setting)?,
     };
-    let compression = match find(None, "COMPRESSION") {
+    let compression = match find(&flags.compression, "COMPRESSION", &file.compression) {
         None => Compression::None,
-        Some(setting) => match setting.value.trim() {
-            "gzip" => Compression::Gzip,
-            "none" => Compression::None,
-            _ => return Err(setting.refuse("gzip, none")),
-        },
+        Some(setting) => compression(&setting)?,
     };
-    let timeout = match (flags.timeout, find(None, "TIMEOUT")) {
-        (Some(timeout), _) if timeout.is_zero() => {
-            let setting = Setting { key: "--otlp-timeout".to_owned(), value: "0".to_owned() };
-            return Err(setting.refuse("more than 0"));
-        }
+    check_timeout("--otlp-timeout", flags.timeout)?;
+    let timeout = match (flags.timeout, variable("TIMEOUT")) {
         (Some(timeout), _) => timeout,
-        (None, None) => DEFAULT_TIMEOUT,
+        (None, None) => file.timeout.unwrap_or(DEFAULT_TIMEOUT),
         (None, Some(setting)) => match setting.value.trim().parse::<u64>() {
             Ok(ms) if ms > 0 => Duration::from_millis(ms),
             Ok(_) | Err(_) => return Err(setting.refuse("milliseconds, a whole number above 0")),
         },
     };
-    let headers = match find(Some(("--otlp-headers", &flags.headers)), "HEADERS") {
+    let headers = match find(&flags.headers, "HEADERS", &file.headers) {
         None => Vec::new(),
         Some(setting) => headers(&setting)?,
     };
-    let pem = |flag, typed, name| {
-        let setting = find(Some((flag, typed)), name)?;
+    let pem = |flag: &Option<String>, name: &str, file: &Option<String>| {
+        let setting = find(flag, name, file)?;
         Some(PemFile { path: setting.value.trim().into(), key: setting.key })
     };
-    let certificate = pem("--otlp-certificate", &flags.certificate, "CERTIFICATE");
+    let certificate = pem(&flags.certificate, "CERTIFICATE", &file.certificate);
     let client = match (
-        pem("--otlp-client-certificate", &flags.client_certificate, "CLIENT_CERTIFICATE"),
-        pem("--otlp-client-key", &flags.client_key, "CLIENT_KEY"),
+        pem(&flags.client_certificate, "CLIENT_CERTIFICATE", &file.client_certificate),
+        pem(&flags.client_key, "CLIENT_KEY", &file.client_key),
     ) {
         (Some(certificate), Some(key)) => Some((certificate, key)),
         (None, None) => None,
-        (Some(PemFile { key, path }), None) => {
-            let setting = Setting { key, value: path.display().to_string() };
-            return Err(setting.refuse(
+        (Some(alone), None) => {
+            return Err(alone.refuse(
                 "a file beside that of its key: --otlp-client-key or OTEL_EXPORTER_OTLP_CLIENT_KEY",
             ));
         }
-        (None, Some(PemFile { key, path })) => {
-            let setting = Setting { key, value: path.display().to_string() };
-            return Err(setting.refuse(
+        (None, Some(alone)) => {
+            return Err(alone.refuse(
                 "a file beside that of its certificate: --otlp-client-certificate or OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE",
             ));
         }
@@ -297,7 +387,7 @@ fn target(
         protocol,
         // The specification: what is set for one signal is used as it is.
         endpoint: match protocol {
-            Protocol::HttpProtobuf if !endpoint.key.contains(signal) => {
+            Protocol::HttpProtobuf if !endpoint.is_of_signal => {
                 below(&url, &format!("v1/{}", signal.to_ascii_lowercase())).ok_or_else(|| {
                     endpoint.refuse("a URL to which /v1/metrics and /v1/logs are appended: without them, and without a query (for one signal: OTEL_EXPORTER_OTLP_METRICS_ENDPOINT, OTEL_EXPORTER_OTLP_LOGS_ENDPOINT)")
                 })?
@@ -315,38 +405,64 @@ fn target(
 fn preferences(
     flags: &OtlpFlags,
     lookup: &dyn Fn(&str) -> Option<String>,
+    file: &OtlpFlags,
 ) -> Result<Preferences, ConfigError> {
-    let find = |flag: &str, typed: &Option<String>, key: &str| {
-        let typed = typed.clone().map(|value| Setting { key: flag.to_owned(), value });
-        typed.or_else(|| lookup(key).map(|value| Setting { key: key.to_owned(), value }))
+    let find = |key: &str, flag: &Option<String>, file: &Option<String>| {
+        let setting = |key: String, value| Setting { key, value, is_of_signal: false };
+        let variable = OTLP_STANDARD.iter().find(|(of, _)| *of == key);
+        let variable = variable.map(|(_, name)| OtlpConfig::variable(None, name));
+        flag.clone()
+            .map(|value| setting(format!("--{key}"), value))
+            .or_else(|| variable.and_then(|name| Some(setting(name.clone(), lookup(&name)?))))
+            .or_else(|| file.clone().map(|value| setting(key.to_owned(), value)))
     };
-    let temporality =
-        find("--otlp-temporality", &flags.temporality, "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE");
-    let temporality = match temporality {
-        None => Temporality::default(),
-        Some(setting) => match setting.value.trim().to_ascii_lowercase().as_str() {
-            "cumulative" => Temporality::Cumulative,
-            "delta" => Temporality::Delta,
-            "lowmemory" => Temporality::LowMemory,
-            _ => return Err(setting.refuse("cumulative, delta, lowmemory")),
-        },
-    };
-    let histograms = find(
-        "--otlp-histograms",
-        &flags.histograms,
-        "OTEL_EXPORTER_OTLP_METRICS_DEFAULT_HISTOGRAM_AGGREGATION",
-    );
-    let histograms = match histograms {
-        None => Histograms::default(),
-        Some(setting) => match setting.value.trim().to_ascii_lowercase().as_str() {
-            "base2_exponential_bucket_histogram" => Histograms::Exponential,
-            "explicit_bucket_histogram" => Histograms::Explicit,
-            _ => {
-                return Err(setting.refuse("base2_exponential_bucket_histogram, explicit_bucket_histogram"));
-            }
-        },
-    };
-    Ok(Preferences { temporality, histograms })
+    let temporality = find("otlp-temporality", &flags.temporality, &file.temporality);
+    let histograms = find("otlp-histograms", &flags.histograms, &file.histograms);
+    Ok(Preferences {
+        temporality: temporality.as_ref().map(self::temporality).transpose()?.unwrap_or_default(),
+        histograms: histograms.as_ref().map(self::histograms).transpose()?.unwrap_or_default(),
+    })
+}
+
+fn temporality(setting: &Setting) -> Result<Temporality, ConfigError> {
+    match setting.value.trim().to_ascii_lowercase().as_str() {
+        "cumulative" => Ok(Temporality::Cumulative),
+        "delta" => Ok(Temporality::Delta),
+        "lowmemory" => Ok(Temporality::LowMemory),
+        _ => Err(setting.refuse("cumulative, delta, lowmemory")),
+    }
+}
+
+fn histograms(setting: &Setting) -> Result<Histograms, ConfigError> {
+    match setting.value.trim().to_ascii_lowercase().as_str() {
+        "base2_exponential_bucket_histogram" => Ok(Histograms::Exponential),
+        "explicit_bucket_histogram" => Ok(Histograms::Explicit),
+        _ => Err(setting.refuse("base2_exponential_bucket_histogram, explicit_bucket_histogram")),
+    }
+}
+
+fn protocol(setting: &Setting) -> Result<Protocol, ConfigError> {
+    match setting.value.trim() {
+        "grpc" => Ok(Protocol::Grpc),
+        "http/protobuf" => Ok(Protocol::HttpProtobuf),
+        _ => Err(setting.refuse("grpc (port 4317 of a collector), http/protobuf (port 4318)")),
+    }
+}
+
+fn compression(setting: &Setting) -> Result<Compression, ConfigError> {
+    match setting.value.trim() {
+        "gzip" => Ok(Compression::Gzip),
+        "none" => Ok(Compression::None),
+        _ => Err(setting.refuse("gzip, none")),
+    }
+}
+
+fn check_timeout(key: &str, timeout: Option<Duration>) -> Result<(), ConfigError> {
+    if timeout.is_some_and(|timeout| timeout.is_zero()) {
+        let setting = Setting { key: key.to_owned(), value: "0".to_owned(), is_of_signal: false };
+        return Err(setting.refuse("more than 0"));
+    }
+    Ok(())
 }
 
 fn parse_endpoint(setting: &Setting, insecure: bool) -> Result<Uri, ConfigError> {
@@ -385,7 +501,8 @@ fn below(url: &Uri, path: &str) -> Option<Uri> {
 fn headers(setting: &Setting) -> Result<Vec<Header>, ConfigError> {
     let refuse = |pair: &str, allowed: &str| ConfigError {
         key: setting.key.clone(),
-        value: pair.split('=').next().unwrap_or_default().trim().to_owned(),
+        // Without a name, all of it may be the secret.
+        value: pair.split_once('=').map_or(HIDDEN, |(name, _)| name).trim().to_owned(),
         allowed: allowed.to_owned(),
     };
     pairs(&setting.value)

@@ -103,6 +103,10 @@ pub struct Exporter {
     flushes: watch::Sender<u64>,
 }
 
+/// What was told of series last and what is still to be told, for a collector that takes the place of another.
+#[derive(Clone, Debug)]
+pub struct SharedDeltas(Arc<Mutex<Deltas>>);
+
 #[derive(Debug)]
 struct MetricsLane {
     slot: Arc<Slot>,
@@ -119,6 +123,8 @@ struct LogsLane {
     /// There is a batch full of events, or a flush.
     enough: Arc<Notify>,
     done: watch::Receiver<u64>,
+    /// Events out of the queue of which it is not known yet what has come of them.
+    under_way: Arc<AtomicU64>,
     task: JoinHandle<()>,
 }
 
@@ -133,6 +139,21 @@ impl Exporter {
         resources: Arc<Resources>,
         stats: Arc<SelfStats>,
         options: Options,
+    ) -> Result<Self, ClientError> {
+        Self::start_with(config, resources, stats, options, None)
+    }
+
+    /// The same in place of another one, with what that one knows of deltas.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::start`].
+    pub fn start_with(
+        config: &OtlpConfig,
+        resources: Arc<Resources>,
+        stats: Arc<SelfStats>,
+        options: Options,
+        deltas: Option<SharedDeltas>,
     ) -> Result<Self, ClientError> {
         let (flushes, _) = watch::channel(0);
         let endpoints = (&config.metrics, &config.logs);
@@ -160,7 +181,10 @@ impl Exporter {
                 let endpoint = target.endpoint.to_string();
                 let delivery = delivery("otlp_metrics", "metrics", endpoint, health_of_metrics);
                 let is_delta = config.preferences.temporality.is_delta();
-                let deltas = is_delta.then(|| Arc::new(Mutex::new(Deltas::new(options.series))));
+                let deltas = is_delta.then(|| {
+                    deltas
+                        .map_or_else(|| Arc::new(Mutex::new(Deltas::new(options.series))), |shared| shared.0)
+                });
                 let sender = MetricsSender {
                     slot: slot.clone(),
                     deltas: deltas.clone(),
@@ -178,6 +202,7 @@ impl Exporter {
                 let client = Client::<ExportLogsServiceResponse>::new(target.clone())?;
                 let queue = Arc::new(EventQueue::new(options.event_queue));
                 let enough = Arc::new(Notify::new());
+                let under_way = Arc::new(AtomicU64::new(0));
                 let (done_tx, done) = watch::channel(0);
                 let delivery = delivery("otlp_logs", "events", target.endpoint.to_string(), health_of_logs);
                 let sender = LogSender {
@@ -185,12 +210,19 @@ impl Exporter {
                     enough: enough.clone(),
                     resources: resources.clone(),
                     done: done_tx,
+                    under_way: under_way.clone(),
                 };
                 let task = tokio::spawn(send_logs(client, sender, delivery));
-                Some(LogsLane { queue, enough, done, task })
+                Some(LogsLane { queue, enough, done, under_way, task })
             }
         };
         Ok(Self { resources, preferences: config.preferences, options, stats, metrics, logs, flushes })
+    }
+
+    /// What it knows of deltas, if those are told.
+    #[must_use]
+    pub fn deltas(&self) -> Option<SharedDeltas> {
+        self.metrics.as_ref().and_then(|lane| lane.deltas.clone()).map(SharedDeltas)
     }
 
     /// Whether events are wanted: so that nobody makes one for nothing.
@@ -266,11 +298,27 @@ impl Exporter {
         }
     }
 
+    /// Takes over the events that another one has not begun to send, if it sends events itself.
+    pub fn take_over(&self, other: &Self) {
+        let (Some(lane), Some(before)) = (&self.logs, &other.logs) else { return };
+        for (entity, record) in before.queue.take(usize::MAX) {
+            if lane.queue.push(entity, record).1 {
+                count_failed(&self.stats, "otlp_logs", "queue_full", 1);
+            }
+        }
+        lane.enough.notify_one();
+    }
+
     /// Flushes, then ends the tasks. What is left when the deadline comes is counted as failed.
     pub async fn shutdown(self, deadline: Duration) -> Flushed {
         let flushed = self.flush(deadline).await;
-        let left = self.waiting_events();
-        count_failed(&self.stats, "otlp_logs", "shutdown", u64::try_from(left).unwrap_or(u64::MAX));
+        let under_way = self.logs.as_ref().map_or(0, |lane| {
+            // It may be delivered this very moment; what is said to be lost rather is than not.
+            lane.task.abort();
+            lane.under_way.load(Ordering::Acquire)
+        });
+        let left = u64::try_from(self.waiting_events()).unwrap_or(u64::MAX);
+        count_failed(&self.stats, "otlp_logs", "shutdown", left.saturating_add(under_way));
         flushed
     }
 }
@@ -365,10 +413,11 @@ struct LogSender {
     enough: Arc<Notify>,
     resources: Arc<Resources>,
     done: watch::Sender<u64>,
+    under_way: Arc<AtomicU64>,
 }
 
 async fn send_logs(mut client: Client<ExportLogsServiceResponse>, sender: LogSender, mut delivery: Delivery) {
-    let LogSender { queue, enough, resources, done } = sender;
+    let LogSender { queue, enough, resources, done, under_way } = sender;
     let Options { limits, event_batch, event_delay, .. } = delivery.options;
     loop {
         // A wait that ends without an event costs a look at an empty queue.
@@ -380,7 +429,9 @@ async fn send_logs(mut client: Client<ExportLogsServiceResponse>, sender: LogSen
                 break;
             }
             let requests = logs::encode(batch, &resources, limits);
+            under_way.store(requests.iter().map(|request| request.items).sum(), Ordering::Release);
             delivery.deliver(&mut client, requests, std::future::pending).await;
+            under_way.store(0, Ordering::Release);
         }
         done.send_replace(flush_no);
     }

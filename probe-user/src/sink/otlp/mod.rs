@@ -19,9 +19,9 @@ mod resource;
 pub use self::client::ClientError;
 pub(crate) use self::client::{Connection, endpoint};
 pub use self::config::{
-    Compression, ConfigError, Header, Histograms, OtlpConfig, OtlpFlags, PemFile, Preferences, Protocol,
-    Target, Temporality,
+    Compression, ConfigError, Header, Histograms, OTLP_STANDARD, OtlpConfig, OtlpFlags, PemFile, Preferences,
+    Protocol, Target, Temporality,
 };
 pub use self::encode::{EncodedRequest, RequestLimits, encode_metrics};
-pub use self::export::{Exporter, Flushed, Options, phase};
+pub use self::export::{Exporter, Flushed, Options, SharedDeltas, phase};
 pub use self::resource::{Resources, SCHEMA_URL, new_instance_id};

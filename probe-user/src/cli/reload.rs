@@ -1,0 +1,162 @@
+//! SIGHUP: the file is read again, and what can change without a restart does.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::sync::Arc;
+
+use tokio::signal::unix::Signal;
+use tokio::sync::mpsc;
+
+use super::Failure;
+use super::collector::Route;
+use super::layers::Setting;
+use super::output::{Logs, stderr_line};
+use super::run::Wanted;
+use crate::config::Config;
+
+/// Keys that take effect at once. README.md and deploy/config/probe.yaml say it too; a test compares.
+pub(super) const AT_ONCE: [&str; 14] = [
+    "dns-names",
+    "dns-names-max",
+    "interval",
+    "otlp-certificate",
+    "otlp-client-certificate",
+    "otlp-client-key",
+    "otlp-compression",
+    "otlp-endpoint",
+    "otlp-events",
+    "otlp-headers",
+    "otlp-protocol",
+    "otlp-timeout",
+    "syscall-slower-than",
+    "verbose",
+];
+
+/// What reading again takes.
+pub(super) struct Reload {
+    /// Those behind `probe run`.
+    pub(super) arguments: Arc<[OsString]>,
+    pub(super) instance: String,
+    /// What everything started with; what needs a restart is measured by it.
+    pub(super) started: BTreeMap<String, Setting>,
+    /// What is in force.
+    pub(super) present: BTreeMap<String, Setting>,
+    pub(super) pipeline: mpsc::Sender<Box<Config>>,
+    pub(super) collector: mpsc::Sender<Route>,
+    pub(super) logs: Logs,
+}
+
+impl Reload {
+    /// Reads again at every hang-up, for as long as there is somebody to tell.
+    pub(super) async fn at_every(mut self, mut hangup: Signal) {
+        while hangup.recv().await.is_some() {
+            match self.read().await {
+                Ok(wanted) => {
+                    if self.take_over(wanted).await.is_none() {
+                        return;
+                    }
+                }
+                Err(failure) => {
+                    stderr_line(format_args!("error: {}", failure.message));
+                    tracing::error!("SIGHUP: nothing is taken over, what was in force stays in force");
+                }
+            }
+        }
+    }
+
+    /// On a thread of its own: the file may lie on a file system that hangs.
+    async fn read(&self) -> Result<Wanted, Failure> {
+        let (arguments, instance) = (Arc::clone(&self.arguments), self.instance.clone());
+        let read = move || Wanted::read(&arguments, &|key| std::env::var(key).ok(), &instance);
+        tokio::task::spawn_blocking(read).await.map_err(Failure::running)?
+    }
+
+    /// `None`: it is over.
+    async fn take_over(&mut self, wanted: Wanted) -> Option<()> {
+        let Some(path) = &wanted.layers.file else {
+            tracing::warn!("SIGHUP: there is no file to read again (--config FILE, or PROBE_CONFIG)");
+            return Some(());
+        };
+        let told = tell(&self.started, &self.present, &wanted.layers.settings);
+        stderr_line(format_args!("SIGHUP: {}: {told}", path.display()));
+        self.logs.change(wanted.layers.matches.get_count("verbose"));
+        self.present.clone_from(&wanted.layers.settings);
+        let route = Route {
+            config: wanted.config.otlp.clone(),
+            events: wanted.events,
+            interval: wanted.config.interval,
+        };
+        self.collector.send(route).await.ok()?;
+        self.pipeline.send(Box::new(wanted.config)).await.ok()
+    }
+}
+
+/// Which keys change now, and which at the next start. Values are not told: they may be secrets.
+fn tell(
+    started: &BTreeMap<String, Setting>,
+    present: &BTreeMap<String, Setting>,
+    wanted: &BTreeMap<String, Setting>,
+) -> String {
+    let text = |settings: &BTreeMap<String, Setting>, key: &str| {
+        settings.get(key).and_then(|setting| setting.text.clone())
+    };
+    let (mut now, mut later) = (Vec::new(), Vec::new());
+    for key in wanted.keys().map(String::as_str) {
+        let is_at_once = AT_ONCE.contains(&key);
+        if is_at_once && text(present, key) != text(wanted, key) {
+            now.push(key);
+        } else if !is_at_once && text(started, key) != text(wanted, key) {
+            later.push(key);
+        }
+    }
+    let mut told =
+        if now.is_empty() { "nothing has changed".to_owned() } else { format!("{} changed", now.join(", ")) };
+    match later.as_slice() {
+        [] => {}
+        [one] => told.push_str(&format!("; {one} takes effect at the next start")),
+        several => told.push_str(&format!("; {} take effect at the next start", several.join(", "))),
+    }
+    told
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::layers::{Origin, keys, run_command};
+
+    fn settings(pairs: &[(&str, &str)]) -> BTreeMap<String, Setting> {
+        let setting = |text: &str| Setting { text: Some(text.to_owned()), origin: Origin::Default };
+        pairs.iter().map(|(key, text)| ((*key).to_owned(), setting(text))).collect()
+    }
+
+    #[test]
+    fn keys_that_take_effect_at_once_are_keys() {
+        let command = run_command();
+        for key in AT_ONCE {
+            assert!(keys(&command).any(|(known, _)| known == key), "{key}");
+        }
+        assert!(AT_ONCE.is_sorted());
+    }
+
+    #[test]
+    fn what_changes_is_told_by_name() {
+        let started = [("interval", "10s"), ("nat", "false"), ("ring-kib", "256")];
+        for (present, wanted, told) in [
+            (started, started, "nothing has changed"),
+            (started, [("interval", "1s"), ("nat", "false"), ("ring-kib", "256")], "interval changed"),
+            (
+                started,
+                [("interval", "10s"), ("nat", "false"), ("ring-kib", "512")],
+                "nothing has changed; ring-kib takes effect at the next start",
+            ),
+            (
+                // Told again for as long as it is so.
+                [("interval", "10s"), ("nat", "false"), ("ring-kib", "512")],
+                [("interval", "2s"), ("nat", "true"), ("ring-kib", "512")],
+                "interval changed; nat, ring-kib take effect at the next start",
+            ),
+        ] {
+            assert_eq!(tell(&settings(&started), &settings(&present), &settings(&wanted)), told);
+        }
+    }
+}
