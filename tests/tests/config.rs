@@ -14,8 +14,9 @@ use probe_tests::netns::Netns;
 use probe_tests::otlp_receiver::{Point, PointValue, Receiver};
 use probe_tests::privileges::{PublicCopy, as_nobody};
 use probe_tests::probe::{
-    Probe, attached_links, command, expected_links, handles_interrupt, patient, poll, require_root,
+    Probe, attached_links, command, expected_links, handles_interrupt, in_guest, patient, poll, require_root,
 };
+use probe_tests::require::own_host;
 use probe_tests::workload::Workload;
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::thread::CapabilitySet;
@@ -93,7 +94,8 @@ impl Agent {
         let said = poll("what came of the hang-up", LONG, || {
             let said = self.said();
             let new = said.get(before..).unwrap_or_default().to_owned();
-            Ok(new.contains("SIGHUP: ").then_some(new))
+            let is_whole = |line: &str| line.contains("SIGHUP: ") && line.ends_with('\n');
+            Ok(new.split_inclusive('\n').any(is_whole).then_some(new))
         });
         let said = said.with_context(|| self.said())?;
         ensure!(said.contains(words), "{words:?} is not in {said:?}");
@@ -272,13 +274,19 @@ fn count(point: &Point) -> u64 {
 type Series = BTreeMap<(BTreeMap<String, String>, String, BTreeMap<String, String>), (u64, u64)>;
 
 fn series(points: &[Point]) -> Series {
-    let cumulative = points.iter().filter(|point| point.cumulative == Some(true));
+    // This one falls, as memory does.
+    let cumulative =
+        points.iter().filter(|point| point.cumulative == Some(true) && point.name != "process.memory.usage");
     let of = |point: &Point| (point.resource.clone(), point.name.clone(), point.attributes.clone());
     cumulative.map(|point| (of(point), (point.start, count(point)))).collect()
 }
 
 #[test]
 fn a_reload_under_load_sends_elsewhere_and_loses_nothing() -> Result<()> {
+    if in_guest() {
+        // Emulated, it takes minutes; and nothing of it is the kernel's.
+        return own_host("a flood that is sent elsewhere");
+    }
     let directory = Directory::new()?;
     let netns = Netns::new()?;
     let refusing = netns.run(|| -> Result<_> { Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?) })??;
@@ -304,7 +312,10 @@ fn a_reload_under_load_sends_elsewhere_and_loses_nothing() -> Result<()> {
     let connections = "system.network.tcp.connections";
     first.wait_for("figures at the first", patient(LONG), |first| {
         let points = first.points();
-        last(&points, "process.syscall.duration", calls).and(last(&points, connections, refused)).map(drop)
+        let events = first.records();
+        let has_event = events.iter().any(|record| record.event == "tcp.connect");
+        let calls = last(&points, "process.syscall.duration", calls).filter(|_| has_event);
+        calls.and(last(&points, connections, refused)).map(drop)
     })?;
     directory.write("probe.yaml", &file(&second.endpoint(), "http/protobuf", 8192))?;
     agent.hang_up("otlp-endpoint, otlp-protocol changed; ring-kib takes effect at the next start")?;

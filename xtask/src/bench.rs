@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: what probe costs, side by side with others in one run. Medians and ratios; nothing here is a test.
 
 mod agent;
+mod churn;
 mod connections;
 mod dns;
 mod load;
@@ -27,7 +28,9 @@ pub(crate) struct Args {
     rounds: u32,
     #[command(flatten)]
     connections: connections::Options,
-    /// Only this part; without, all but `connections`, which takes its time
+    #[command(flatten)]
+    churn: churn::Options,
+    /// Only this part; without, all but `connections` and `churn`, which take their time
     #[arg(value_enum)]
     part: Option<Part>,
 }
@@ -52,6 +55,8 @@ enum Part {
     Flood,
     /// `probe run` beside many open connections, some of them closed and opened again all the time: whether its memory stays
     Connections,
+    /// `probe run` beside containers that come and go: whether its memory stays
+    Churn,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -94,6 +99,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     if args.part == Some(Part::Connections) {
         connections::run(&root, &probe, &args.connections)?;
+    }
+    if args.part == Some(Part::Churn) {
+        churn::run(&root, &probe, &args.churn)?;
     }
     Ok(())
 }
