@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use bytemuck::Zeroable as _;
 use probe_common::dns::{KIND_ANSWERED, LookupRecord};
 use probe_common::tcp::{KIND_RETRANSMIT, RetransmitRecord};
@@ -48,12 +48,13 @@ fn entity(number: usize) -> Result<Entity> {
 fn series(count: usize) -> Result<()> {
     const ROUNDS: usize = 11;
     let limits =
-        Limits { per_metric: count, per_entity: count, entities: CONTAINERS + 1, idle: u32::MAX / 2 };
+        Limits { per_metric: count, per_entity: count, entities: CONTAINERS * 2, idle: u32::MAX / 2 };
     let mut store = Store::new(limits, 1);
     for number in 0..count {
         let entity = entity(number % CONTAINERS)?;
-        let name = attr(key::SYSCALL_NAME, (number / 2 / CONTAINERS) as i64);
-        if number % 2 == 0 {
+        let of_container = number / CONTAINERS;
+        let name = attr(key::SYSCALL_NAME, of_container as i64);
+        if of_container % 2 == 0 {
             for power in 0..12 {
                 let duration = Duration::from_nanos(700 << power);
                 store.record(&entity, metrics::SYSCALL_DURATION, std::slice::from_ref(&name), duration);
@@ -63,6 +64,7 @@ fn series(count: usize) -> Result<()> {
             store.add(&entity, metrics::SYSCALL_ERRORS, &attrs, 7);
         }
     }
+    ensure!(store.peek().len() == count, "{} series and not {count}", store.peek().len());
     let resources = Resources::resolve(&|_| None, "node", "1")?;
     let before = memory("VmRSS")?;
     // The highest from now on.
@@ -74,6 +76,8 @@ fn series(count: usize) -> Result<()> {
         let encoded = encode_metrics(&snapshot, &resources, Preferences::default(), RequestLimits::default());
         times.push(begun.elapsed());
         requests = encoded.len();
+        let points: u64 = encoded.iter().map(|request| request.items).sum();
+        ensure!(points == count as u64, "{points} points of {count} series");
         bytes = encoded.iter().map(|request| request.body.len()).sum();
     }
     times.sort_unstable();

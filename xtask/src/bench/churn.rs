@@ -34,7 +34,9 @@ pub(super) fn run(root: &Path, probe: &Path, options: &Options) -> Result<()> {
     let mut command = Command::new(probe);
     command.args(["run", "--interval", "10s", "--prometheus-listen", &address.to_string()]);
     let agent = Tracer::start(&mut command, 21)?;
-    say(format_args!("probe run beside {containers} containers a second, each with a cgroup and a process of its own"));
+    say(format_args!(
+        "probe run beside {containers} containers a second, each with a cgroup and a process of its own"
+    ));
     say(format_args!(
         "{:>8} {:>11} {:>14} {:>10} {:>8} {:>8}",
         "seconds", "containers", "anonymous MiB", "maps MiB", "owners", "series"
@@ -45,7 +47,11 @@ pub(super) fn run(root: &Path, probe: &Path, options: &Options) -> Result<()> {
     loop {
         let page = page(address)?;
         let series: f64 = values(&page, "probe_series_active{").sum();
-        let mut owners: Vec<&str> = page.lines().filter_map(|line| line.split_once("container_id=\"")).map(|(_, rest)| rest.split('"').next().unwrap_or_default()).collect();
+        let mut owners: Vec<&str> = page
+            .lines()
+            .filter_map(|line| line.split_once("container_id=\""))
+            .map(|(_, rest)| rest.split('"').next().unwrap_or_default())
+            .collect();
         owners.sort_unstable();
         owners.dedup();
         say(format_args!(
