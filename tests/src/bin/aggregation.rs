@@ -54,7 +54,7 @@ fn series(count: usize) -> Result<()> {
         let entity = entity(number % CONTAINERS)?;
         let of_container = number / CONTAINERS;
         let name = attr(key::SYSCALL_NAME, of_container as i64);
-        if of_container % 2 == 0 {
+        if of_container.is_multiple_of(2) {
             for power in 0..12 {
                 let duration = Duration::from_nanos(700 << power);
                 store.record(&entity, metrics::SYSCALL_DURATION, std::slice::from_ref(&name), duration);

@@ -17,6 +17,7 @@ const LOOKS: u64 = 24;
 
 /// Of the part `churn`.
 #[derive(clap::Args)]
+#[group(id = "churn")]
 #[command(next_help_heading = "Part `churn`")]
 pub(super) struct Options {
     /// How long containers come and go
