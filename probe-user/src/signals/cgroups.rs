@@ -1,13 +1,11 @@
 //! Names of cgroups, learned as they are made: for owners that are gone before anybody looks. Runs beside every signal; no signal of
 //! its own to anybody.
 
-use std::io;
-
 use probe_common::cgroups::{KIND_MADE, KIND_REMOVED, MadeRecord, PATH_ROOM, RemovedRecord};
 use probe_common::fields;
 use probe_common::settings::Settings;
 
-use super::{Context, Signal, SignalKind, Summary};
+use super::{Context, Signal, SignalKind};
 use crate::collect::{self, DecodeError};
 use crate::config::Config;
 use crate::kernel::fields::Resolved;
@@ -65,18 +63,6 @@ struct Running;
 impl Signal for Running {
     fn record(&mut self, bytes: &[u8], context: &mut Context<'_>) -> Result<(), DecodeError> {
         record(bytes, context)
-    }
-
-    fn tick(&mut self, _context: &mut Context<'_>) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn interval(&mut self, _next: u32, _context: &mut Context<'_>) -> io::Result<Option<Summary>> {
-        Ok(None)
-    }
-
-    fn fill(&mut self) -> io::Result<Vec<(&'static str, u64, u64)>> {
-        Ok(Vec::new())
     }
 }
 

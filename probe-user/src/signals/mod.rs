@@ -75,7 +75,9 @@ pub trait Signal: Send {
     /// # Errors
     ///
     /// When a map does not read or write.
-    fn tick(&mut self, context: &mut Context<'_>) -> io::Result<()>;
+    fn tick(&mut self, _context: &mut Context<'_>) -> io::Result<()> {
+        Ok(())
+    }
 
     /// Takes over what of a new configuration can change while it runs; `settings` are those of its programs, written when it is done.
     /// Everything counted so far stays.
@@ -110,14 +112,18 @@ pub trait Signal: Send {
     /// # Errors
     ///
     /// When a map does not read.
-    fn interval(&mut self, next: u32, context: &mut Context<'_>) -> io::Result<Option<Summary>>;
+    fn interval(&mut self, _next: u32, _context: &mut Context<'_>) -> io::Result<Option<Summary>> {
+        Ok(None)
+    }
 
     /// Fill of its maps: name, entries, limit.
     ///
     /// # Errors
     ///
     /// When a map does not read.
-    fn fill(&mut self) -> io::Result<Vec<(&'static str, u64, u64)>>;
+    fn fill(&mut self) -> io::Result<Vec<(&'static str, u64, u64)>> {
+        Ok(Vec::new())
+    }
 }
 
 /// What a signal works with while it handles data.

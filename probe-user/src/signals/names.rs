@@ -1,6 +1,5 @@
 //! Names of peers: what DNS answers say about addresses, for events of tcp. Runs beside tcp; no signal of its own to anybody.
 
-use std::io;
 use std::net::IpAddr;
 
 use domain::base::{Message, Name};
@@ -9,7 +8,7 @@ use probe_common::dns::{KIND_MESSAGE, MessageRecord};
 use probe_common::fields;
 use probe_common::settings::Settings;
 
-use super::{Context, Signal, SignalKind, Summary, dns};
+use super::{Context, Signal, SignalKind, dns};
 use crate::collect::{self, DecodeError};
 use crate::config::Config;
 use crate::kernel::fields::Resolved;
@@ -79,18 +78,6 @@ struct Running;
 impl Signal for Running {
     fn record(&mut self, bytes: &[u8], context: &mut Context<'_>) -> Result<(), DecodeError> {
         record(bytes, context)
-    }
-
-    fn tick(&mut self, _context: &mut Context<'_>) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn interval(&mut self, _next: u32, _context: &mut Context<'_>) -> io::Result<Option<Summary>> {
-        Ok(None)
-    }
-
-    fn fill(&mut self) -> io::Result<Vec<(&'static str, u64, u64)>> {
-        Ok(Vec::new())
     }
 }
 
