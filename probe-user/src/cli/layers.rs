@@ -252,6 +252,26 @@ fn arguments(key: &str, arg: &Arg, value: &Value) -> Result<Vec<OsString>, &'sta
 /// A key that nobody knows, and the nearest that somebody does.
 fn unknown(command: &mut Command, key: &str) -> String {
     let shown = printable(&format!("{key:?}"));
+    match nearest(command, key) {
+        Some(near) => format!("{shown} is no key; did you mean {near}?"),
+        None => format!("{shown} is no key; keys are the long flags of `probe run --help`, without --"),
+    }
+}
+
+/// What to say of variables that nobody reads, and that look like one that somebody does. Others are not ours: Kubernetes gives
+/// PROBE_SERVICE_HOST to whoever runs beside a service of that name.
+pub(super) fn misspelt(names: impl Iterator<Item = String>) -> Vec<String> {
+    let mut command = run_command();
+    let known: Vec<String> = keys(&command).map(|(key, _)| variable(key)).collect();
+    let strange = names.filter(|name| !known.contains(name));
+    let said = strange.filter_map(|name| {
+        let near = variable(&nearest(&mut command, &name.strip_prefix("PROBE_")?.to_ascii_lowercase())?);
+        Some(format!("{} is no variable of probe's; did you mean {near}?", printable(&name)))
+    });
+    said.collect()
+}
+
+fn nearest(command: &mut Command, key: &str) -> Option<String> {
     let is_word =
         !key.is_empty() && key.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
     let word = key.to_ascii_lowercase().replace('_', "-");
@@ -267,10 +287,7 @@ fn unknown(command: &mut Command, key: &str) -> String {
     } else {
         None
     };
-    match near.filter(|near| keys(command).any(|(known, _)| known == near)) {
-        Some(near) => format!("{shown} is no key; did you mean {near}?"),
-        None => format!("{shown} is no key; keys are the long flags of `probe run --help`, without --"),
-    }
+    near.filter(|near| keys(command).any(|(known, _)| known == near))
 }
 
 /// Keys that are set and exclude each other, as flags do.
@@ -386,6 +403,13 @@ mod tests {
         read(&arguments, &lookup, &crate::cli::run::check).map_err(|failure| {
             failure.message.split("\nerror: ").map(|line| line.replace(&name, "")).collect()
         })
+    }
+
+    #[test]
+    fn variables_that_look_like_ours_are_told() {
+        let names = ["PROBE_INTERVALL", "PROBE_INTERVAL", "PROBE_SERVICE_HOST", "PROBE_CONFIG", "INTERVALL"];
+        let said = misspelt(names.iter().map(ToString::to_string));
+        assert_eq!(said, ["PROBE_INTERVALL is no variable of probe's; did you mean PROBE_INTERVAL?"]);
     }
 
     #[test]

@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 use super::args::{PeerArgs, RunCallArgs, RunLookupArgs, Shared, positive};
 use super::collector::{OtlpSink, Route};
 use super::layers::{self, Layers, Origin};
-use super::output::{StdoutSink, Style, Tee, closing_lines, ended, on_terminal, start_logging};
+use super::output::{StdoutSink, Style, Tee, closing_lines, ended, on_terminal, start_logging, stderr_line};
 use super::reload::Reload;
 use super::{Failure, block_on, effective};
 use crate::config::{Config, DnsOptions, OtlpEvents, Output, QuestionNames};
@@ -297,6 +297,9 @@ pub(super) fn main() -> Result<ExitCode, Failure> {
     let lookup = |key: &str| std::env::var(key).ok();
     let instance = new_instance_id().map_err(Failure::running)?;
     let wanted = Wanted::read(&arguments, &lookup, &instance)?;
+    for said in layers::misspelt(std::env::vars_os().filter_map(|(name, _)| name.into_string().ok())) {
+        stderr_line(format_args!("warning: {said}"));
+    }
     if wanted.check || wanted.print {
         let said =
             if wanted.check { effective::ok(&wanted.layers) } else { effective::print(&wanted, &lookup) };
