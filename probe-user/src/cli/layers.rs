@@ -265,7 +265,15 @@ pub(super) fn misspelt(names: impl Iterator<Item = String>) -> Vec<String> {
     let known: Vec<String> = keys(&command).map(|(key, _)| variable(key)).collect();
     let strange = names.filter(|name| !known.contains(name));
     let said = strange.filter_map(|name| {
-        let near = variable(&nearest(&mut command, &name.strip_prefix("PROBE_")?.to_ascii_lowercase())?);
+        let word = name.strip_prefix("PROBE_")?.to_ascii_lowercase();
+        let near = variable(&nearest(&mut command, &word).filter(|_| word.len() > 4)?);
+        // Two letters at most are others, or in another order: PROBE_PORT_9464_TCP is somebody else's.
+        let same = |pair: &(u8, u8)| pair.0 == pair.1;
+        let before = name.bytes().zip(near.bytes()).take_while(same).count();
+        let behind = name.bytes().rev().zip(near.bytes().rev()).take_while(same).count();
+        if before + behind + 2 < name.len().max(near.len()) {
+            return None;
+        }
         Some(format!("{} is no variable of probe's; did you mean {near}?", printable(&name)))
     });
     said.collect()
@@ -408,8 +416,13 @@ mod tests {
     #[test]
     fn variables_that_look_like_ours_are_told() {
         let names = ["PROBE_INTERVALL", "PROBE_INTERVAL", "PROBE_SERVICE_HOST", "PROBE_CONFIG", "INTERVALL"];
-        let said = misspelt(names.iter().map(ToString::to_string));
-        assert_eq!(said, ["PROBE_INTERVALL is no variable of probe's; did you mean PROBE_INTERVAL?"]);
+        let strange = ["PROBE_PORT", "PROBE_BIN", "PROBE_PORT_9464_TCP", "PROBE_NODE_IP", "PROBE_DNS_PROT"];
+        let said = misspelt(names.iter().chain(&strange).map(ToString::to_string));
+        let want = [("INTERVALL", "INTERVAL"), ("DNS_PROT", "DNS_PORT")];
+        let want = want.map(|(name, near)| {
+            format!("PROBE_{name} is no variable of probe's; did you mean PROBE_{near}?")
+        });
+        assert_eq!(said, want);
     }
 
     #[test]
