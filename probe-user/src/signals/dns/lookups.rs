@@ -15,6 +15,7 @@ use super::history::{Asker, Folded, SearchLists, Tries, Twins};
 use super::label::Labels;
 use super::late::GivenUp;
 use super::message::{self, Answer};
+use super::server::Servers;
 use super::summary::Summary;
 use super::tcp::{Connections, Ended, Exchange};
 use super::text::{name_text, rcode_text, type_text};
@@ -40,6 +41,7 @@ pub struct Lookups {
     twins: Twins,
     search_lists: SearchLists,
     labels: Labels,
+    servers: Servers,
     summary: Summary,
 }
 
@@ -85,6 +87,7 @@ impl Lookups {
             twins,
             search_lists: SearchLists::default(),
             labels,
+            servers: Servers::default(),
             summary: Summary::default(),
         }
     }
@@ -312,7 +315,7 @@ impl Lookups {
         let qtype = attr(key::DNS_QUESTION_TYPE, lookup.qtype.clone());
         // At the server it is who answers that counts; who asks are many.
         let end: Option<Attr> = match lookup.role {
-            Role::Client => lookup.peer.map(|peer| attr(key::SERVER_ADDRESS, peer.ip().to_string())),
+            Role::Client => lookup.peer.map(|peer| attr(key::SERVER_ADDRESS, self.servers.text(peer.ip()))),
             Role::Server => Some(attr(key::DNS_ROLE, "server")),
         };
         // What a server is asked for, all its clients ask for: its container would have their names.

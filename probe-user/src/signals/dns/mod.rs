@@ -7,6 +7,7 @@ mod label;
 mod late;
 mod lookups;
 mod message;
+mod server;
 mod summary;
 mod tcp;
 mod text;
