@@ -5,7 +5,9 @@ mod churn;
 mod connections;
 mod dns;
 mod load;
+mod page;
 mod series;
+mod steady;
 mod syscalls;
 mod tcp;
 mod tracer;
@@ -30,6 +32,8 @@ pub(crate) struct Args {
     connections: connections::Options,
     #[command(flatten)]
     churn: churn::Options,
+    #[command(flatten)]
+    steady: steady::Options,
     /// Only this part; without, all but `connections` and `churn`, which take their time
     #[arg(value_enum)]
     part: Option<Part>,
@@ -49,6 +53,8 @@ enum Part {
     Dns,
     /// `probe run`: time to the first event, memory of the agent and of its maps
     Agent,
+    /// `probe run` beside an ordinarily busy host: CPU of the agent and of its programs, memory
+    Steady,
     /// What one collection costs at 10,000 and at 100,000 series, and how many records a second one core takes in
     Series,
     /// Records a second through rings of several sizes, offered and delivered
@@ -88,6 +94,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     if wanted(Part::Agent) {
         agent::run(&probe, args.rounds)?;
+    }
+    if wanted(Part::Steady) {
+        steady::run(&root, &probe, &args.steady)?;
     }
     if wanted(Part::Series) {
         series::run(&root, args.rounds)?;

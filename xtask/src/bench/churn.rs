@@ -1,13 +1,13 @@
 //! `probe run` beside containers that come and go: its memory must stay, however many there were.
 
-use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 
+use super::page::{page, sum};
 use super::start_workload;
 use super::tracer::Tracer;
 use crate::process::say;
@@ -47,7 +47,7 @@ pub(super) fn run(root: &Path, probe: &Path, options: &Options) -> Result<()> {
     let mut so_far = 0;
     loop {
         let page = page(address)?;
-        let series: f64 = values(&page, "probe_series_active{").sum();
+        let series = sum(&page, "probe_series_active{");
         let mut owners: Vec<&str> = page
             .lines()
             .filter_map(|line| line.split_once("container_id=\""))
@@ -73,18 +73,4 @@ pub(super) fn run(root: &Path, probe: &Path, options: &Options) -> Result<()> {
         say(format_args!("probe: {line}"));
     }
     workload.end()
-}
-
-fn page(address: SocketAddr) -> Result<String> {
-    let mut connection = TcpStream::connect(address)?;
-    connection.write_all(b"GET /metrics HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n")?;
-    let mut answer = String::new();
-    connection.read_to_string(&mut answer)?;
-    ensure!(answer.starts_with("HTTP/1.1 200"), "no page: {}", answer.lines().next().unwrap_or_default());
-    Ok(answer)
-}
-
-fn values<'a>(page: &'a str, series: &'a str) -> impl Iterator<Item = f64> + 'a {
-    let lines = page.lines().filter(move |line| line.starts_with(series));
-    lines.filter_map(|line| line.rsplit(' ').next()?.parse().ok())
 }

@@ -137,6 +137,24 @@ impl Tracer {
         Ok(sum / 1048576.0)
     }
 
+    /// How often its BPF programs ran, and for how many nanoseconds, while the kernel kept accounts of it.
+    pub(super) fn programs_ran(&self) -> Result<(f64, f64)> {
+        let (mut seen, mut sums) = (BTreeSet::new(), (0.0, 0.0));
+        for entry in fs::read_dir(format!("/proc/{}/fdinfo", self.pid()))? {
+            let Ok(text) = fs::read_to_string(entry?.path()) else { continue };
+            let value = |key: &str| text.lines().find_map(|line| line.strip_prefix(key)).map(str::trim);
+            if let (Some(id), Some(runs), Some(ran)) =
+                (value("prog_id:"), value("run_cnt:"), value("run_time_ns:"))
+                && value("link_id:").is_none()
+                && seen.insert(id.to_owned())
+            {
+                sums = (sums.0 + runs.parse::<f64>()?, sums.1 + ran.parse::<f64>()?);
+            }
+        }
+        ensure!(!seen.is_empty(), "process {} holds no BPF program", self.pid());
+        Ok(sums)
+    }
+
     /// Does nothing where it has ended already: its pid may be another's.
     fn end(&mut self) -> Result<()> {
         if self.child.try_wait()?.is_none() {

@@ -110,7 +110,12 @@ impl Qemu {
         command.arg("-serial").arg(format!("file:{}", machine.console.display()));
         command.args(["-chardev", "stdio,id=events,signal=off", "-serial", "chardev:events"]);
         command.arg("-kernel").arg(machine.vmlinuz).arg("-initrd").arg(machine.initrd);
-        command.args(["-append", "console=ttyS0 loglevel=5 panic=-1"]);
+        // An emulated CPU leaks nothing, but page tables that change with each system call empty what the emulator has translated;
+        // and of its clocks, this alone is read without leaving the machine. Tests take two fifths of the time.
+        command.args([
+            "-append",
+            "console=ttyS0 loglevel=5 panic=-1 mitigations=off tsc=reliable clocksource=tsc",
+        ]);
         let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
