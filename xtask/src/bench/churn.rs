@@ -47,6 +47,7 @@ pub(super) fn run(root: &Path, probe: &Path, options: &Options) -> Result<()> {
     let mut so_far = 0;
     loop {
         let page = page(address)?;
+        let anonymous = agent.anonymous()?;
         let series = sum(&page, "probe_series_active{");
         let mut owners: Vec<&str> = page
             .lines()
@@ -56,11 +57,12 @@ pub(super) fn run(root: &Path, probe: &Path, options: &Options) -> Result<()> {
         owners.sort_unstable();
         owners.dedup();
         say(format_args!(
-            "{:>8.0} {so_far:>11} {:>14.1} {:>10.1} {:>8} {series:>8}",
+            "{:>8.0} {so_far:>11} {anonymous:>14.1} {:>10.1} {:>8} {series:>8}  {}",
             begun.elapsed().as_secs_f64(),
-            agent.anonymous()?,
             agent.memlock()?,
-            owners.len()
+            owners.len(),
+            // A plot of the anonymous memory: a sign a MiB.
+            "#".repeat(anonymous as usize)
         ));
         let left = whole.saturating_sub(begun.elapsed());
         if left.is_zero() {
