@@ -335,9 +335,11 @@ impl SyscallSort {
         // should not change places from interval to interval.
         let equal = |row: &Row| (Reverse(row.calls), row.syscall, row.who.pid);
         match self {
-            Self::Time => rows.sort_by_key(|row| (row.waits, Reverse(row.durations.sum_ns()), equal(row))),
-            Self::Count => rows.sort_by_key(equal),
-            Self::Errors => rows.sort_by_key(|row| (Reverse(row.errors_total()), equal(row))),
+            Self::Time => {
+                rows.sort_unstable_by_key(|row| (row.waits, Reverse(row.durations.sum_ns()), equal(row)))
+            }
+            Self::Count => rows.sort_unstable_by_key(equal),
+            Self::Errors => rows.sort_unstable_by_key(|row| (Reverse(row.errors_total()), equal(row))),
             Self::P99 => {
                 rows.sort_by_cached_key(|row| (row.waits, Reverse(row.durations.quantile(0.99)), equal(row)))
             }

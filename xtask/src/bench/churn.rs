@@ -39,8 +39,8 @@ pub(super) fn run(root: &Path, probe: &Path, options: &Options) -> Result<()> {
         "probe run beside {containers} containers a second, each with a cgroup and a process of its own"
     ));
     say(format_args!(
-        "{:>8} {:>11} {:>14} {:>10} {:>8} {:>8}",
-        "seconds", "containers", "anonymous MiB", "maps MiB", "owners", "series"
+        "{:>8} {:>11} {:>9} {:>14} {:>9} {:>8} {:>8}",
+        "seconds", "containers", "RSS MiB", "anonymous MiB", "maps MiB", "owners", "series"
     ));
     let (begun, whole) = (Instant::now(), Duration::from_secs(churn_seconds));
     let step = Duration::from_millis(churn_seconds * 1000 / LOOKS).max(Duration::from_secs(1));
@@ -57,8 +57,9 @@ pub(super) fn run(root: &Path, probe: &Path, options: &Options) -> Result<()> {
         owners.sort_unstable();
         owners.dedup();
         say(format_args!(
-            "{:>8.0} {so_far:>11} {anonymous:>14.1} {:>10.1} {:>8} {series:>8}  {}",
+            "{:>8.0} {so_far:>11} {:>9.1} {anonymous:>14.1} {:>9.1} {:>8} {series:>8}  {}",
             begun.elapsed().as_secs_f64(),
+            agent.resident()?,
             agent.memlock()?,
             owners.len(),
             // A plot of the anonymous memory: a sign a MiB.

@@ -49,12 +49,13 @@ pub(super) fn run(root: &Path, probe: &Path, options: &Options) -> Result<()> {
     for (((name, made), told), before) in names.iter().zip(made).zip(told).zip(before) {
         say(format_args!("  {name:<22} made {made:>9}, on the page {:>9}", told - before));
     }
-    let (anonymous, maps) = (agent.anonymous()?, agent.memlock()?);
+    let (resident, maps) = (agent.resident()?, agent.memlock()?);
     say(format_args!(
-        "  the agent: {:.2} % of a core (wanted: under 1 %); anonymous memory {anonymous:.1} MiB, maps, rings and programs \
-         {maps:.1} MiB, together {:.1} (wanted: under 60)",
+        "  the agent: {:.2} % of a core (wanted: under 1 %); resident {resident:.1} MiB, {:.1} of it anonymous, maps, rings and \
+         programs {maps:.1} MiB, together {:.1} (wanted: under 60)",
         100.0 * cpu / seconds as f64,
-        anonymous + maps
+        agent.anonymous()?,
+        resident + maps
     ));
 
     let stats = Stats::on()?;

@@ -98,13 +98,22 @@ impl Tracer {
 
     /// MiB of its memory that no file stands behind.
     pub(super) fn anonymous(&self) -> Result<f64> {
+        self.status_mib("RssAnon:")
+    }
+
+    /// MiB of its memory, its program's own pages with it.
+    pub(super) fn resident(&self) -> Result<f64> {
+        self.status_mib("VmRSS:")
+    }
+
+    fn status_mib(&self, key: &str) -> Result<f64> {
         let path = format!("/proc/{}/status", self.pid());
         let status = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
         let kib = status
             .lines()
-            .find_map(|line| line.strip_prefix("RssAnon:"))
+            .find_map(|line| line.strip_prefix(key))
             .and_then(|rest| rest.split_whitespace().next()?.parse::<f64>().ok())
-            .with_context(|| format!("{path} has no RssAnon"))?;
+            .with_context(|| format!("{path} has no {key}"))?;
         Ok(kib / 1024.0)
     }
 
