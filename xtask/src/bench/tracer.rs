@@ -98,23 +98,21 @@ impl Tracer {
 
     /// MiB of its memory that no file stands behind.
     pub(super) fn anonymous(&self) -> Result<f64> {
-        self.status_mib("RssAnon:")
-    }
-
-    /// MiB of its memory, its program's own pages with it.
-    pub(super) fn resident(&self) -> Result<f64> {
-        self.status_mib("VmRSS:")
-    }
-
-    fn status_mib(&self, key: &str) -> Result<f64> {
         let path = format!("/proc/{}/status", self.pid());
         let status = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
         let kib = status
             .lines()
-            .find_map(|line| line.strip_prefix(key))
+            .find_map(|line| line.strip_prefix("RssAnon:"))
             .and_then(|rest| rest.split_whitespace().next()?.parse::<f64>().ok())
-            .with_context(|| format!("{path} has no {key}"))?;
+            .with_context(|| format!("{path} has no RssAnon"))?;
         Ok(kib / 1024.0)
+    }
+
+    /// MiB of its memory, its program's own pages with it; without BPF maps that it sees in its memory, which [`Self::memlock`] has.
+    pub(super) fn resident(&self) -> Result<f64> {
+        let path = format!("/proc/{}/smaps", self.pid());
+        let smaps = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+        resident_of_smaps(&smaps).with_context(|| format!("{path} has no Rss"))
     }
 
     /// Seconds of CPU that it has used, all its threads, the kernel's part with it.
@@ -189,9 +187,33 @@ fn cpu_of_stat(stat: &str) -> Option<f64> {
     Some((user + system) / TICKS_A_SECOND)
 }
 
+/// MiB of proc_pid_smaps(5): a head that ends with what is mapped, and lines of keys and values.
+fn resident_of_smaps(smaps: &str) -> Option<f64> {
+    let (mut is_map, mut kib) = (false, None);
+    for line in smaps.lines() {
+        let (first, rest) = line.split_once(char::is_whitespace)?;
+        if !first.ends_with(':') {
+            is_map = rest.ends_with("anon_inode:bpf-map");
+        } else if first == "Rss:" && !is_map {
+            let more: f64 = rest.split_whitespace().next()?.parse().ok()?;
+            kib = Some(kib.unwrap_or(0.0) + more);
+        }
+    }
+    kib.map(|kib| kib / 1024.0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn maps_are_no_memory_of_the_processs_own() {
+        let smaps = "55-56 rw-p 0 00:00 0                     [heap]\nSize:   4096 kB\nRss:    2048 kB\nVmFlags: rd wr\n\
+            57-58 rw-s 0 00:0f 9                     anon_inode:bpf-map\nRss:    8192 kB\n\
+            59-60 rw-p 0 00:00 0 \nRss:    1024 kB\n";
+        assert_eq!(resident_of_smaps(smaps), Some(3.0));
+        assert_eq!(resident_of_smaps(""), None);
+    }
 
     #[test]
     fn cpu_time_is_read_whatever_the_name() {
