@@ -1,6 +1,6 @@
-//! A stand-in for a kubelet: answers `GET /pods` over HTTP as it is told, also as no kubelet should.
+//! A stand-in for a kubelet: answers `GET /pods` over HTTP or HTTPS as it is told, also as no kubelet should.
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -8,7 +8,9 @@ use std::thread::JoinHandle;
 
 use anyhow::Result;
 use serde_json::{Value, json};
+use tokio_rustls::rustls::{ServerConfig, ServerConnection, StreamOwned};
 
+use crate::certificates::Identity;
 use crate::drop::Cgroup;
 
 /// What it answers.
@@ -36,6 +38,8 @@ struct Shared {
     /// Answers that are over, taken or not.
     answered: AtomicUsize,
     ended: AtomicBool,
+    /// Who it is, with TLS.
+    tls: Option<Arc<ServerConfig>>,
 }
 
 /// It answers until it is dropped.
@@ -53,11 +57,24 @@ impl Kubelet {
     ///
     /// The system gives none.
     pub fn start(answer: Answer) -> Result<Self> {
+        Self::start_as(answer, None)
+    }
+
+    /// The same, with TLS and this certificate.
+    ///
+    /// # Errors
+    ///
+    /// The system gives no port, or the certificate does not read.
+    pub fn start_tls(answer: Answer, identity: &Identity) -> Result<Self> {
+        Self::start_as(answer, Some(identity.server()?))
+    }
+
+    fn start_as(answer: Answer, tls: Option<Arc<ServerConfig>>) -> Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let address = listener.local_addr()?;
         let (answer, requests) = (Mutex::new(answer), Mutex::default());
         let (answered, ended) = (AtomicUsize::new(0), AtomicBool::new(false));
-        let shared = Arc::new(Shared { answer, requests, answered, ended });
+        let shared = Arc::new(Shared { answer, requests, answered, ended, tls });
         let of_thread = Arc::clone(&shared);
         let thread = Some(std::thread::spawn(move || serve(&listener, &of_thread)));
         Ok(Self { address, shared, thread })
@@ -66,7 +83,8 @@ impl Kubelet {
     /// For `--kubelet`.
     #[must_use]
     pub fn url(&self) -> String {
-        format!("http://{}", self.address)
+        let scheme = if self.shared.tls.is_some() { "https" } else { "http" };
+        format!("{scheme}://{}", self.address)
     }
 
     /// Answers so from now on.
@@ -110,26 +128,39 @@ fn serve(listener: &TcpListener, shared: &Arc<Shared>) {
         let shared = Arc::clone(shared);
         std::thread::spawn(move || {
             // An error is that who asked has left.
-            drop(answer(stream, &shared));
+            drop(secure(stream, &shared));
             shared.answered.fetch_add(1, Ordering::AcqRel);
         });
     }
 }
 
-fn answer(mut stream: TcpStream, shared: &Shared) -> std::io::Result<()> {
-    let mut head = String::new();
-    let mut reader = BufReader::new(stream.try_clone()?);
-    while !head.ends_with("\r\n\r\n") {
-        if reader.read_line(&mut head)? == 0 {
+fn secure(mut stream: TcpStream, shared: &Shared) -> std::io::Result<()> {
+    let Some(tls) = &shared.tls else { return answer(&mut stream, shared) };
+    let connection = ServerConnection::new(Arc::clone(tls)).map_err(std::io::Error::other)?;
+    let mut stream = StreamOwned::new(connection, stream);
+    let answered = answer(&mut stream, shared);
+    // Over, and not cut off.
+    stream.conn.send_close_notify();
+    stream.flush()?;
+    answered
+}
+
+fn answer(stream: &mut (impl Read + Write), shared: &Shared) -> std::io::Result<()> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut octet = [0];
+        if stream.read(&mut octet)? == 0 {
             return Ok(());
         }
+        head.extend(octet);
     }
+    let head = String::from_utf8_lossy(&head).into_owned();
     let answer = lock(&shared.answer).clone();
     lock(&shared.requests).push(head);
     match answer {
-        Answer::Pods(items) => respond(&mut stream, 200, &list(&items).to_string()),
-        Answer::Status(status) => respond(&mut stream, status, "no\n"),
-        Answer::Body(body) => respond(&mut stream, 200, &body),
+        Answer::Pods(items) => respond(stream, 200, &list(&items).to_string()),
+        Answer::Status(status) => respond(stream, status, "no\n"),
+        Answer::Body(body) => respond(stream, 200, &body),
         Answer::Cut => {
             write!(
                 stream,
@@ -144,11 +175,11 @@ fn answer(mut stream: TcpStream, shared: &Shared) -> std::io::Result<()> {
             }
         }
         // Until who asked closes.
-        Answer::Silence => reader.read(&mut [0]).map(|_| ()),
+        Answer::Silence => stream.read(&mut [0]).map(|_| ()),
     }
 }
 
-fn respond(stream: &mut TcpStream, status: u16, body: &str) -> std::io::Result<()> {
+fn respond(stream: &mut impl Write, status: u16, body: &str) -> std::io::Result<()> {
     // Whoever follows this finds a list of pods.
     let location = if status / 100 == 3 { "Location: /pods?again\r\n" } else { "" };
     write!(

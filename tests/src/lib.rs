@@ -4,6 +4,7 @@ pub mod accounts;
 pub mod attempts;
 pub mod blind;
 pub mod bpf;
+pub mod certificates;
 pub mod counters;
 pub mod dns_load;
 pub mod dns_server;

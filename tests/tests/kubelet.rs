@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use probe_tests::certificates::Authority;
 use probe_tests::http::{self, free_address};
 use probe_tests::kubelet::{Answer, Kubelet, Pod};
 use probe_tests::live;
@@ -19,6 +20,7 @@ live! {
     a_kubelet_that_fails_costs_names_and_nothing_else
     a_filter_finds_its_pod
     a_token_is_read_by_uid_and_mode
+    over_tls_only_who_is_believed_is_asked
 }
 
 const WORKLOAD: &str = env!("CARGO_BIN_EXE_workload");
@@ -318,14 +320,17 @@ struct TokenFile(PathBuf);
 
 impl TokenFile {
     fn new(owner: u32) -> Result<Self> {
-        let path = std::env::temp_dir().join(format!("probe-token-{}-{owner}", std::process::id()));
+        let file = Self::with("let me in\n", &format!("{owner}"))?;
+        chown(&file.0, Some(owner), Some(owner))?;
+        Ok(file)
+    }
+
+    fn with(text: &str, name: &str) -> Result<Self> {
+        let path = std::env::temp_dir().join(format!("probe-token-{}-{name}", std::process::id()));
         let file = Self(path);
         let mut open = std::fs::OpenOptions::new();
-        std::io::Write::write_all(
-            &mut open.create_new(true).write(true).mode(0o600).open(&file.0)?,
-            b"let me in\n",
-        )?;
-        chown(&file.0, Some(owner), Some(owner))?;
+        let mut written = open.create_new(true).write(true).mode(0o600).open(&file.0)?;
+        std::io::Write::write_all(&mut written, text.as_bytes())?;
         Ok(file)
     }
 }
@@ -364,5 +369,50 @@ fn a_token_is_read_by_uid_and_mode() -> Result<()> {
     let path = anothers.0.display().to_string();
     ensure!(finished.stderr.contains(&path) && finished.stderr.contains("uid 0"), "{}", finished.stderr);
     ensure!(kubelet.requests().len() == before, "it was asked without the token");
+    workload.end()
+}
+
+/// As kubelets do: theirs are often signed by nobody whom the host knows.
+fn over_tls_only_who_is_believed_is_asked() -> Result<()> {
+    let (pod, mut workload) = pod("web", "18")?;
+    let (ours, other) = (Authority::new("ours")?, Authority::new("other")?);
+    let (token, known, unknown) =
+        (TokenFile::new(0)?, TokenFile::with(&ours.pem, "ours")?, TokenFile::with(&other.pem, "other")?);
+    let path = |file: &TokenFile| file.0.display().to_string();
+    let (token, known, unknown) = (path(&token), path(&known), path(&unknown));
+    let way_out = "--kubelet-ca FILE names who is believed";
+    for (what, name, last_year, flags, named, words) in [
+        ("known", "127.0.0.1", 4_000, &["--kubelet-ca", &known][..], true, ""),
+        ("unknown", "127.0.0.1", 4_000, &["--kubelet-ca", &unknown], false, way_out),
+        ("another's", "node-8", 4_000, &["--kubelet-ca", &known], false, way_out),
+        ("expired", "127.0.0.1", 2_020, &["--kubelet-ca", &known], false, "expired"),
+        ("anybody", "127.0.0.1", 2_020, &["--kubelet-insecure-tls"], true, "whoever answers at"),
+    ] {
+        let identity = ours.sign(name, last_year)?;
+        let kubelet = Kubelet::start_tls(Answer::Pods(vec![pod.on(NODE)]), &identity)?;
+        let url = kubelet.url();
+        let args = ["syscalls", "--interval", "250ms", "--kubelet", &url, "--kubelet-token-file", &token];
+        let probe = start(&[&args[..], flags].concat())?;
+        poll("a question, or its end", LONG, || Ok((kubelet.answered() > 0).then_some(())))?;
+        workload.tell("getppid 3")?;
+        let row = wait_for_calls(&probe, &pod.id, 3).with_context(|| what.to_owned())?;
+        ensure!(named || row.text("k8s.pod.name").is_none(), "{what}: {row:?}");
+        if named {
+            let has_name = |line: &Line| line.text("k8s.pod.name") == Some(&*pod.name);
+            poll("a name", LONG, || {
+                workload.tell("getppid 1")?;
+                Ok(probe.lines().iter().any(has_name).then_some(()))
+            })
+            .with_context(|| what.to_owned())?;
+        }
+        let finished = said(probe, words).with_context(|| what.to_owned())?;
+        let complaints = finished.stderr.matches("pods have no names").count();
+        ensure!(complaints == usize::from(!named), "{what}: {}", finished.stderr);
+        // Who is not believed hears no token.
+        let heard = kubelet.requests();
+        ensure!(heard.is_empty() != named, "{what}: {heard:?}");
+        let told = |head: &String| head.to_lowercase().contains("authorization: bearer let me in\r\n");
+        ensure!(heard.iter().all(told), "{what}: {heard:?}");
+    }
     workload.end()
 }

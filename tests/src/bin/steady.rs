@@ -83,8 +83,12 @@ fn call(rate: u64, whole: Duration) -> Result<u64> {
         match number % 4 {
             0 => writer.write_all(b"x")?,
             1 => reader.read_exact(&mut [0])?,
-            2 => drop(std::fs::metadata("/")?),
-            _ => drop(rustix::process::getppid()),
+            2 => {
+                let _there = std::fs::metadata("/")?;
+            }
+            _ => {
+                let _parent = rustix::process::getppid();
+            }
         }
         Ok(())
     })

@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use probe_tests::certificates::{Authority, Identity};
 use probe_tests::otlp_receiver::{Settings, Tls};
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, date_time_ymd};
 
 use super::*;
 
@@ -12,38 +12,6 @@ const HTTP: (&str, &str) = ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf");
 const CA: &str = "OTEL_EXPORTER_OTLP_CERTIFICATE";
 const CERTIFICATE: &str = "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE";
 const KEY: &str = "OTEL_EXPORTER_OTLP_CLIENT_KEY";
-
-/// An authority, with its own certificate.
-struct Authority {
-    pem: String,
-    issuer: Issuer<'static, KeyPair>,
-}
-
-/// A certificate and its key.
-struct Identity {
-    pem: String,
-    key: String,
-}
-
-impl Authority {
-    fn new(name: &str) -> Result<Self> {
-        let key = KeyPair::generate()?;
-        let mut params = CertificateParams::new(Vec::new())?;
-        params.distinguished_name.push(DnType::CommonName, name);
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let pem = params.self_signed(&key)?.pem();
-        Ok(Self { pem, issuer: Issuer::new(params, key) })
-    }
-
-    fn sign(&self, name: &str, last_year: i32) -> Result<Identity> {
-        let key = KeyPair::generate()?;
-        let mut params = CertificateParams::new(vec![name.to_owned()])?;
-        params.not_before = date_time_ymd(2000, 1, 1);
-        params.not_after = date_time_ymd(last_year, 1, 1);
-        let pem = params.signed_by(&key, &self.issuer)?.pem();
-        Ok(Identity { pem, key: key.serialize_pem() })
-    }
-}
 
 /// A directory of this test's.
 struct Files(PathBuf);
