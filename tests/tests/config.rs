@@ -60,6 +60,12 @@ struct Agent {
 
 impl Agent {
     fn start(directory: &Directory, args: &[&str]) -> Result<Self> {
+        let mut agent = Self::spawn(directory, args)?;
+        agent.ready()?;
+        Ok(agent)
+    }
+
+    fn spawn(directory: &Directory, args: &[&str]) -> Result<Self> {
         require_root()?;
         let stderr = directory.0.join("stderr");
         let child = command(["run"].iter().chain(args))?
@@ -67,15 +73,17 @@ impl Agent {
             .stderr(File::create(&stderr)?)
             .spawn()
             .context("cannot start probe")?;
-        let mut agent = Self { child, stderr };
+        Ok(Self { child, stderr })
+    }
+
+    fn ready(&mut self) -> Result<()> {
         poll("the agent is ready", LONG, || {
-            if let Some(status) = agent.child.try_wait()? {
-                bail!("it ended at its start, {status}: {}", agent.said());
+            if let Some(status) = self.child.try_wait()? {
+                bail!("it ended at its start, {status}: {}", self.said());
             }
-            let pid = agent.child.id();
+            let pid = self.child.id();
             Ok((attached_links(pid)? >= expected_links("run") && handles_interrupt(pid)?).then_some(()))
-        })?;
-        Ok(agent)
+        })
     }
 
     /// All that it has said so far.
@@ -435,17 +443,41 @@ fn without_a_file_a_hangup_is_said_and_survived() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn a_hangup_before_everything_is_attached_is_kept() -> Result<()> {
+    let directory = Directory::new()?;
+    let path = directory.write("probe.yaml", "interval: 300ms\n")?;
+    let mut agent = Agent::spawn(&directory, &["--config", text(&path)])?;
+    let pid = agent.child.id();
+    // Looked at in this order: who waits with it until all is attached cannot seem to have been early.
+    poll("a handler", LONG, || {
+        let attached = attached_links(pid)?;
+        let catches = catches_hangups(pid)?;
+        ensure!(catches || attached == 0, "{attached} links, and a hang-up would still be the end");
+        Ok(catches.then_some(()))
+    })?;
+    agent.signal(Signal::HUP)?;
+    poll("what came of it", LONG, || {
+        Ok(agent.said().contains("probe.yaml: nothing has changed").then_some(()))
+    })?;
+    agent.ready()?;
+    agent.stop()?;
+    Ok(())
+}
+
+/// Whether a process has said what is to become of SIGHUP.
+fn catches_hangups(pid: u32) -> Result<bool> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).context("no SigCgt")?;
+    Ok(u64::from_str_radix(caught.trim(), 16)? & (1 << (libc::SIGHUP - 1)) != 0)
+}
+
 /// What the kernel would do: who tests may have been told to ignore hang-ups, and then its children are, too.
 #[test]
 fn a_live_command_leaves_hangups_to_the_kernel() -> Result<()> {
-    let catches = |pid: u32| -> Result<bool> {
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).context("no SigCgt")?;
-        Ok(u64::from_str_radix(caught.trim(), 16)? & (1 << (libc::SIGHUP - 1)) != 0)
-    };
     let (live, directory) = (Probe::start(&["tcp"])?, Directory::new()?);
     let agent = Agent::start(&directory, &[])?;
-    ensure!(!catches(live.pid())? && catches(agent.child.id())?);
+    ensure!(!catches_hangups(live.pid())? && catches_hangups(agent.child.id())?);
     agent.stop()?;
     live.stop()?.require_complete()
 }

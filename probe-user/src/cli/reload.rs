@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use tokio::signal::unix::Signal;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
 use super::Failure;
@@ -32,6 +34,31 @@ pub(super) const AT_ONCE: [&str; 14] = [
     "verbose",
 ];
 
+/// Hang-ups, from the beginning: while everything is being attached, one would be the end.
+#[derive(Debug, Default)]
+pub(super) struct EarlyHangups(Arc<AtomicBool>);
+
+/// All of them.
+pub(super) struct Hangups {
+    /// Whether one came before [`Self::later`] heard of them.
+    early: Arc<AtomicBool>,
+    later: Signal,
+}
+
+impl EarlyHangups {
+    /// Notes them from now on. Starts no thread: what is given up later must be given up by all.
+    pub(super) fn note() -> io::Result<Self> {
+        let early = Self::default();
+        signal_hook::flag::register(signal_hook::consts::SIGHUP, Arc::clone(&early.0))?;
+        Ok(early)
+    }
+
+    /// Hears of them, now that there is a runtime.
+    pub(super) fn hear(self) -> io::Result<Hangups> {
+        Ok(Hangups { early: self.0, later: signal(SignalKind::hangup())? })
+    }
+}
+
 /// What reading again takes.
 pub(super) struct Reload {
     /// Those behind `probe run`.
@@ -48,8 +75,10 @@ pub(super) struct Reload {
 
 impl Reload {
     /// Reads again at every hang-up, for as long as there is somebody to tell.
-    pub(super) async fn at_every(mut self, mut hangup: Signal) {
-        while hangup.recv().await.is_some() {
+    pub(super) async fn at_every(mut self, Hangups { early, mut later }: Hangups) {
+        let mut is_due = early.load(Ordering::Acquire);
+        while is_due || later.recv().await.is_some() {
+            is_due = false;
             match self.read().await {
                 Ok(wanted) => {
                     if self.take_over(wanted).await.is_none() {

@@ -10,14 +10,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{ArgMatches, FromArgMatches as _};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use super::args::{PeerArgs, RunCallArgs, RunLookupArgs, Shared, positive};
 use super::collector::{OtlpSink, Route};
 use super::layers::{self, Layers, Origin};
 use super::output::{StdoutSink, Style, Tee, closing_lines, ended, on_terminal, start_logging, stderr_line};
-use super::reload::Reload;
+use super::reload::{EarlyHangups, Reload};
 use super::{Failure, block_on, effective};
 use crate::config::{Config, DnsOptions, OtlpEvents, Output, QuestionNames};
 use crate::pipeline::{Pipeline, Sink};
@@ -318,6 +317,9 @@ fn run(wanted: Wanted, arguments: Vec<OsString>, instance: String) -> Result<Exi
         wanted;
     let logs = start_logging(layers.matches.get_count("verbose"))?;
     config.program_log_level = logs.program_level;
+    // Without a file, it is the hang-up of a terminal; a service lives on.
+    let outlives = layers.file.is_some() || !on_terminal();
+    let hangups = outlives.then(EarlyHangups::note).transpose().map_err(Failure::running)?;
     let listener = address.map(listen).transpose()?;
     let stats = Arc::new(SelfStats::new());
     let mut pipeline = Pipeline::start(&config, signals::ALL, true, Arc::clone(&stats))?;
@@ -342,9 +344,8 @@ fn run(wanted: Wanted, arguments: Vec<OsString>, instance: String) -> Result<Exi
         if config.otlp.is_some() {
             pipeline.begin_with(phase);
         }
-        // Without a file, it is the hang-up of a terminal; a service lives on.
-        if layers.file.is_some() || !on_terminal() {
-            let hangup = signal(SignalKind::hangup()).map_err(Failure::running)?;
+        if let Some(hangups) = hangups {
+            let hangups = hangups.hear().map_err(Failure::running)?;
             let reload = Reload {
                 arguments: arguments.into(),
                 instance,
@@ -354,7 +355,7 @@ fn run(wanted: Wanted, arguments: Vec<OsString>, instance: String) -> Result<Exi
                 collector,
                 logs,
             };
-            tokio::spawn(reload.at_every(hangup));
+            tokio::spawn(reload.at_every(hangups));
         }
         // As a service that exports, the summary would only fill the journal.
         let speaks = config.otlp.is_none() && server.is_none() || speaks || on_terminal();
