@@ -7,6 +7,7 @@ mod doctor;
 mod effective;
 mod layers;
 mod live;
+mod logging;
 mod output;
 mod reload;
 mod run;
@@ -115,10 +116,11 @@ pub fn main() -> ExitCode {
         Command::Syscalls(args) => syscalls::main(args),
         Command::Doctor(args) => doctor::main(args),
     };
+    logging::tell_rest();
     match result {
         Ok(code) => code,
         Err(Failure { code, message }) => {
-            output::stderr_line(format_args!("error: {message}"));
+            logging::stderr_line(tracing::Level::ERROR, format_args!("error: {message}"));
             ExitCode::from(code)
         }
     }
@@ -131,6 +133,7 @@ fn block_on<T>(future: impl Future<Output = Result<T, Failure>>) -> Result<T, Fa
         .enable_all()
         .build()
         .map_err(Failure::running)?;
+    runtime.spawn(logging::tell_held());
     let result = runtime.block_on(future);
     // A collector that hangs must not hold the end up: the SDK's last export may still wait for it.
     runtime.shutdown_background();

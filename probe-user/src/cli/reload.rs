@@ -6,11 +6,12 @@ use std::sync::Arc;
 
 use tokio::signal::unix::Signal;
 use tokio::sync::mpsc;
+use tracing::Level;
 
 use super::Failure;
 use super::collector::Route;
 use super::layers::Setting;
-use super::output::{Logs, stderr_line};
+use super::logging::{Logs, stderr_line};
 use super::run::Wanted;
 use crate::config::Config;
 
@@ -57,7 +58,7 @@ impl Reload {
                     }
                 }
                 Err(failure) => {
-                    stderr_line(format_args!("error: {}", failure.message));
+                    stderr_line(Level::ERROR, format_args!("error: {}", failure.message));
                     tracing::error!("SIGHUP: nothing is taken over, what was in force stays in force");
                 }
             }
@@ -78,7 +79,7 @@ impl Reload {
             return Some(());
         };
         let told = tell(&self.started, &self.present, &wanted.layers.settings);
-        stderr_line(format_args!("SIGHUP: {}: {told}", path.display()));
+        stderr_line(Level::INFO, format_args!("SIGHUP: {}: {told}", path.display()));
         self.logs.change(wanted.layers.matches.get_count("verbose"));
         self.present.clone_from(&wanted.layers.settings);
         let route = Route {

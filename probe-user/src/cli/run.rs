@@ -16,7 +16,8 @@ use tokio::sync::mpsc;
 use super::args::{PeerArgs, RunCallArgs, RunLookupArgs, Shared, positive};
 use super::collector::{OtlpSink, Route};
 use super::layers::{self, Layers, Origin};
-use super::output::{StdoutSink, Style, Tee, closing_lines, ended, on_terminal, start_logging, stderr_line};
+use super::logging::{self, LogFormat, stderr_line};
+use super::output::{StdoutSink, Style, Tee, closing_lines, ended, on_terminal};
 use super::reload::Reload;
 use super::{Failure, block_on, effective};
 use crate::config::{Config, DnsOptions, OtlpEvents, Output, QuestionNames};
@@ -35,6 +36,9 @@ pub(super) const INTERVAL_VARIABLE: &str = "OTEL_METRIC_EXPORT_INTERVAL";
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4317 probe run --interval 30s")]
 pub(super) struct Args {
+    /// How what is said on stderr is written: text, or json, an object a line with time, level, target, message and fields
+    #[arg(long, value_name = "FORM", default_value = "text")]
+    log_format: LogFormat,
     #[command(flatten)]
     shared: Shared,
     #[command(flatten)]
@@ -199,6 +203,7 @@ pub(super) struct Wanted {
     pub(super) events: OtlpEvents,
     pub(super) resources: Resources,
     listen: Option<SocketAddr>,
+    log_format: LogFormat,
     /// Whether stdout was asked for.
     speaks: bool,
     check: bool,
@@ -274,7 +279,7 @@ impl Wanted {
         };
         let (events, listen) = (args.otlp.otlp_events, args.prometheus.prometheus_listen);
         let (check, print) = (args.file.check_config, args.file.print_config);
-        let speaks = args.shared.output.is_some();
+        let (speaks, log_format) = (args.shared.output.is_some(), args.log_format);
         let mut config = args.config(interval)?;
         // They are on events alone.
         let exports_events =
@@ -283,7 +288,7 @@ impl Wanted {
         config.otlp = otlp;
         match resources {
             Some(resources) if faults.is_empty() => {
-                Ok(Self { layers, config, events, resources, listen, speaks, check, print })
+                Ok(Self { layers, config, events, resources, listen, log_format, speaks, check, print })
             }
             Some(_) | None => Err(Failure::usage(faults.join("\nerror: "))),
         }
@@ -297,8 +302,9 @@ pub(super) fn main() -> Result<ExitCode, Failure> {
     let lookup = |key: &str| std::env::var(key).ok();
     let instance = new_instance_id().map_err(Failure::running)?;
     let wanted = Wanted::read(&arguments, &lookup, &instance)?;
+    logging::speak(wanted.log_format);
     for said in layers::misspelt(std::env::vars_os().filter_map(|(name, _)| name.into_string().ok())) {
-        stderr_line(format_args!("warning: {said}"));
+        stderr_line(tracing::Level::WARN, format_args!("warning: {said}"));
     }
     if wanted.check || wanted.print {
         let said =
@@ -314,9 +320,18 @@ pub(super) fn main() -> Result<ExitCode, Failure> {
 }
 
 fn run(wanted: Wanted, arguments: Vec<OsString>, instance: String) -> Result<ExitCode, Failure> {
-    let Wanted { layers, mut config, events, resources, listen: address, speaks, check: _, print: _ } =
-        wanted;
-    let logs = start_logging(layers.matches.get_count("verbose"))?;
+    let Wanted {
+        layers,
+        mut config,
+        events,
+        resources,
+        listen: address,
+        log_format,
+        speaks,
+        check: _,
+        print: _,
+    } = wanted;
+    let logs = logging::start(layers.matches.get_count("verbose"), log_format)?;
     config.program_log_level = logs.program_level;
     let listener = address.map(listen).transpose()?;
     let stats = Arc::new(SelfStats::new());
