@@ -101,7 +101,7 @@ struct DnsArgs {
     /// What metrics tell of the names that are asked for (dns.question.name)
     #[arg(long, value_name = "HOW", default_value = "off")]
     dns_names: QuestionNames,
-    /// How many such names metrics tell of one container, and of the host; further ones are _other
+    /// How many such names metrics tell of one container, and of the host, but no more than are left for all others; further ones are _other
     #[arg(long, value_name = "N", default_value_t = 100,
           value_parser = clap::value_parser!(u16).range(1..=signals::dns::MOST_NAMES as i64))]
     dns_names_max: u16,

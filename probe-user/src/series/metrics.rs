@@ -194,7 +194,7 @@ registry! {
         "Series kept, by metric.",
         [key::METRIC];
     PROBE_SERIES_FOLDED: Counter = "probe.series.folded", "{value}",
-        "Values that went into an overflow series because their metric was at its limit of series.",
+        "Values that went into an overflow series because their metric was at its limit of series, or into one of `_other` because there were too many names (`--dns-names-max`).",
         [key::METRIC];
     PROBE_SERIES_ENDED: Counter = "probe.series.ended", "{series}",
         "Series that were idle and are forgotten: of containers that are gone, or where room was short.",
