@@ -58,7 +58,8 @@ impl SelfStats {
         *value = value.saturating_add(by);
     }
 
-    /// Sets a gauge of [`metrics::OWN`], or a counter that is counted elsewhere.
+    /// Sets a gauge of [`metrics::OWN`], or a counter that is counted elsewhere; one in seconds has nanoseconds here
+    /// ([`in_seconds`]).
     pub fn set(&self, metric: &'static MetricDef, attrs: &[Attr], value: u64) {
         self.lock().insert((metric.name, Attrs::new(attrs)), value);
     }
@@ -363,6 +364,15 @@ fn register(meter: &Meter, stats: &Arc<SelfStats>) {
             })
         };
         match def.kind {
+            Kind::Counter if def.unit == "s" => {
+                let counter = meter.f64_observable_counter(def.name).with_unit(def.unit);
+                counter
+                    .with_description(def.description)
+                    .with_callback(move |observer| {
+                        values().for_each(|(attrs, value)| observer.observe(in_seconds(value), &attrs));
+                    })
+                    .build();
+            }
             Kind::Counter => {
                 let counter = meter.u64_observable_counter(def.name).with_unit(def.unit);
                 counter
@@ -395,6 +405,11 @@ fn register(meter: &Meter, stats: &Arc<SelfStats>) {
             }
         }
     }
+}
+
+/// A counter in seconds as it is told.
+pub(crate) const fn in_seconds(ns: u64) -> f64 {
+    ns as f64 / 1e9
 }
 
 fn key_value(key: &'static str, value: &Value) -> KeyValue {

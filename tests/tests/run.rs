@@ -20,7 +20,7 @@ const LONG: Duration = Duration::from_secs(20);
 const INTERVAL: &[&str] = &["run", "--interval", "1s", "--otlp-endpoint"];
 
 /// What a metric is: counter, gauge or histogram (`u`: an up-down counter), and its unit.
-const METRICS: [(&str, char, &str); 29] = [
+const METRICS: [(&str, char, &str); 32] = [
     ("system.network.tcp.retransmits", 'c', "{segment}"),
     ("system.network.tcp.retransmits.spurious", 'c', "{segment}"),
     ("system.network.tcp.segments", 'c', "{segment}"),
@@ -40,6 +40,9 @@ const METRICS: [(&str, char, &str); 29] = [
     ("probe.events.lost", 'c', "{event}"),
     ("probe.map.entries", 'g', "{entry}"),
     ("probe.map.limit", 'g', "{entry}"),
+    ("probe.program.run.time", 'c', "s"),
+    ("probe.program.runs", 'c', "{run}"),
+    ("probe.program.misses", 'c', "{run}"),
     ("probe.series.active", 'g', "{series}"),
     ("probe.series.folded", 'c', "{value}"),
     ("probe.series.ended", 'c', "{series}"),
@@ -53,7 +56,7 @@ const METRICS: [(&str, char, &str); 29] = [
 ];
 
 /// Attributes of metrics: few, and none that a stranger can multiply.
-const ATTRIBUTES: [&str; 17] = [
+const ATTRIBUTES: [&str; 18] = [
     "network.tcp.retransmit.type",
     "network.type",
     "network.io.direction",
@@ -68,6 +71,7 @@ const ATTRIBUTES: [&str; 17] = [
     "signal",
     "where",
     "map",
+    "program",
     "metric",
     "sink",
     "cpu.mode",

@@ -23,6 +23,7 @@ use crate::config::Config;
 use crate::doctor::Verdict;
 use crate::kernel::cgroup::CgroupError;
 use crate::kernel::conntrack::ConntrackError;
+use crate::load::RunStatsError;
 use crate::pipeline::StartError;
 
 /// Watches TCP, DNS and system calls of a Linux host with eBPF.
@@ -82,7 +83,9 @@ impl From<StartError> for Failure {
             StartError::Privileges(_) | StartError::Conntrack(ConntrackError::Privileges(_)) => {
                 Self::privileges(error)
             }
-            StartError::Conntrack(ConntrackError::Kernel(_)) => Self::kernel(error),
+            StartError::RunStats(RunStatsError::Privileges(_)) => Self::privileges(error),
+            StartError::Conntrack(ConntrackError::Kernel(_))
+            | StartError::RunStats(RunStatsError::Kernel(_)) => Self::kernel(error),
             StartError::Signal { diagnosis, .. } if diagnosis.verdict == Verdict::Privileges => {
                 Self::privileges(error)
             }
@@ -156,6 +159,7 @@ fn defaults(interval: std::time::Duration) -> Result<Config, Failure> {
         tcp: crate::config::TcpOptions::default(),
         dns: crate::config::DnsOptions::default(),
         syscalls: crate::config::SyscallOptions::default(),
+        program_stats: false,
         kubelet: None,
         otlp: None,
     })

@@ -39,6 +39,10 @@ pub(super) struct Args {
     /// How what is said on stderr is written: text, or json, an object a line with time, level, target, message and fields
     #[arg(long, value_name = "FORM", default_value = "text")]
     log_format: LogFormat,
+    /// Have the kernel take the time of probe's programs: probe.program.run.time, .runs and .misses. It then does so for all programs of
+    /// the host, for as long as probe runs. Takes CAP_SYS_ADMIN at the start (or kernel.bpf_stats_enabled=1)
+    #[arg(long)]
+    program_stats: bool,
     #[command(flatten)]
     shared: Shared,
     #[command(flatten)]
@@ -160,6 +164,7 @@ impl Args {
     /// What of it is no matter of the environment; logging is not started.
     fn config(self, interval: Duration) -> Result<Config, Failure> {
         let mut config = self.shared.config(interval)?;
+        config.program_stats = self.program_stats;
         self.peers.apply(&mut config.tcp);
         self.dns.apply(&mut config.dns)?;
         self.calls.apply(&mut config.syscalls)?;

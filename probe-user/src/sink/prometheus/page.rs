@@ -17,7 +17,7 @@ use prometheus_client::registry::{Registry, Unit};
 use crate::entity::Entity;
 use crate::event::key;
 use crate::series::{Attrs, Data, Kind, MetricDef, Store, Value, metrics};
-use crate::telemetry::{SelfStats, cpu_seconds, resident_bytes};
+use crate::telemetry::{SelfStats, cpu_seconds, in_seconds, resident_bytes};
 
 /// What a page is: <https://prometheus.io/docs/specs/om/open_metrics_spec/>.
 pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -104,6 +104,7 @@ impl Page {
                 rows.extend(stats.all(def).into_iter().map(|(attrs, value)| Row {
                     labels: names.labels(&[], &attrs),
                     number: match def.kind {
+                        Kind::Counter if def.unit == "s" => Number::Seconds(in_seconds(value)),
                         Kind::Counter | Kind::Histogram => Number::Count(value),
                         Kind::Gauge | Kind::UpDownCounter => {
                             Number::Level(i64::try_from(value).unwrap_or(i64::MAX))
