@@ -3,6 +3,7 @@
 //! Modules count in [`SelfStats`], which needs no SDK and no endpoint; [`Telemetry`] exports it where there
 //! is one. What probe observes does not come this way: see [`crate::sink::otlp`].
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -26,7 +27,7 @@ use opentelemetry_sdk::runtime;
 use tokio::sync::watch;
 
 use crate::event::key;
-use crate::series::{Attr, Attrs, Kind, MetricDef, Value, metrics};
+use crate::series::{self, Attr, Attrs, Kind, MetricDef, Value, metrics};
 use crate::sink::otlp::{
     self, ClientError, Compression, Connection, Protocol, Resources, SCHEMA_URL, Target, Temporality,
 };
@@ -41,7 +42,9 @@ type Values = HashMap<(&'static str, Attrs), u64, RandomState>;
 #[derive(Debug, Default)]
 pub struct SelfStats {
     values: Mutex<Values>,
+    /// By sink: as the SDK sums them up, and for who asks ([`Self::export_durations`]).
     export_duration: OnceLock<Histogram<f64>>,
+    export_durations: Mutex<BTreeMap<&'static str, series::Histogram>>,
 }
 
 impl SelfStats {
@@ -79,7 +82,7 @@ impl SelfStats {
     }
 
     /// Takes over what a store of series takes up.
-    pub fn observe_series(&self, store: &crate::series::Store) {
+    pub fn observe_series(&self, store: &series::Store) {
         for usage in store.usage() {
             let attrs = [(key::METRIC, Value::Static(usage.metric.name))];
             self.set(metrics::PROBE_SERIES_ACTIVE, &attrs, u64::try_from(usage.active).unwrap_or(u64::MAX));
@@ -93,6 +96,14 @@ impl SelfStats {
         if let Some(histogram) = self.export_duration.get() {
             histogram.record(duration.as_secs_f64(), &[KeyValue::new(key::SINK, sink)]);
         }
+        let mut durations = self.export_durations.lock().unwrap_or_else(PoisonError::into_inner);
+        durations.entry(sink).or_default().record(duration);
+    }
+
+    /// Times of export requests, by sink.
+    #[must_use]
+    pub fn export_durations(&self) -> BTreeMap<&'static str, series::Histogram> {
+        self.export_durations.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn lock(&self) -> MutexGuard<'_, Values> {
