@@ -40,6 +40,8 @@ pub struct Config {
     pub dns: DnsOptions,
     /// Of the syscalls signal.
     pub syscalls: SyscallOptions,
+    /// Whether the kernel is to take the time of the programs' runs.
+    pub program_stats: bool,
     /// Who is asked for the names of pods; `None`: nobody.
     pub kubelet: Option<KubeletConfig>,
     /// Where metrics and events go; `None`: nowhere.

@@ -243,6 +243,8 @@ pub mod key {
     pub const SIGNAL: &str = "signal";
     /// Name of a BPF map.
     pub const MAP: &str = "map";
+    /// Name of a BPF program.
+    pub const PROGRAM: &str = "program";
     /// Name of a metric.
     pub const METRIC: &str = "metric";
     /// Name of a sink.

@@ -20,7 +20,8 @@ use crate::entity::kube::{Asking, KubeletConfig};
 use crate::event::key;
 use crate::kernel::cgroup::CgroupRoot;
 use crate::kernel::clock::{self, Clock};
-use crate::load::{self, Counters, Loaded, SettingsMap};
+use crate::kernel::runs::Runs;
+use crate::load::{self, Counters, Loaded, RunStats, SettingsMap};
 use crate::series::{Snapshot, Store, attr, metrics};
 use crate::signals::tcp::Tcp;
 use crate::signals::{
@@ -107,6 +108,8 @@ pub struct Pipeline {
     visits: Option<mpsc::Receiver<Visit>>,
     /// Who is asked for the names of pods, and where they are written down.
     kubelet: Option<(KubeletConfig, Arc<Directory>)>,
+    /// The kernel takes the time of programs for as long as this is there.
+    run_stats: Option<RunStats>,
     changes: Option<mpsc::Receiver<Box<Config>>>,
     _cgroup: Option<CgroupRoot>,
 }
@@ -452,10 +455,27 @@ impl Pipeline {
             }
         }
         events.append(&mut losses);
+        self.count_runs();
         self.stats.observe_series(&self.store);
         let flow = hand_over(sink, &events)?;
         sink.interval(&summaries, &self.store.snapshot(now))?;
         Ok(flow)
+    }
+
+    /// What came of each program, if the kernel was asked to count.
+    fn count_runs(&self) {
+        if self.run_stats.is_none() {
+            return;
+        }
+        for (name, runs) in self.signals.iter().flat_map(|running| running.loaded.runs()) {
+            let attrs = [attr(key::PROGRAM, Arc::<str>::from(name))];
+            let Runs { count, time_ns, skipped } = runs;
+            self.stats.set(metrics::PROBE_PROGRAM_RUN_TIME, &attrs, time_ns);
+            self.stats.set(metrics::PROBE_PROGRAM_RUNS, &attrs, count);
+            if let Some(skipped) = skipped {
+                self.stats.set(metrics::PROBE_PROGRAM_MISSES, &attrs, skipped);
+            }
+        }
     }
 
     /// Reads the programs' counters.

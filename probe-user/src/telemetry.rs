@@ -3,6 +3,7 @@
 //! Modules count in [`SelfStats`], which needs no SDK and no endpoint; [`Telemetry`] exports it where there
 //! is one. What probe observes does not come this way: see [`crate::sink::otlp`].
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -26,7 +27,7 @@ use opentelemetry_sdk::runtime;
 use tokio::sync::watch;
 
 use crate::event::key;
-use crate::series::{Attr, Attrs, Kind, MetricDef, Value, metrics};
+use crate::series::{self, Attr, Attrs, Kind, MetricDef, Value, metrics};
 use crate::sink::otlp::{
     self, ClientError, Compression, Connection, Protocol, Resources, SCHEMA_URL, Target, Temporality,
 };
@@ -41,7 +42,9 @@ type Values = HashMap<(&'static str, Attrs), u64, RandomState>;
 #[derive(Debug, Default)]
 pub struct SelfStats {
     values: Mutex<Values>,
+    /// By sink: as the SDK sums them up, and for who asks ([`Self::export_durations`]).
     export_duration: OnceLock<Histogram<f64>>,
+    export_durations: Mutex<BTreeMap<&'static str, series::Histogram>>,
 }
 
 impl SelfStats {
@@ -58,7 +61,8 @@ impl SelfStats {
         *value = value.saturating_add(by);
     }
 
-    /// Sets a gauge of [`metrics::OWN`], or a counter that is counted elsewhere.
+    /// Sets a gauge of [`metrics::OWN`], or a counter that is counted elsewhere; one in seconds has nanoseconds here
+    /// ([`in_seconds`]).
     pub fn set(&self, metric: &'static MetricDef, attrs: &[Attr], value: u64) {
         self.lock().insert((metric.name, Attrs::new(attrs)), value);
     }
@@ -78,7 +82,7 @@ impl SelfStats {
     }
 
     /// Takes over what a store of series takes up.
-    pub fn observe_series(&self, store: &crate::series::Store) {
+    pub fn observe_series(&self, store: &series::Store) {
         for usage in store.usage() {
             let attrs = [(key::METRIC, Value::Static(usage.metric.name))];
             self.set(metrics::PROBE_SERIES_ACTIVE, &attrs, u64::try_from(usage.active).unwrap_or(u64::MAX));
@@ -92,6 +96,14 @@ impl SelfStats {
         if let Some(histogram) = self.export_duration.get() {
             histogram.record(duration.as_secs_f64(), &[KeyValue::new(key::SINK, sink)]);
         }
+        let mut durations = self.export_durations.lock().unwrap_or_else(PoisonError::into_inner);
+        durations.entry(sink).or_default().record(duration);
+    }
+
+    /// Times of export requests, by sink.
+    #[must_use]
+    pub fn export_durations(&self) -> BTreeMap<&'static str, series::Histogram> {
+        self.export_durations.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn lock(&self) -> MutexGuard<'_, Values> {
@@ -363,6 +375,15 @@ fn register(meter: &Meter, stats: &Arc<SelfStats>) {
             })
         };
         match def.kind {
+            Kind::Counter if def.unit == "s" => {
+                let counter = meter.f64_observable_counter(def.name).with_unit(def.unit);
+                counter
+                    .with_description(def.description)
+                    .with_callback(move |observer| {
+                        values().for_each(|(attrs, value)| observer.observe(in_seconds(value), &attrs));
+                    })
+                    .build();
+            }
             Kind::Counter => {
                 let counter = meter.u64_observable_counter(def.name).with_unit(def.unit);
                 counter
@@ -395,6 +416,11 @@ fn register(meter: &Meter, stats: &Arc<SelfStats>) {
             }
         }
     }
+}
+
+/// A counter in seconds as it is told.
+pub(crate) const fn in_seconds(ns: u64) -> f64 {
+    ns as f64 / 1e9
 }
 
 fn key_value(key: &'static str, value: &Value) -> KeyValue {

@@ -20,7 +20,7 @@ const LONG: Duration = Duration::from_secs(20);
 const INTERVAL: &[&str] = &["run", "--interval", "1s", "--otlp-endpoint"];
 
 /// What a metric is: counter, gauge or histogram (`u`: an up-down counter), and its unit.
-const METRICS: [(&str, char, &str); 29] = [
+const METRICS: [(&str, char, &str); 32] = [
     ("system.network.tcp.retransmits", 'c', "{segment}"),
     ("system.network.tcp.retransmits.spurious", 'c', "{segment}"),
     ("system.network.tcp.segments", 'c', "{segment}"),
@@ -40,6 +40,9 @@ const METRICS: [(&str, char, &str); 29] = [
     ("probe.events.lost", 'c', "{event}"),
     ("probe.map.entries", 'g', "{entry}"),
     ("probe.map.limit", 'g', "{entry}"),
+    ("probe.program.run.time", 'c', "s"),
+    ("probe.program.runs", 'c', "{run}"),
+    ("probe.program.misses", 'c', "{run}"),
     ("probe.series.active", 'g', "{series}"),
     ("probe.series.folded", 'c', "{value}"),
     ("probe.series.ended", 'c', "{series}"),
@@ -53,7 +56,7 @@ const METRICS: [(&str, char, &str); 29] = [
 ];
 
 /// Attributes of metrics: few, and none that a stranger can multiply.
-const ATTRIBUTES: [&str; 17] = [
+const ATTRIBUTES: [&str; 18] = [
     "network.tcp.retransmit.type",
     "network.type",
     "network.io.direction",
@@ -68,6 +71,7 @@ const ATTRIBUTES: [&str; 17] = [
     "signal",
     "where",
     "map",
+    "program",
     "metric",
     "sink",
     "cpu.mode",
@@ -281,6 +285,10 @@ fn names_are_attributes_within_a_limit() -> Result<()> {
             many.tell(&format!("ask {SERVER} {id} {name}"))?;
         }
     }
+    // And by the thousand, each name another.
+    for number in 0..2_000 {
+        many.tell(&format!("ask {SERVER} {} www.n{number}.test", number % 60_000))?;
+    }
     many.tell(&format!("send {SERVER} 98 never.example.org"))?;
     many.tell(&format!("send {SERVER} 99 never.example.net"))?;
     few.tell(&format!("ask {SERVER} 1 www.example.com"))?;
@@ -299,7 +307,7 @@ fn names_are_attributes_within_a_limit() -> Result<()> {
         (0, answered("example.org"), 10.0),
         (0, answered("cluster.local"), 3.0),
         (0, answered("example.co.uk"), 2.0),
-        (0, answered("_other"), 6.0),
+        (0, answered("_other"), 2_006.0),
         (0, unanswered("example.org"), 1.0),
         (0, unanswered("_other"), 1.0),
         (1, answered("example.com"), 1.0),
@@ -314,6 +322,12 @@ fn names_are_attributes_within_a_limit() -> Result<()> {
     finished.require_complete()?;
     let said = finished.stderr.lines().filter(|line| line.contains("--dns-names-max")).count();
     ensure!(said == 1, "once: {}", finished.stderr);
+
+    // The host's own lookups may be among them.
+    for (metric, least) in [("dns.lookup.duration", 2_006.0), ("dns.lookup.unanswered", 1.0)] {
+        let folded = last(&receiver.points(), None, "probe.series.folded", &[("metric", metric)]);
+        ensure!(folded.as_ref().is_some_and(|point| number(point) >= least), "{metric}: {folded:?}");
+    }
 
     // That is all there is of the two, and it is as much as was asked.
     for (container, id) in ids.iter().enumerate() {

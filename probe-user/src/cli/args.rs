@@ -244,7 +244,8 @@ struct LimitArgs {
 impl Shared {
     /// Starts logging, and makes a configuration of the flags.
     pub(super) fn resolve(&self, default_interval: Duration) -> Result<Config, Failure> {
-        let program_log_level = super::output::start_logging(self.verbose)?.program_level;
+        let program_log_level =
+            super::logging::start(self.verbose, super::logging::LogFormat::Text)?.program_level;
         let config = self.config(self.interval.unwrap_or(default_interval))?;
         Ok(Config { program_log_level, ..config })
     }

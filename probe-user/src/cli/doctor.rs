@@ -31,7 +31,7 @@ pub(super) struct Args {
 
 /// Runs it.
 pub(super) fn main(args: Args) -> Result<ExitCode, Failure> {
-    super::output::start_logging(0)?;
+    super::logging::start(0, super::logging::LogFormat::Text)?;
     // No interval is waited for.
     let mut config = defaults(std::time::Duration::from_secs(1))?;
     config.btf = args.btf;

@@ -7,6 +7,7 @@ mod doctor;
 mod effective;
 mod layers;
 mod live;
+mod logging;
 mod output;
 mod reload;
 mod run;
@@ -22,6 +23,7 @@ use crate::config::Config;
 use crate::doctor::Verdict;
 use crate::kernel::cgroup::CgroupError;
 use crate::kernel::conntrack::ConntrackError;
+use crate::load::RunStatsError;
 use crate::pipeline::StartError;
 
 /// Watches TCP, DNS and system calls of a Linux host with eBPF.
@@ -81,7 +83,9 @@ impl From<StartError> for Failure {
             StartError::Privileges(_) | StartError::Conntrack(ConntrackError::Privileges(_)) => {
                 Self::privileges(error)
             }
-            StartError::Conntrack(ConntrackError::Kernel(_)) => Self::kernel(error),
+            StartError::RunStats(RunStatsError::Privileges(_)) => Self::privileges(error),
+            StartError::Conntrack(ConntrackError::Kernel(_))
+            | StartError::RunStats(RunStatsError::Kernel(_)) => Self::kernel(error),
             StartError::Signal { diagnosis, .. } if diagnosis.verdict == Verdict::Privileges => {
                 Self::privileges(error)
             }
@@ -115,10 +119,11 @@ pub fn main() -> ExitCode {
         Command::Syscalls(args) => syscalls::main(args),
         Command::Doctor(args) => doctor::main(args),
     };
+    logging::tell_rest();
     match result {
         Ok(code) => code,
         Err(Failure { code, message }) => {
-            output::stderr_line(format_args!("error: {message}"));
+            logging::stderr_line(tracing::Level::ERROR, format_args!("error: {message}"));
             ExitCode::from(code)
         }
     }
@@ -131,6 +136,7 @@ fn block_on<T>(future: impl Future<Output = Result<T, Failure>>) -> Result<T, Fa
         .enable_all()
         .build()
         .map_err(Failure::running)?;
+    runtime.spawn(logging::tell_held());
     let result = runtime.block_on(future);
     // A collector that hangs must not hold the end up: the SDK's last export may still wait for it.
     runtime.shutdown_background();
@@ -153,6 +159,7 @@ fn defaults(interval: std::time::Duration) -> Result<Config, Failure> {
         tcp: crate::config::TcpOptions::default(),
         dns: crate::config::DnsOptions::default(),
         syscalls: crate::config::SyscallOptions::default(),
+        program_stats: false,
         kubelet: None,
         otlp: None,
     })

@@ -4,9 +4,10 @@ use std::ffi::OsStr;
 use std::io::{self, BufWriter, IsTerminal, Stdout, Write};
 
 use probe_common::loss::Counter;
-use tracing_subscriber::EnvFilter;
+use tracing::Level;
 
 use super::Failure;
+use super::logging::stderr_line;
 use crate::config::{Config, Output};
 use crate::kernel::clock::rfc3339;
 use crate::pipeline::{Flow, Report, SKIPPED, Sink};
@@ -154,7 +155,14 @@ impl StdoutSink {
                 match &mut self.screen {
                     // On the same terminal it would be drawn over.
                     Some(screen) if io::stderr().is_terminal() => screen.keep(event),
-                    Some(_) | None => console::loss(&mut io::stderr().lock(), loss)?,
+                    Some(_) | None => {
+                        let mut line = Vec::new();
+                        console::loss(&mut line, loss)?;
+                        stderr_line(
+                            Level::WARN,
+                            format_args!("{}", String::from_utf8_lossy(&line).trim_end()),
+                        );
+                    }
                 }
                 return Ok(false);
             }
@@ -297,85 +305,19 @@ pub(super) fn closing_lines(report: &Report) {
         report.records.iter().map(|(signal, count)| format!("{signal} {count}")).collect();
     let records = if records.is_empty() { "none".to_owned() } else { records.join(", ") };
     let lost = if report.losses.is_empty() { "; nothing was lost" } else { "" };
-    stderr_line(format_args!("records: {records}{lost}"));
+    stderr_line(Level::INFO, format_args!("records: {records}{lost}"));
     let ignored = |counter: Counter| report.ignored.get(counter.place()).copied().unwrap_or(0);
     let (malformed, orphans) = (ignored(Counter::DnsMalformed), ignored(Counter::DnsOrphans));
     if malformed != 0 {
-        stderr_line(format_args!("dns: {malformed} malformed packets"));
+        stderr_line(Level::INFO, format_args!("dns: {malformed} malformed packets"));
     }
     if orphans != 0 {
-        stderr_line(format_args!("dns: {orphans} answers to no waiting question, late ones included"));
+        stderr_line(
+            Level::INFO,
+            format_args!("dns: {orphans} answers to no waiting question, late ones included"),
+        );
     }
     for ((signal, place), (count, remedy)) in &report.losses {
-        stderr_line(format_args!("lost: {count} of {signal} at {place}: {remedy}"));
-    }
-}
-
-/// A line on stderr; where that is closed, nobody wants to know.
-pub(super) fn stderr_line(line: std::fmt::Arguments<'_>) {
-    // In one write: nobody reads half of it, and nobody writes in between.
-    let _closed = io::stderr().write_all(format!("{line}\n").as_bytes());
-}
-
-/// How much is logged.
-pub(super) struct Logs {
-    /// For the programs' own logs, as aya-log counts.
-    pub(super) program_level: u8,
-    /// Takes another filter.
-    change: Box<dyn Fn(EnvFilter) -> bool + Send + Sync>,
-}
-
-impl Logs {
-    /// Says more or less from now on, unless `RUST_LOG` says how much; the programs go on as they began.
-    pub(super) fn change(&self, verbose: u8) {
-        if let Ok(filter) = log_filter(verbose)
-            && !(self.change)(filter)
-        {
-            tracing::warn!("the level of what is logged stays as it was");
-        }
-    }
-}
-
-/// Logs go to stderr: warnings, with -v more, or what `RUST_LOG` says.
-///
-/// # Errors
-///
-/// `RUST_LOG` does not parse.
-pub(super) fn start_logging(verbose: u8) -> Result<Logs, Failure> {
-    let filter = log_filter(verbose)?;
-    // aya-log counts levels from 1 (error) to 5 (trace).
-    let program_level = match filter.max_level_hint() {
-        None => 5,
-        Some(hint) => hint.into_level().map_or(0, |level| match level {
-            tracing::Level::ERROR => 1,
-            tracing::Level::WARN => 2,
-            tracing::Level::INFO => 3,
-            tracing::Level::DEBUG => 4,
-            tracing::Level::TRACE => 5,
-        }),
-    };
-    let subscriber = tracing_subscriber::fmt()
-        .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal())
-        .with_target(false)
-        .with_env_filter(filter)
-        .with_filter_reloading();
-    let handle = subscriber.reload_handle();
-    // An error means that a test of this process has set one up before.
-    let _second = subscriber.try_init();
-    Ok(Logs { program_level, change: Box::new(move |filter| handle.reload(filter).is_ok()) })
-}
-
-fn log_filter(verbose: u8) -> Result<EnvFilter, Failure> {
-    match std::env::var("RUST_LOG") {
-        Ok(directives) if !directives.is_empty() => EnvFilter::try_new(&directives).map_err(|error| {
-            Failure::usage(format!("RUST_LOG={directives}: {error}; write e.g. RUST_LOG=debug"))
-        }),
-        _ => Ok(EnvFilter::new(match verbose {
-            0 => "warn",
-            // The programs' own logs have their object's name as target. aya tells every relocation at debug.
-            1 => "info,probe_user=debug,probe_ebpf=debug,tcp=debug,dns=debug,syscalls=debug",
-            _ => "trace,aya_obj=info,h2=info",
-        })),
+        stderr_line(Level::WARN, format_args!("lost: {count} of {signal} at {place}: {remedy}"));
     }
 }

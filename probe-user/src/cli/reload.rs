@@ -8,11 +8,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
+use tracing::Level;
 
 use super::Failure;
 use super::collector::Route;
 use super::layers::Setting;
-use super::output::{Logs, stderr_line};
+use super::logging::{Logs, stderr_line};
 use super::run::Wanted;
 use crate::config::Config;
 
@@ -86,7 +87,7 @@ impl Reload {
                     }
                 }
                 Err(failure) => {
-                    stderr_line(format_args!("error: {}", failure.message));
+                    stderr_line(Level::ERROR, format_args!("error: {}", failure.message));
                     tracing::error!("SIGHUP: nothing is taken over, what was in force stays in force");
                 }
             }
@@ -107,7 +108,7 @@ impl Reload {
             return Some(());
         };
         let told = tell(&self.started, &self.present, &wanted.layers.settings);
-        stderr_line(format_args!("SIGHUP: {}: {told}", path.display()));
+        stderr_line(Level::INFO, format_args!("SIGHUP: {}: {told}", path.display()));
         self.logs.change(wanted.layers.matches.get_count("verbose"));
         self.present.clone_from(&wanted.layers.settings);
         let route = Route {

@@ -15,7 +15,8 @@ use tokio::sync::mpsc;
 use super::args::{PeerArgs, RunCallArgs, RunLookupArgs, Shared, positive};
 use super::collector::{OtlpSink, Route};
 use super::layers::{self, Layers, Origin};
-use super::output::{StdoutSink, Style, Tee, closing_lines, ended, on_terminal, start_logging, stderr_line};
+use super::logging::{self, LogFormat, stderr_line};
+use super::output::{StdoutSink, Style, Tee, closing_lines, ended, on_terminal};
 use super::reload::{EarlyHangups, Reload};
 use super::{Failure, block_on, effective};
 use crate::config::{Config, DnsOptions, OtlpEvents, Output, QuestionNames};
@@ -34,6 +35,13 @@ pub(super) const INTERVAL_VARIABLE: &str = "OTEL_METRIC_EXPORT_INTERVAL";
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4317 probe run --interval 30s")]
 pub(super) struct Args {
+    /// How what is said on stderr is written: text, or json, an object a line with time, level, target, message and fields
+    #[arg(long, value_name = "FORM", default_value = "text")]
+    log_format: LogFormat,
+    /// Have the kernel take the time of probe's programs: probe.program.run.time, .runs and .misses. It then does so for all programs of
+    /// the host, for as long as probe runs. Takes CAP_SYS_ADMIN at the start (or kernel.bpf_stats_enabled=1)
+    #[arg(long)]
+    program_stats: bool,
     #[command(flatten)]
     shared: Shared,
     #[command(flatten)]
@@ -96,7 +104,7 @@ struct DnsArgs {
     /// What metrics tell of the names that are asked for (dns.question.name)
     #[arg(long, value_name = "HOW", default_value = "off")]
     dns_names: QuestionNames,
-    /// How many such names metrics tell of one container, and of the host; further ones are _other
+    /// How many such names metrics tell of one container, and of the host, but no more than are left for all others; further ones are _other
     #[arg(long, value_name = "N", default_value_t = 100,
           value_parser = clap::value_parser!(u16).range(1..=signals::dns::MOST_NAMES as i64))]
     dns_names_max: u16,
@@ -155,6 +163,7 @@ impl Args {
     /// What of it is no matter of the environment; logging is not started.
     fn config(self, interval: Duration) -> Result<Config, Failure> {
         let mut config = self.shared.config(interval)?;
+        config.program_stats = self.program_stats;
         self.peers.apply(&mut config.tcp);
         self.dns.apply(&mut config.dns)?;
         self.calls.apply(&mut config.syscalls)?;
@@ -198,6 +207,7 @@ pub(super) struct Wanted {
     pub(super) events: OtlpEvents,
     pub(super) resources: Resources,
     listen: Option<SocketAddr>,
+    log_format: LogFormat,
     /// Whether stdout was asked for.
     speaks: bool,
     check: bool,
@@ -273,7 +283,7 @@ impl Wanted {
         };
         let (events, listen) = (args.otlp.otlp_events, args.prometheus.prometheus_listen);
         let (check, print) = (args.file.check_config, args.file.print_config);
-        let speaks = args.shared.output.is_some();
+        let (speaks, log_format) = (args.shared.output.is_some(), args.log_format);
         let mut config = args.config(interval)?;
         // They are on events alone.
         let exports_events =
@@ -282,7 +292,7 @@ impl Wanted {
         config.otlp = otlp;
         match resources {
             Some(resources) if faults.is_empty() => {
-                Ok(Self { layers, config, events, resources, listen, speaks, check, print })
+                Ok(Self { layers, config, events, resources, listen, log_format, speaks, check, print })
             }
             Some(_) | None => Err(Failure::usage(faults.join("\nerror: "))),
         }
@@ -296,8 +306,9 @@ pub(super) fn main() -> Result<ExitCode, Failure> {
     let lookup = |key: &str| std::env::var(key).ok();
     let instance = new_instance_id().map_err(Failure::running)?;
     let wanted = Wanted::read(&arguments, &lookup, &instance)?;
+    logging::speak(wanted.log_format);
     for said in layers::misspelt(std::env::vars_os().filter_map(|(name, _)| name.into_string().ok())) {
-        stderr_line(format_args!("warning: {said}"));
+        stderr_line(tracing::Level::WARN, format_args!("warning: {said}"));
     }
     if wanted.check || wanted.print {
         let said =
@@ -313,9 +324,18 @@ pub(super) fn main() -> Result<ExitCode, Failure> {
 }
 
 fn run(wanted: Wanted, arguments: Vec<OsString>, instance: String) -> Result<ExitCode, Failure> {
-    let Wanted { layers, mut config, events, resources, listen: address, speaks, check: _, print: _ } =
-        wanted;
-    let logs = start_logging(layers.matches.get_count("verbose"))?;
+    let Wanted {
+        layers,
+        mut config,
+        events,
+        resources,
+        listen: address,
+        log_format,
+        speaks,
+        check: _,
+        print: _,
+    } = wanted;
+    let logs = logging::start(layers.matches.get_count("verbose"), log_format)?;
     config.program_log_level = logs.program_level;
     // Without a file, it is the hang-up of a terminal; a service lives on.
     let outlives = layers.file.is_some() || !on_terminal();

@@ -8,7 +8,10 @@ use crate::kernel::privileges::{BPF, NET_ADMIN, Need, PERFMON, Privileges};
 /// Good for more than the signals need.
 const OPTIONAL: &[(Capability, &str)] = &[
     (Capability::CAP_SYS_PTRACE, "see the executables of other users' processes"),
-    (Capability::CAP_SYS_ADMIN, "mount cgroup v2 where the host has it mounted nowhere"),
+    (
+        Capability::CAP_SYS_ADMIN,
+        "mount cgroup v2 where the host has it mounted nowhere, and for --program-stats",
+    ),
     (Capability::CAP_SYS_RESOURCE, "raise the limit for locked memory, which counts before 5.11"),
     (Capability::CAP_SETPCAP, "empty the bounding set after attaching"),
 ];

@@ -18,7 +18,7 @@ pub(super) fn checks(host: &Host, cgroup: &Result<CgroupRoot, CgroupError>, trie
         short_lived(tried.cgroups.as_ref(), cgroup),
         destinations(held(Capability::CAP_NET_ADMIN)),
         stacks(held(Capability::CAP_PERFMON), held(Capability::CAP_SYSLOG)),
-        statistics(host.features.bpf_stats),
+        statistics(host.features.bpf_stats, held(Capability::CAP_SYS_ADMIN)),
         private_cgroup(cgroup),
     ]
 }
@@ -114,14 +114,18 @@ fn stacks(perfmon: bool, syslog: bool) -> Check {
     Check::ok("kernel stacks", detail)
 }
 
-fn statistics(enabled: Option<bool>) -> Check {
+fn statistics(enabled: Option<bool>, sys_admin: bool) -> Check {
     let detail = match enabled {
-        Some(true) => "on: the kernel takes the time of every run of a program (kernel.bpf_stats_enabled)",
-        Some(false) => {
-            "off; lost: run time of the programs in bpftool, which probe does not need. CAP_SYS_ADMIN switches them \
-             on (kernel.bpf_stats_enabled, or BPF_ENABLE_STATS)"
+        Some(true) => {
+            "on: the kernel takes the time of every run of a program (kernel.bpf_stats_enabled)".to_owned()
         }
-        None => "not known: kernel.bpf_stats_enabled does not read here; probe does not need them",
+        Some(false) => format!(
+            "off; nothing is lost but run time and number of runs of each program. `probe run --program-stats` has them counted \
+             while it runs, which takes CAP_SYS_ADMIN at its start ({}); kernel.bpf_stats_enabled=1 has them counted always",
+            word(sys_admin)
+        ),
+        None => "not known: kernel.bpf_stats_enabled does not read here; only --program-stats needs them"
+            .to_owned(),
     };
     Check::ok("bpf statistics", detail)
 }

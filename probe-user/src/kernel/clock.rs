@@ -63,6 +63,11 @@ pub fn monotonic_ns() -> u64 {
     u64::try_from(now(ClockId::Monotonic)).unwrap_or(0)
 }
 
+/// CLOCK_REALTIME now, nanoseconds since 1970.
+pub fn unix_now_ns() -> u64 {
+    u64::try_from(now(ClockId::Realtime)).unwrap_or(0)
+}
+
 fn now(clock: ClockId) -> i64 {
     let time = clock_gettime(clock);
     time.tv_sec.saturating_mul(1_000_000_000).saturating_add(time.tv_nsec)

@@ -51,7 +51,6 @@ pub struct Conntrack {
     known: HashMap<(SocketAddr, SocketAddr), (Option<SocketAddr>, Instant)>,
     /// When this second began, and the questions in it.
     second: (Instant, u32),
-    complained: bool,
 }
 
 impl Conntrack {
@@ -75,7 +74,6 @@ impl Conntrack {
             sequence: 0,
             known: HashMap::default(),
             second: (Instant::now(), 0),
-            complained: false,
         };
         let nobody = SocketAddr::from(([127, 0, 0, 1], 1));
         match conntrack.ask(nobody, nobody) {
@@ -114,9 +112,7 @@ impl Conntrack {
         }
         *asked += 1;
         let destination = self.ask(local, peer).unwrap_or_else(|error| {
-            if !std::mem::replace(&mut self.complained, true) {
-                tracing::warn!("connection tracking does not answer: {error}");
-            }
+            tracing::warn!("connection tracking does not answer: {error}");
             None
         });
         if self.known.len() >= KEPT {

@@ -14,4 +14,4 @@ pub mod fields;
 pub(crate) mod fixtures;
 pub mod least;
 pub mod privileges;
-pub mod skipped;
+pub mod runs;

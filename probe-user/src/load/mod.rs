@@ -8,6 +8,7 @@ mod blocks;
 mod error;
 mod knock;
 mod plain;
+mod stats;
 mod walk;
 
 use std::any::Any;
@@ -27,11 +28,12 @@ pub use self::blocks::Blocks;
 pub use self::error::LoadError;
 pub use self::knock::bpf_answers;
 pub use self::plain::Plain;
+pub use self::stats::{RunStats, RunStatsError};
 pub use self::walk::Walk;
 use crate::kernel::bpf::Bpf;
 use crate::kernel::cgroup::CgroupRoot;
 use crate::kernel::fields::Resolved;
-use crate::kernel::skipped;
+use crate::kernel::runs::{self, Runs};
 
 /// Where a program is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -384,8 +386,13 @@ impl Loaded {
     pub fn skipped_runs(&self) -> u64 {
         let specs = self.programs.iter();
         let names = specs.flat_map(|spec| [Some(spec.name), spec.perf.map(|(name, _)| name)]);
-        let fd = |name| Some(self.ebpf.program(name)?.fd().ok()?.as_fd().as_raw_fd());
-        names.flatten().filter_map(fd).filter_map(skipped::runs).sum()
+        let runs = names.flatten().filter_map(|name| runs_of(self.ebpf.program(name)?));
+        runs.filter_map(|runs| runs.skipped).sum()
+    }
+
+    /// What came of each of its programs that is in the kernel, by name.
+    pub fn runs(&self) -> impl Iterator<Item = (&str, Runs)> {
+        self.ebpf.programs().filter_map(|(name, program)| Some((name, runs_of(program)?)))
     }
 
     /// Detaches every program, in the reverse order. Maps and rings stay, to be read to their end; when
@@ -490,6 +497,11 @@ impl Loaded {
     fn map_error(&self, map: &'static str, source: MapError) -> LoadError {
         LoadError::Map { signal: self.spec.name, map, source: Box::new(source) }
     }
+}
+
+/// `None`: it is not loaded.
+fn runs_of(program: &Program) -> Option<Runs> {
+    runs::of(program.fd().ok()?.as_fd().as_raw_fd())
 }
 
 /// Before 5.11 maps are charged to RLIMIT_MEMLOCK, whose default is far too small. Later kernels do not look at it.

@@ -22,7 +22,7 @@ use crate::kernel::features::Features;
 use crate::kernel::fields::{Resolved, resolve};
 use crate::kernel::least::{self, Plan, Uses};
 use crate::kernel::privileges::{self, PrivilegeError};
-use crate::load::{self, LoadError, Loader};
+use crate::load::{self, LoadError, Loader, RunStats, RunStatsError};
 use crate::series::{Limits, Store};
 use crate::signals::cgroups::Cgroups;
 use crate::signals::names::Names;
@@ -56,6 +56,9 @@ pub enum StartError {
     /// Connection tracking was to be asked, and does not answer.
     #[error(transparent)]
     Conntrack(#[from] ConntrackError),
+    /// The kernel was to count runs of programs, and does not.
+    #[error(transparent)]
+    RunStats(#[from] RunStatsError),
     /// The filter names nothing.
     #[error("{0}")]
     Filter(String),
@@ -80,6 +83,8 @@ impl Pipeline {
         // All at once: who grants one capability should not have to come back for the next.
         privileges::check(kinds.iter().fold(0, |signals, kind| signals | kind.object().bit))?;
         let conntrack = config.tcp.nat.then(Conntrack::open).transpose()?;
+        let run_stats =
+            config.program_stats.then(|| RunStats::ask(Features::of_this_host().bpf_stats)).transpose()?;
         load::raise_memlock();
         let fields = resolve_fields(config)?;
         let wants_cgroup = kinds.iter().any(|kind| kind.object().needs_cgroup());
@@ -138,6 +143,7 @@ impl Pipeline {
             duration: config.duration,
             visits: None,
             kubelet,
+            run_stats,
             changes: None,
             _cgroup: cgroup,
         })

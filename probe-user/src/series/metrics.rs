@@ -190,11 +190,20 @@ registry! {
     PROBE_MAP_INSERT_FAILURES: Counter = "probe.map.insert_failures", "{entry}",
         "Entries that a BPF map did not take, because it was full.",
         [key::MAP];
+    PROBE_PROGRAM_RUN_TIME: Counter = "probe.program.run.time", "s",
+        "Time that a BPF program of probe's ran, over all CPUs, since it was loaded. Only with `--program-stats`.",
+        [key::PROGRAM];
+    PROBE_PROGRAM_RUNS: Counter = "probe.program.runs", "{run}",
+        "Runs of a BPF program of probe's since it was loaded. Only with `--program-stats`.",
+        [key::PROGRAM];
+    PROBE_PROGRAM_MISSES: Counter = "probe.program.misses", "{run}",
+        "Runs of a BPF program of probe's that the kernel skipped, because the CPU was inside the same program already (Linux 5.12). Only with `--program-stats`; those that no other program made up for are in `probe.events.lost` at `programs`, always.",
+        [key::PROGRAM];
     PROBE_SERIES_ACTIVE: Gauge = "probe.series.active", "{series}",
         "Series kept, by metric.",
         [key::METRIC];
     PROBE_SERIES_FOLDED: Counter = "probe.series.folded", "{value}",
-        "Values that went into an overflow series because their metric was at its limit of series.",
+        "Values that went into an overflow series because their metric was at its limit of series, or into one of `_other` because there were too many names (`--dns-names-max`).",
         [key::METRIC];
     PROBE_SERIES_ENDED: Counter = "probe.series.ended", "{series}",
         "Series that were idle and are forgotten: of containers that are gone, or where room was short.",

@@ -314,6 +314,24 @@ impl Store {
         })
     }
 
+    /// Whether an owner has series.
+    #[must_use]
+    pub fn has(&self, entity: &Entity) -> bool {
+        self.entities.contains_key(entity)
+    }
+
+    /// A value has gone to this series, which several share because there was no room for another value of an attribute: counts that. What
+    /// went to the overflow series instead is counted already.
+    pub fn fold(&mut self, entity: &Entity, metric: &'static MetricDef, attrs: &[Attr]) {
+        let attrs = Attrs::new(attrs);
+        let hash = self.hasher.hash_one(attrs.as_slice());
+        let table = self.entities.get(entity).and_then(|owned| owned.tables.get(metric.index));
+        let is_there = table.is_some_and(|table| table.find(hash, |series| series.attrs == attrs).is_some());
+        if let Some(usage) = self.usage.get_mut(metric.index).filter(|_| is_there) {
+            usage.folded = usage.folded.saturating_add(1);
+        }
+    }
+
     /// Removes what has ended.
     fn forget(&mut self) {
         let Self { entities, usage, .. } = self;

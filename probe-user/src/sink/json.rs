@@ -22,6 +22,15 @@ pub fn write(out: &mut dyn Write, event: &dyn Attributes) -> io::Result<()> {
     event.visit(&mut |key, value| {
         object.insert(key.to_owned(), json(value));
     });
+    line(out, object)
+}
+
+/// Writes an object as one line.
+///
+/// # Errors
+///
+/// What `out` returns.
+pub fn line(out: &mut dyn Write, object: Map<String, Value>) -> io::Result<()> {
     Value::Object(object).serialize(&mut Serializer::with_formatter(&mut *out, Harmless))?;
     out.write_all(b"\n")
 }

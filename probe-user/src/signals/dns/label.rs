@@ -9,18 +9,19 @@ use psl::Psl as _;
 
 use crate::config::{DnsOptions, QuestionNames};
 use crate::entity::Entity;
-use crate::series::Value;
+use crate::series::{Store, Value};
 
 /// What the names beyond the limit have in common.
 pub(super) const OTHER: &str = "_other";
 /// Names over all containers: a quarter of the series that a metric may have ([`crate::series::Limits`]), since a name has
 /// several, by type, code and server. Those beyond a limit of series lose all attributes, those beyond this one only the name.
+/// Nobody has more of them than are left for all others.
 pub(crate) const MOST_NAMES: usize = 2_500;
 
 /// Where addresses are looked up by reversed names: what is below is digits, and not registered by anybody.
 const REVERSE: [&str; 2] = ["in-addr.arpa", "ip6.arpa"];
 
-/// The names that are attributes of somebody's series. They stay, as series do: first come, first served.
+/// The names that are attributes of somebody's series: first come, first served. They stay for as long as that somebody has series.
 #[derive(Debug)]
 pub(super) struct Labels {
     names: QuestionNames,
@@ -61,7 +62,9 @@ impl Labels {
         if let Some(label) = known.and_then(|known| known.get(label)) {
             return Some(Value::Shared(Arc::clone(label)));
         }
-        if known.map_or(0, HashSet::len) >= self.most || self.count >= MOST_NAMES {
+        // What is free shrinks with each name, so however many ask for however much, something is left for the next.
+        let free = MOST_NAMES.saturating_sub(self.count);
+        if known.map_or(0, HashSet::len) >= self.most.min(free) {
             self.warn(entity);
             return Some(Value::Static(OTHER));
         }
@@ -69,6 +72,16 @@ impl Labels {
         self.known.entry(entity.clone()).or_default().insert(Arc::clone(&label));
         self.count += 1;
         Some(Value::Shared(label))
+    }
+
+    /// Names of those who have ended have no series any more: they are room for others.
+    pub(super) fn forget_ended(&mut self, store: &Store) {
+        let Self { known, count, .. } = self;
+        known.retain(|entity, names| {
+            let stays = store.has(entity);
+            *count -= if stays { 0 } else { names.len() };
+            stays
+        });
     }
 
     /// Once: how many they are, the series of [`OTHER`] say.
@@ -79,7 +92,7 @@ impl Labels {
                 container,
                 names = self.count,
                 "lookups of further names are counted as dns.question.name={OTHER}; \
-                 --dns-names-max says how many names a container may have, {MOST_NAMES} is the most over all"
+                 --dns-names-max says how many names a container may have, {MOST_NAMES} is the most over all, and none has more than are left for the others"
             );
         }
     }
@@ -214,6 +227,48 @@ mod tests {
         labels.change(&DnsOptions { names: QuestionNames::Suffix, names_max: 2, ..DnsOptions::default() });
         assert_eq!(labels.of(&Entity::Host, "www.example.net"), Some("example.net".into()));
         assert_eq!(labels.of(&Entity::Host, "www.example.com"), Some(OTHER.into()));
+    }
+
+    #[test]
+    fn one_with_thousands_of_names_leaves_room_for_the_others() {
+        let mut labels = labels_of(QuestionNames::Full, MOST_NAMES);
+        let known = |labels: &Labels, id| labels.known.get(&container(id)).map_or(0, HashSet::len);
+        for name in 0..10_000 {
+            labels.of(&container(0), &format!("{name}.example.org"));
+        }
+        assert_eq!(known(&labels, 0), MOST_NAMES / 2);
+        for id in 1..=5 {
+            for name in 0..10_000 {
+                labels.of(&container(id), &format!("{name}.example.org"));
+            }
+        }
+        // Half of what is left, each time.
+        let taken: Vec<usize> = (0..=5).map(|id| known(&labels, id)).collect();
+        assert_eq!(taken, [1_250, 625, 313, 156, 78, 39]);
+        assert_eq!(labels.of(&container(6), "0.example.org"), Some("0.example.org".into()));
+        assert_eq!(labels.of(&container(0), "9999.example.org"), Some(OTHER.into()));
+    }
+
+    #[test]
+    fn names_end_with_their_container() {
+        let limits = Limits { idle: 3, ..Limits::default() };
+        let (mut labels, mut store) = (labels_of(QuestionNames::Full, 100), Store::new(limits, 1));
+        for id in 0..30 {
+            for name in 0..100 {
+                labels.of(&container(id), &format!("{name}.example.org"));
+            }
+            store.add(&container(id), metrics::DNS_LOOKUP_UNANSWERED, &[], 1);
+        }
+        labels.forget_ended(&store);
+        assert_eq!(labels.of(&container(29), "new.example.org"), Some(OTHER.into()));
+        for now in 2..10 {
+            store.add(&container(29), metrics::DNS_LOOKUP_UNANSWERED, &[], 1);
+            store.snapshot(now);
+        }
+        labels.forget_ended(&store);
+        assert_eq!(labels.known.keys().collect::<Vec<_>>(), [&container(29)]);
+        assert_eq!(labels.count, labels.known[&container(29)].len());
+        assert_eq!(labels.of(&container(29), "new.example.org"), Some("new.example.org".into()));
     }
 
     #[test]

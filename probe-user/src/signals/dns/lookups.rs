@@ -12,7 +12,7 @@ use probe_common::wire::Address;
 
 use super::event::{Lookup, Outcome, Role, Transport};
 use super::history::{Asker, Folded, SearchLists, Tries, Twins};
-use super::label::Labels;
+use super::label::{Labels, OTHER};
 use super::late::GivenUp;
 use super::message::{self, Answer};
 use super::server::Servers;
@@ -22,7 +22,7 @@ use super::text::{name_text, rcode_text, type_text};
 use crate::collect::{self, DecodeError};
 use crate::config::DnsOptions;
 use crate::event::key;
-use crate::series::{Attr, attr, metrics};
+use crate::series::{Attr, Store, attr, metrics};
 use crate::signals::{Context, Event, tcp};
 
 /// Response codes after which a resolver asks somebody else (RFC 1035, 4.1.1): FORMERR, SERVFAIL, NOTIMP, REFUSED.
@@ -95,6 +95,11 @@ impl Lookups {
     /// What metrics tell of names, from now on.
     pub(super) fn change_names(&mut self, options: &DnsOptions) {
         self.labels.change(options);
+    }
+
+    /// An interval is over: who has no series any more has no names.
+    pub(super) fn forget_ended(&mut self, store: &Store) {
+        self.labels.forget_ended(store);
     }
 
     /// Takes a record in, as [`crate::signals::Signal::record`].
@@ -325,6 +330,7 @@ impl Lookups {
             }
             Role::Server => None,
         };
+        let folded = attr(key::DNS_QUESTION_NAME, OTHER);
         match lookup.outcome {
             Outcome::Answered => {
                 let rcode = attr(key::DNS_RESPONSE_CODE, lookup.rcode.clone().unwrap_or_default());
@@ -335,12 +341,18 @@ impl Lookups {
                 attrs.extend(name());
                 attrs.extend(failed.map(|rcode| attr(key::ERROR_TYPE, rcode)));
                 store.record(entity, metrics::DNS_LOOKUP_DURATION, &attrs, lookup.duration);
+                if attrs.contains(&folded) {
+                    store.fold(entity, metrics::DNS_LOOKUP_DURATION.def(), &attrs);
+                }
             }
             Outcome::Unanswered => {
                 let mut attrs = vec![qtype, attr(key::NETWORK_TRANSPORT, lookup.transport.as_str())];
                 attrs.extend(end.clone());
                 attrs.extend(name());
                 store.add(entity, metrics::DNS_LOOKUP_UNANSWERED, &attrs, 1);
+                if attrs.contains(&folded) {
+                    store.fold(entity, metrics::DNS_LOOKUP_UNANSWERED.def(), &attrs);
+                }
             }
             // The metrics have it as unanswered already.
             Outcome::Late => {}
@@ -390,10 +402,11 @@ mod tests {
     use probe_common::wire::{FAMILY_IPV4, RecordHeader};
 
     use super::*;
+    use crate::config::QuestionNames;
     use crate::entity::{Entities, ProcessLimits, Processes};
     use crate::kernel::cgroup::TreeLimits;
     use crate::kernel::clock::Clock;
-    use crate::series::{Limits, Store};
+    use crate::series::Limits;
     use crate::signals::Owners;
 
     const MS: u64 = 1_000_000;
@@ -542,6 +555,32 @@ mod tests {
         assert_eq!(world.answered(&Try { sent_ms: 4_000, ..third }, 4_001, 0).attempt, 1, "asked anew");
         let summary = world.lookups.take_summary();
         assert_eq!((summary.retries, summary.unanswered, summary.durations.count()), (2, 1, 3));
+    }
+
+    #[test]
+    fn lookups_of_names_beyond_the_limit_are_counted_as_folded() {
+        use crate::series::Data;
+        let mut world = World::new();
+        world.lookups =
+            Lookups::new(DnsOptions { names: QuestionNames::Full, names_max: 2, ..DnsOptions::default() });
+        for (name, times) in [("a.test", 3), ("b.test", 1), ("c.test", 4), ("d.test", 2), ("a.test", 1)] {
+            for _ in 0..times {
+                world.answered(&Try { name, ..ONE }, 1_010, 0);
+            }
+        }
+        world.given_up(&Try { name: "e.test", ..ONE }, 7_000);
+        world.given_up(&Try { name: "a.test", ..ONE }, 7_000);
+        let folded =
+            |metric: &str| world.store.usage().find(|usage| usage.metric.name == metric).unwrap().folded;
+        assert_eq!((folded("dns.lookup.duration"), folded("dns.lookup.unanswered")), (6, 1));
+        // None is lost by it.
+        let all = world.store.peek().entities().flat_map(|of| of.metrics()).flat_map(|(_, series)| series);
+        let counts = all.map(|series| match series.data() {
+            Data::Count(count) => *count,
+            Data::Times(times) => times.count(),
+            Data::Level(_) => 0,
+        });
+        assert_eq!(counts.sum::<u64>(), 13);
     }
 
     #[test]

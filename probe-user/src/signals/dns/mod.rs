@@ -179,8 +179,9 @@ impl Signal for Running {
         vec![(Counter::DnsStreams, self.lookups.take_lost_streams())]
     }
 
-    fn interval(&mut self, _next: u32, _context: &mut Context<'_>) -> io::Result<Option<super::Summary>> {
+    fn interval(&mut self, _next: u32, context: &mut Context<'_>) -> io::Result<Option<super::Summary>> {
         // The programs cannot tell an answer that is late from one that nobody waited for. Records may come after their count.
+        self.lookups.forget_ended(context.store);
         let mut summary = self.lookups.take_summary();
         summary.waiting = self.lookups.still_waiting(self.waiting);
         summary.malformed = std::mem::take(&mut self.malformed);

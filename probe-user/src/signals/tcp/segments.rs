@@ -35,7 +35,6 @@ pub(super) struct Segments {
     /// What the last walk found.
     open: HashMap<Home, Counts>,
     next: Instant,
-    complained: bool,
 }
 
 /// What has been told of a cgroup.
@@ -58,16 +57,7 @@ impl Segments {
         wanted: bool,
     ) -> Self {
         let (told, open) = (HashMap::default(), HashMap::default());
-        Self {
-            ended,
-            entries: 0,
-            walk,
-            active: wanted,
-            told,
-            open,
-            next: Instant::now() + PERIOD,
-            complained: false,
-        }
+        Self { ended, entries: 0, walk, active: wanted, told, open, next: Instant::now() + PERIOD }
     }
 
     /// Counts what was sent and received since the last time, when it is time.
@@ -86,9 +76,7 @@ impl Segments {
     /// What cannot be read now is read the next time: nothing of it is lost.
     fn update(&mut self, context: &mut Context<'_>, summary: &mut Summary) {
         let begun = Instant::now();
-        if let Err(error) = self.try_update(begun, context, summary)
-            && !std::mem::replace(&mut self.complained, true)
-        {
+        if let Err(error) = self.try_update(begun, context, summary) {
             tracing::warn!(%error, "segments of connections do not read; tried again");
         }
         self.next = begun + PERIOD.max(begun.elapsed() * SHARE);

@@ -17,7 +17,7 @@ use prometheus_client::registry::{Registry, Unit};
 use crate::entity::Entity;
 use crate::event::key;
 use crate::series::{Attrs, Data, Kind, MetricDef, Store, Value, metrics};
-use crate::telemetry::{SelfStats, cpu_seconds, resident_bytes};
+use crate::telemetry::{SelfStats, cpu_seconds, in_seconds, resident_bytes};
 
 /// What a page is: <https://prometheus.io/docs/specs/om/open_metrics_spec/>.
 pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -100,10 +100,16 @@ impl Page {
                     resident_bytes()
                         .map(|bytes| Row { labels: names.labels(&[], &none), number: Number::Level(bytes) }),
                 );
+            } else if def == metrics::PROBE_EXPORT_DURATION {
+                rows.extend(stats.export_durations().into_iter().map(|(sink, durations)| Row {
+                    labels: names.labels(&[], &Attrs::new(&[(key::SINK, Value::Static(sink))])),
+                    number: Number::of(&Data::Times(durations)),
+                }));
             } else {
                 rows.extend(stats.all(def).into_iter().map(|(attrs, value)| Row {
                     labels: names.labels(&[], &attrs),
                     number: match def.kind {
+                        Kind::Counter if def.unit == "s" => Number::Seconds(in_seconds(value)),
                         Kind::Counter | Kind::Histogram => Number::Count(value),
                         Kind::Gauge | Kind::UpDownCounter => {
                             Number::Level(i64::try_from(value).unwrap_or(i64::MAX))
@@ -308,6 +314,8 @@ mod tests {
         store.set(&Entity::Host, metrics::SYSCALL_IN_FLIGHT, &hostile, 7);
         let stats = SelfStats::new();
         stats.add(metrics::PROBE_EVENTS, &[attr(key::SIGNAL, "tcp")], 5);
+        stats.export_took("otlp_metrics", Duration::from_millis(3));
+        stats.set(metrics::PROBE_PROGRAM_RUN_TIME, &[attr(key::PROGRAM, "sys_enter")], 1_500_000_000);
         let host = [("host.name", "node1"), ("1st", "x"), ("a.b", "y"), ("a_b", "z")];
         let text = Page::of(&store).with_own(&stats, host.into_iter()).write().unwrap();
         for want in [
@@ -318,6 +326,9 @@ mod tests {
             "system_network_tcp_retransmits_total{container_id=\"c0ffee\",k8s_pod_uid=\"pod-1\",network_type=\"ipv4\"} 3\n",
             "process_syscall_in_flight{syscall_name=\"a\\\"b\\\\c\\nd\"} 7\n",
             "probe_events_total{signal=\"tcp\"} 5\n",
+            "probe_program_run_time_seconds_total{program=\"sys_enter\"} 1.5\n",
+            "probe_export_duration_seconds_count{sink=\"otlp_metrics\"} 1\n",
+            "probe_export_duration_seconds_bucket{le=\"0.00390625\",sink=\"otlp_metrics\"} 1\n",
             "# UNIT process_cpu_time_seconds seconds\n",
             "process_cpu_time_seconds_total{cpu_mode=\"user\"} ",
             "\nprocess_memory_usage_bytes ",
