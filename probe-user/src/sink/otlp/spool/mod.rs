@@ -143,14 +143,15 @@ impl Spool {
     pub(super) fn spill(&self, queue: &EventQueue, keep: usize, encoding: &Encoding) {
         self.with(|store| {
             let limits = store.limits(encoding.limits);
-            while store.write_held()
-                && let more = queue.len().saturating_sub(keep)
-                && more > 0
-            {
-                for request in logs::encode(queue.take(more.min(encoding.batch)), &encoding.resources, limits)
-                {
+            // Others wait for the store, so what comes meanwhile is the next call's.
+            let mut more = queue.len().saturating_sub(keep);
+            while more > 0 && store.write_held() {
+                let batch = queue.take(more.min(encoding.batch));
+                more = more.saturating_sub(batch.len().max(1));
+                for request in logs::encode(batch, &encoding.resources, limits) {
                     store.append(request);
                 }
+                store.sync(false);
             }
             store.sync(false);
         });

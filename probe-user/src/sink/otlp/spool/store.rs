@@ -92,6 +92,8 @@ pub(super) struct Store {
     segments: VecDeque<Segment>,
     /// The last of them, while it is written to.
     active: Option<File>,
+    /// Those before it that the disk may not have.
+    sealed: Vec<File>,
     head: Option<Head>,
     taken: Option<Taken>,
     next: u64,
@@ -149,6 +151,7 @@ impl Store {
             segment_octets: (most_octets / SEGMENTS).clamp(SMALLEST_SEGMENT, LARGEST_SEGMENT),
             segments: VecDeque::new(),
             active: None,
+            sealed: Vec::new(),
             head: None,
             taken: None,
             next: 0,
@@ -311,15 +314,12 @@ impl Store {
         }
         self.segments.push_back(Segment { number: self.next - 1, octets: octets(segment::HEADER), items: 0 });
         self.active = Some(file);
-        // So that the file's name outlives a power cut too.
-        File::open(&self.dir)?.sync_all()
+        Ok(())
     }
 
     /// Nothing more goes into the last segment.
     fn seal(&mut self) {
-        if let Some(file) = self.active.take() {
-            self.note(file.sync_data());
-        }
+        self.sealed.extend(self.active.take());
     }
 
     fn note(&mut self, outcome: io::Result<()>) {
@@ -443,7 +443,10 @@ impl Store {
     pub(super) fn sync(&mut self, now: bool) {
         if self.unsynced.is_some_and(|since| now || since.elapsed() >= SYNC) {
             self.unsynced = None;
-            let outcome = self.active.as_ref().map_or(Ok(()), File::sync_data);
+            let files = std::mem::take(&mut self.sealed);
+            let mut outcome = files.iter().chain(&self.active).try_for_each(File::sync_data);
+            // Their names, too, are to outlive a power cut.
+            outcome = outcome.and_then(|()| File::open(&self.dir)?.sync_all());
             self.note(outcome);
         }
     }
