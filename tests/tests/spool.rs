@@ -1,5 +1,4 @@
 //! The agent whose collector is away: what the kernel told it survives it, or is counted.
-#![expect(clippy::print_stdout, reason = "the sums are what a reader wants to see")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::Permissions;

@@ -526,15 +526,15 @@ async fn send_spooled(
         return;
     }
     let limits = delivery.options.limits;
-    let _turn = spool.turn().await;
+    let turn = spool.turn().await;
     loop {
-        let of_task = spool.clone();
-        let taken = wait_for_disk(move || of_task.take(limits)).await.flatten();
+        let (of_call, held) = (spool.clone(), turn.clone());
+        let taken = wait_for_disk(move || (of_call.take(limits), held).0).await.flatten();
         let Some(request) = taken else { return };
         // Refused for good or not, it has had its chance.
         drop(delivery.deliver(client, vec![request], std::future::pending, Patience::Long).await);
-        let of_task = spool.clone();
-        wait_for_disk(move || of_task.done()).await;
+        let (of_call, held) = (spool.clone(), turn.clone());
+        wait_for_disk(move || (of_call.done(), held).0).await;
     }
 }
 

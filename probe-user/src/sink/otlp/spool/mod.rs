@@ -26,12 +26,15 @@ const SINK: &str = "otlp_logs";
 /// Requests of which it is not known yet what has come of them.
 pub(super) type UnderWay = Mutex<VecDeque<EncodedRequest>>;
 
+/// The right to send.
+pub(super) type Turn = Arc<tokio::sync::OwnedMutexGuard<()>>;
+
 /// A directory in which events wait. It outlives exporters, which may change.
 #[derive(Debug)]
 pub struct Spool {
     store: Mutex<Store>,
     /// Whose turn it is to send out of it: one exporter's.
-    turn: tokio::sync::Mutex<()>,
+    turn: Arc<tokio::sync::Mutex<()>>,
     /// The last attempt to deliver events failed.
     is_away: AtomicBool,
     /// Log records that wait, as of the last call.
@@ -64,7 +67,7 @@ impl Spool {
         let store = Store::open(dir, most_octets)?;
         let spool = Self {
             store: Mutex::new(store),
-            turn: tokio::sync::Mutex::new(()),
+            turn: Arc::default(),
             is_away: AtomicBool::new(false),
             waiting: AtomicU64::new(0),
             is_unsynced: AtomicBool::new(false),
@@ -104,9 +107,9 @@ impl Spool {
         self.is_unsynced.load(Ordering::Acquire)
     }
 
-    /// One sender at a time: what is under way is not taken twice.
-    pub(super) async fn turn(&self) -> tokio::sync::MutexGuard<'_, ()> {
-        self.turn.lock().await
+    /// One sender at a time: what is under way is not taken twice. Calls that outlive their sender hold it, too.
+    pub(super) async fn turn(&self) -> Turn {
+        Arc::new(Arc::clone(&self.turn).lock_owned().await)
     }
 
     /// The oldest, if there are any on disk.
@@ -161,8 +164,12 @@ impl Spool {
     pub(super) fn close(&self, queue: &EventQueue, under_way: &UnderWay, encoding: &Encoding) -> u64 {
         self.absorb(under_way);
         self.spill(queue, 0, encoding);
+        // Another exporter may be sending already.
+        let turn = self.turn.try_lock();
         self.with(|store| {
-            store.give_back();
+            if turn.is_ok() {
+                store.give_back();
+            }
             store.sync(true);
             store.items().1
         })
