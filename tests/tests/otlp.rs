@@ -5,6 +5,8 @@
 mod deltas;
 #[path = "otlp/http.rs"]
 mod http;
+#[path = "otlp/spool.rs"]
+mod spool;
 #[path = "otlp/tls.rs"]
 mod tls;
 

@@ -20,7 +20,7 @@ const LONG: Duration = Duration::from_secs(20);
 const INTERVAL: &[&str] = &["run", "--interval", "1s", "--otlp-endpoint"];
 
 /// What a metric is: counter, gauge or histogram (`u`: an up-down counter), and its unit.
-const METRICS: [(&str, char, &str); 32] = [
+const METRICS: [(&str, char, &str); 34] = [
     ("system.network.tcp.retransmits", 'c', "{segment}"),
     ("system.network.tcp.retransmits.spurious", 'c', "{segment}"),
     ("system.network.tcp.segments", 'c', "{segment}"),
@@ -49,6 +49,8 @@ const METRICS: [(&str, char, &str); 32] = [
     ("probe.export.sent", 'c', "{item}"),
     ("probe.export.failed", 'c', "{item}"),
     ("probe.export.duration", 'h', "s"),
+    ("probe.spool.events", 'g', "{event}"),
+    ("probe.spool.size", 'g', "By"),
     ("probe.kubelet.requests", 'c', "{request}"),
     ("probe.kubelet.left_out", 'g', "{item}"),
     ("process.cpu.time", 'c', "s"),

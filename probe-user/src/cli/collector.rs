@@ -13,7 +13,7 @@ use crate::entity::Entity;
 use crate::pipeline::{Flow, Sink};
 use crate::series::Snapshot;
 use crate::signals::{Event, Summary};
-use crate::sink::otlp::{Exporter, Options, OtlpConfig, Preferences, Resources, SharedDeltas};
+use crate::sink::otlp::{Exporter, Options, OtlpConfig, Preferences, Resources, SharedDeltas, Spool};
 use crate::telemetry::{SelfStats, Telemetry};
 
 /// How long the last export may hold the end up.
@@ -46,6 +46,8 @@ pub(super) struct OtlpSink {
     preferences: Option<Preferences>,
     /// What was told of series last, where deltas are told: it outlives a collector.
     deltas: Option<SharedDeltas>,
+    /// Where events wait that no collector takes; it outlives them all.
+    spool: Option<Arc<Spool>>,
     changes: mpsc::Receiver<Route>,
     /// Those of before, with what they still have to send.
     leaving: JoinSet<()>,
@@ -57,6 +59,7 @@ impl OtlpSink {
         route: Route,
         resources: Resources,
         stats: &Arc<SelfStats>,
+        spool: Option<Spool>,
         changes: mpsc::Receiver<Route>,
     ) -> Result<Self, Failure> {
         let mut sink = Self {
@@ -67,6 +70,7 @@ impl OtlpSink {
             telemetry: None,
             preferences: None,
             deltas: None,
+            spool: spool.map(Arc::new),
             changes,
             leaving: JoinSet::new(),
         };
@@ -96,6 +100,7 @@ impl OtlpSink {
                         stats,
                         Options::default(),
                         self.deltas.clone(),
+                        self.spool.clone(),
                     );
                     Some(exporter.map_err(|error| usage(&error))?)
                 }

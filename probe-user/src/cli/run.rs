@@ -22,7 +22,7 @@ use super::{Failure, block_on, effective};
 use crate::config::{Config, DnsOptions, OtlpEvents, Output, QuestionNames};
 use crate::pipeline::{Pipeline, Sink};
 use crate::signals;
-use crate::sink::otlp::{OtlpConfig, OtlpFlags, Resources, new_instance_id, phase};
+use crate::sink::otlp::{OtlpConfig, OtlpFlags, Resources, Spool, new_instance_id, phase};
 use crate::sink::prometheus::{Listener, Server};
 use crate::telemetry::SelfStats;
 
@@ -157,6 +157,28 @@ struct OtlpArgs {
     /// Which events become log records; lookups that went well are not notable
     #[arg(long, value_name = "WHICH", default_value = "notable")]
     otlp_events: OtlpEvents,
+    #[command(flatten)]
+    spool: SpoolArgs,
+}
+
+#[derive(Debug, clap::Args)]
+struct SpoolArgs {
+    /// Directory (made if only it itself is missing) where events wait that the collector does not take, also for the next start;
+    /// without it they wait in memory, 10,000 at most
+    #[arg(long, value_name = "DIR")]
+    spool: Option<PathBuf>,
+    /// MiB that may wait there; beyond that the oldest are dropped
+    #[arg(long, value_name = "N", default_value_t = 64,
+          value_parser = clap::value_parser!(u64).range(1..=1_048_576))]
+    spool_mib: u64,
+}
+
+impl SpoolArgs {
+    /// Takes the directory, if there is to be one.
+    fn open(&self, stats: &Arc<SelfStats>) -> Result<Option<Spool>, Failure> {
+        let open = |dir: &PathBuf| Spool::open(dir, self.spool_mib << 20, stats);
+        self.spool.as_ref().map(open).transpose().map_err(|error| Failure::usage(error.to_string()))
+    }
 }
 
 impl Args {
@@ -207,6 +229,7 @@ pub(super) struct Wanted {
     pub(super) events: OtlpEvents,
     pub(super) resources: Resources,
     listen: Option<SocketAddr>,
+    spool: SpoolArgs,
     log_format: LogFormat,
     /// Whether stdout was asked for.
     speaks: bool,
@@ -284,6 +307,7 @@ impl Wanted {
         let (events, listen) = (args.otlp.otlp_events, args.prometheus.prometheus_listen);
         let (check, print) = (args.file.check_config, args.file.print_config);
         let (speaks, log_format) = (args.shared.output.is_some(), args.log_format);
+        let spool = SpoolArgs { spool: args.otlp.spool.spool.clone(), ..args.otlp.spool };
         let mut config = args.config(interval)?;
         // They are on events alone.
         let exports_events =
@@ -291,9 +315,18 @@ impl Wanted {
         config.tcp.names &= exports_events || (speaks && config.output == Output::Json);
         config.otlp = otlp;
         match resources {
-            Some(resources) if faults.is_empty() => {
-                Ok(Self { layers, config, events, resources, listen, log_format, speaks, check, print })
-            }
+            Some(resources) if faults.is_empty() => Ok(Self {
+                layers,
+                config,
+                events,
+                resources,
+                listen,
+                spool,
+                log_format,
+                speaks,
+                check,
+                print,
+            }),
             Some(_) | None => Err(Failure::usage(faults.join("\nerror: "))),
         }
     }
@@ -330,6 +363,7 @@ fn run(wanted: Wanted, arguments: Vec<OsString>, instance: String) -> Result<Exi
         events,
         resources,
         listen: address,
+        spool,
         log_format,
         speaks,
         check: _,
@@ -342,6 +376,7 @@ fn run(wanted: Wanted, arguments: Vec<OsString>, instance: String) -> Result<Exi
     let hangups = outlives.then(EarlyHangups::note).transpose().map_err(Failure::running)?;
     let listener = address.map(listen).transpose()?;
     let stats = Arc::new(SelfStats::new());
+    let spool = spool.open(&stats)?;
     let mut pipeline = Pipeline::start(&config, signals::ALL, true, Arc::clone(&stats))?;
     tracing::info!(signals = ?pipeline.signals(), "running");
     block_on(async {
@@ -360,7 +395,7 @@ fn run(wanted: Wanted, arguments: Vec<OsString>, instance: String) -> Result<Exi
         let phase = phase(resources.node(), config.interval);
         let (collector, changes) = mpsc::channel(1);
         let route = Route { config: config.otlp.clone(), events, interval: config.interval };
-        let mut otlp = OtlpSink::start(route, resources, &stats, changes)?;
+        let mut otlp = OtlpSink::start(route, resources, &stats, spool, changes)?;
         if config.otlp.is_some() {
             pipeline.begin_with(phase);
         }

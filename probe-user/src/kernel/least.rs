@@ -135,6 +135,19 @@ pub fn reads_without(read: impl FnOnce() -> io::Result<()>) -> io::Result<bool> 
     }
 }
 
+/// What `act` comes to where permissions alone count. Capabilities are back when this returns.
+///
+/// # Errors
+///
+/// The system's.
+pub fn without_capabilities<T>(act: impl FnOnce() -> T) -> io::Result<T> {
+    let own = capabilities(None)?;
+    set_capabilities(None, CapabilitySets { effective: CapabilitySet::empty(), ..own })?;
+    let outcome = act();
+    set_capabilities(None, own)?;
+    Ok(outcome)
+}
+
 fn set_of(capability: Capability) -> CapabilitySet {
     CapabilitySet::from_bits_retain(capability.bitmask())
 }

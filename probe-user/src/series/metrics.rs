@@ -217,6 +217,12 @@ registry! {
     PROBE_EXPORT_DURATION: Timer = "probe.export.duration", "s",
         "Time of one export request, answered or not.",
         [key::SINK];
+    PROBE_SPOOL_EVENTS: Gauge = "probe.spool.events", "{event}",
+        "Events on disk (`--spool`) that the collector has yet to take.",
+        [];
+    PROBE_SPOOL_SIZE: Gauge = "probe.spool.size", "By",
+        "What they take up there.",
+        [];
     PROBE_KUBELET_REQUESTS: Counter = "probe.kubelet.requests", "{request}",
         "Requests for the names of pods to the kubelet, those that failed by `error.type`.",
         [key::ERROR_TYPE];

@@ -21,6 +21,7 @@ use super::encode::{EncodedRequest, RequestLimits, encode_metrics};
 use super::logs::{self, EventQueue};
 use super::parts;
 use super::resource::Resources;
+use super::spool::{Encoding, Spool, UnderWay};
 use crate::entity::Entity;
 use crate::event::{Attributes, key};
 use crate::series::{Limits, Snapshot, attr, metrics};
@@ -29,6 +30,8 @@ use crate::telemetry::SelfStats;
 /// Attempts at a request that the server refuses with a retryable code. One that cannot be reached is tried
 /// for as long as there is nothing newer.
 const REFUSED_ATTEMPTS: u32 = 5;
+/// The same of one out of the spool, where nothing is short but disk: about an hour.
+const SPOOLED_ATTEMPTS: u32 = 120;
 /// Octets of a body that is not halved any more: who finds that too large takes nothing.
 const SMALLEST: usize = 16 << 10;
 
@@ -99,6 +102,8 @@ pub struct Exporter {
     stats: Arc<SelfStats>,
     metrics: Option<MetricsLane>,
     logs: Option<LogsLane>,
+    /// Where events go that nobody takes.
+    spool: Option<Arc<Spool>>,
     /// Counts flushes; a change ends any wait between attempts.
     flushes: watch::Sender<u64>,
 }
@@ -123,9 +128,12 @@ struct LogsLane {
     /// There is a batch full of events, or a flush.
     enough: Arc<Notify>,
     done: watch::Receiver<u64>,
-    /// Events out of the queue of which it is not known yet what has come of them.
-    under_way: Arc<AtomicU64>,
+    under_way: Arc<UnderWay>,
+    /// With a spool: more wait than should in memory.
+    many: Arc<Notify>,
     task: JoinHandle<()>,
+    /// From the queue to the spool.
+    spilling: Option<JoinHandle<()>>,
 }
 
 impl Exporter {
@@ -140,10 +148,10 @@ impl Exporter {
         stats: Arc<SelfStats>,
         options: Options,
     ) -> Result<Self, ClientError> {
-        Self::start_with(config, resources, stats, options, None)
+        Self::start_with(config, resources, stats, options, None, None)
     }
 
-    /// The same in place of another one, with what that one knows of deltas.
+    /// The same in place of another one, with what that one knows of deltas; and with a spool.
     ///
     /// # Errors
     ///
@@ -154,6 +162,7 @@ impl Exporter {
         stats: Arc<SelfStats>,
         options: Options,
         deltas: Option<SharedDeltas>,
+        spool: Option<Arc<Spool>>,
     ) -> Result<Self, ClientError> {
         let (flushes, _) = watch::channel(0);
         let endpoints = (&config.metrics, &config.logs);
@@ -171,6 +180,7 @@ impl Exporter {
             options,
             flushes: flushes.subscribe(),
             too_large: usize::MAX,
+            spool: None,
         };
         let metrics = match &config.metrics {
             None => None,
@@ -202,9 +212,10 @@ impl Exporter {
                 let client = Client::<ExportLogsServiceResponse>::new(target.clone())?;
                 let queue = Arc::new(EventQueue::new(options.event_queue));
                 let enough = Arc::new(Notify::new());
-                let under_way = Arc::new(AtomicU64::new(0));
+                let (under_way, many) = (Arc::new(UnderWay::default()), Arc::new(Notify::new()));
                 let (done_tx, done) = watch::channel(0);
                 let delivery = delivery("otlp_logs", "events", target.endpoint.to_string(), health_of_logs);
+                let delivery = Delivery { spool: spool.clone(), ..delivery };
                 let sender = LogSender {
                     queue: queue.clone(),
                     enough: enough.clone(),
@@ -212,11 +223,16 @@ impl Exporter {
                     done: done_tx,
                     under_way: under_way.clone(),
                 };
+                let spilling = spool.clone().map(|spool| {
+                    let encoding = encoding(&resources, options);
+                    tokio::spawn(spill(spool, queue.clone(), many.clone(), encoding, options))
+                });
                 let task = tokio::spawn(send_logs(client, sender, delivery));
-                Some(LogsLane { queue, enough, done, under_way, task })
+                Some(LogsLane { queue, enough, done, under_way, many, task, spilling })
             }
         };
-        Ok(Self { resources, preferences: config.preferences, options, stats, metrics, logs, flushes })
+        let preferences = config.preferences;
+        Ok(Self { resources, preferences, options, stats, metrics, logs, spool, flushes })
     }
 
     /// What it knows of deltas, if those are told.
@@ -261,6 +277,9 @@ impl Exporter {
         }
         if waiting == self.options.event_batch {
             lane.enough.notify_one();
+        }
+        if waiting == many(self.options) {
+            lane.many.notify_one();
         }
     }
 
@@ -309,16 +328,32 @@ impl Exporter {
         lane.enough.notify_one();
     }
 
-    /// Flushes, then ends the tasks. What is left when the deadline comes is counted as failed.
-    pub async fn shutdown(self, deadline: Duration) -> Flushed {
+    /// Flushes, then ends the tasks. What is left when the deadline comes goes to the spool; without one it is counted as failed.
+    pub async fn shutdown(mut self, deadline: Duration) -> Flushed {
         let flushed = self.flush(deadline).await;
-        let under_way = self.logs.as_ref().map_or(0, |lane| {
-            // It may be delivered this very moment; what is said to be lost rather is than not.
-            lane.task.abort();
-            lane.under_way.load(Ordering::Acquire)
-        });
-        let left = u64::try_from(self.waiting_events()).unwrap_or(u64::MAX);
-        count_failed(&self.stats, "otlp_logs", "shutdown", left.saturating_add(under_way));
+        let Some(lane) = &mut self.logs else { return flushed };
+        // It may be delivered this very moment; what is said to be lost rather is than not.
+        lane.task.abort();
+        lane.spilling.iter().for_each(JoinHandle::abort);
+        let lost = match &self.spool {
+            None => {
+                let under_way: u64 = lock(&lane.under_way).iter().map(|request| request.items).sum();
+                count(lane.queue.len()).saturating_add(under_way)
+            }
+            Some(spool) => {
+                // Only what has ended holds nothing back.
+                drop((&mut lane.task).await);
+                let (spool, queue, under_way) = (spool.clone(), lane.queue.clone(), lane.under_way.clone());
+                let encoding = encoding(&self.resources, self.options);
+                let close = tokio::task::spawn_blocking(move || spool.close(&queue, &under_way, &encoding));
+                match tokio::time::timeout(deadline, close).await {
+                    Ok(Ok(lost)) => lost.saturating_add(count(lane.queue.len())),
+                    // The disk hangs.
+                    Ok(Err(_)) | Err(_) => count(lane.queue.len()),
+                }
+            }
+        };
+        count_failed(&self.stats, "otlp_logs", "shutdown", lost);
         flushed
     }
 }
@@ -330,8 +365,22 @@ impl Drop for Exporter {
         }
         if let Some(lane) = &self.logs {
             lane.task.abort();
+            lane.spilling.iter().for_each(JoinHandle::abort);
         }
     }
+}
+
+fn encoding(resources: &Arc<Resources>, options: Options) -> Encoding {
+    Encoding { resources: resources.clone(), limits: options.limits, batch: options.event_batch }
+}
+
+/// How many events are more than should wait in memory where there is a disk.
+const fn many(options: Options) -> usize {
+    options.event_queue / 2
+}
+
+fn count(items: usize) -> u64 {
+    u64::try_from(items).unwrap_or(u64::MAX)
 }
 
 /// One encoded snapshot.
@@ -396,12 +445,12 @@ async fn send_metrics(
         let Batch { generation, requests } = slot.take().await;
         match &deltas {
             // The next snapshot has all that this one has.
-            None => drop(delivery.deliver(&mut client, requests, || slot.newer()).await),
+            None => drop(delivery.deliver(&mut client, requests, || slot.newer(), Patience::Usual).await),
             Some(deltas) => {
                 let taken = lock(deltas).take();
                 let requests = encode_metrics(&taken.snapshot(), &resources, preferences, limits);
-                let unsent = delivery.deliver(&mut client, requests, || slot.newer()).await;
-                lock(deltas).put_back(&taken, &unsent);
+                let outcome = delivery.deliver(&mut client, requests, || slot.newer(), Patience::Usual).await;
+                lock(deltas).put_back(&taken, &outcome.unsent);
             }
         }
         done.send_replace(generation);
@@ -413,28 +462,106 @@ struct LogSender {
     enough: Arc<Notify>,
     resources: Arc<Resources>,
     done: watch::Sender<u64>,
-    under_way: Arc<AtomicU64>,
+    /// Out of the queue, and it is not known yet what has come of them.
+    under_way: Arc<UnderWay>,
 }
 
 async fn send_logs(mut client: Client<ExportLogsServiceResponse>, sender: LogSender, mut delivery: Delivery) {
     let LogSender { queue, enough, resources, done, under_way } = sender;
     let Options { limits, event_batch, event_delay, .. } = delivery.options;
+    let spool = delivery.spool.clone();
     loop {
         // A wait that ends without an event costs a look at an empty queue.
         drop(tokio::time::timeout(event_delay, enough.notified()).await);
         let flush_no = *delivery.flushes.borrow();
         loop {
-            let batch = queue.take(event_batch);
-            if batch.is_empty() {
+            if let Some(spool) = &spool {
+                send_spooled(&mut client, spool, &mut delivery).await;
+            }
+            let held = match &spool {
+                Some(spool) if spool.is_held_up() => {
+                    let spool = spool.clone();
+                    wait_for_disk(move || spool.take_held()).await.flatten()
+                }
+                Some(_) | None => None,
+            };
+            let requests = match held {
+                Some(request) => vec![request],
+                None => logs::encode(queue.take(event_batch), &resources, limits),
+            };
+            if requests.is_empty() {
                 break;
             }
-            let requests = logs::encode(batch, &resources, limits);
-            under_way.store(requests.iter().map(|request| request.items).sum(), Ordering::Release);
-            delivery.deliver(&mut client, requests, std::future::pending).await;
-            under_way.store(0, Ordering::Release);
+            lock(&under_way).extend(requests);
+            loop {
+                // It is there until it is known what has come of it: this task may be ended at any time.
+                let Some(request) = lock(&under_way).front().cloned() else { break };
+                let patience = if spool.is_some() { Patience::Once } else { Patience::Usual };
+                let outcome =
+                    delivery.deliver(&mut client, vec![request], std::future::pending, patience).await;
+                let is_later = !outcome.later.is_empty();
+                {
+                    let mut under_way = lock(&under_way);
+                    under_way.pop_front();
+                    outcome.later.into_iter().rev().for_each(|request| under_way.push_front(request));
+                }
+                if let (Some(spool), true) = (&spool, is_later) {
+                    let (spool, under_way) = (spool.clone(), under_way.clone());
+                    wait_for_disk(move || spool.absorb(&under_way)).await;
+                    break;
+                }
+            }
         }
         done.send_replace(flush_no);
     }
+}
+
+/// Sends what is on disk, until nothing is.
+async fn send_spooled(
+    client: &mut Client<ExportLogsServiceResponse>,
+    spool: &Arc<Spool>,
+    delivery: &mut Delivery,
+) {
+    if spool.is_empty() {
+        return;
+    }
+    let limits = delivery.options.limits;
+    let turn = spool.turn().await;
+    loop {
+        let (of_call, held) = (spool.clone(), turn.clone());
+        let taken = wait_for_disk(move || (of_call.take(limits), held).0).await.flatten();
+        let Some(request) = taken else { return };
+        // Refused for good or not, it has had its chance.
+        drop(delivery.deliver(client, vec![request], std::future::pending, Patience::Long).await);
+        let (of_call, held) = (spool.clone(), turn.clone());
+        wait_for_disk(move || (of_call.done(), held).0).await;
+    }
+}
+
+/// From the queue to disk: all of it while nobody takes events, and what is more than should wait in memory.
+async fn spill(
+    spool: Arc<Spool>,
+    queue: Arc<EventQueue>,
+    enough: Arc<Notify>,
+    encoding: Encoding,
+    options: Options,
+) {
+    loop {
+        drop(tokio::time::timeout(options.event_delay, enough.notified()).await);
+        let keep = if spool.is_away() { 0 } else { many(options) };
+        if queue.len() <= keep && !spool.is_unsynced() {
+            continue;
+        }
+        // What makes room makes some.
+        let keep = if queue.len() > keep { keep / 2 } else { keep };
+        let (spool, queue, encoding) = (spool.clone(), queue.clone(), encoding.clone());
+        wait_for_disk(move || spool.spill(&queue, keep, &encoding)).await;
+    }
+}
+
+/// `None` at the end of the runtime.
+async fn wait_for_disk<T: Send + 'static>(act: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    tokio::task::spawn_blocking(act).await.ok()
 }
 
 /// How the sending of one request ended.
@@ -445,10 +572,32 @@ enum Sent {
     Refused(&'static str),
     /// There is something newer; `error.type` of the last attempt.
     Superseded(&'static str),
+    /// One attempt was all there was to be.
+    Later,
     /// For its size; so small a one that its other parts will not be taken either.
     RefusedHoweverSmall(&'static str),
     /// Refused for its size, now or one like it before: here are its halves.
     InParts([EncodedRequest; 2]),
+}
+
+/// How often a request is tried that a server refuses with a retryable code, or that does not reach it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Patience {
+    /// A few times; where nobody is reached, for as long as there is nothing newer.
+    Usual,
+    /// There is a spool to wait in.
+    Once,
+    /// It is out of the spool.
+    Long,
+}
+
+/// What has not arrived.
+#[derive(Debug, Default)]
+struct Undelivered {
+    /// Lost, by their positions.
+    unsent: Vec<Range<u64>>,
+    /// To be tried another time.
+    later: Vec<EncodedRequest>,
 }
 
 /// What delivering takes, whatever the signal.
@@ -464,17 +613,20 @@ struct Delivery {
     flushes: watch::Receiver<u64>,
     /// Octets of the smallest body that was refused for its size, and could be halved.
     too_large: usize,
+    /// Of events, where there is one.
+    spool: Option<Arc<Spool>>,
 }
 
 impl Delivery {
     /// Sends each request until it is accepted, refused for good, or `newer` makes the rest pointless; in parts where it is too
-    /// large. Returns which items did not arrive, by their positions.
+    /// large.
     async fn deliver<R: Response, F: Future<Output = ()>>(
         &mut self,
         client: &mut Client<R>,
         requests: Vec<EncodedRequest>,
         newer: impl Fn() -> F,
-    ) -> Vec<Range<u64>> {
+        patience: Patience,
+    ) -> Undelivered {
         let mut waiting = VecDeque::from(requests);
         // How many of those in front are parts of one request.
         let mut parts = 0usize;
@@ -485,7 +637,7 @@ impl Delivery {
             let known = request.body.len() >= self.too_large;
             let sent = match if known { parts::halves::<R::Request>(&request) } else { None } {
                 Some(halves) => Sent::InParts(halves),
-                None => self.send(client, &request, &newer).await,
+                None => self.send(client, &request, &newer, patience).await,
             };
             let (kind, with) = match sent {
                 Sent::Taken => continue,
@@ -499,13 +651,17 @@ impl Delivery {
                 // No other part would be taken either.
                 Sent::RefusedHoweverSmall(kind) => (kind, std::mem::take(&mut parts)),
                 Sent::Superseded(kind) => (kind, waiting.len()),
+                Sent::Later => {
+                    waiting.push_front(request);
+                    break;
+                }
             };
             for request in std::iter::once(request).chain(waiting.drain(..with.min(waiting.len()))) {
                 count_failed(&self.stats, self.sink, kind, request.items);
                 unsent.push(request.first..request.first.saturating_add(request.items));
             }
         }
-        unsent
+        Undelivered { unsent, later: waiting.into() }
     }
 
     /// Sends one request, as often as that makes sense.
@@ -514,7 +670,9 @@ impl Delivery {
         client: &mut Client<R>,
         request: &EncodedRequest,
         newer: &impl Fn() -> F,
+        patience: Patience,
     ) -> Sent {
+        let most_attempts = if patience == Patience::Long { SPOOLED_ATTEMPTS } else { REFUSED_ATTEMPTS };
         let mut attempt = 1u32;
         loop {
             let started = Instant::now();
@@ -522,6 +680,7 @@ impl Delivery {
             self.stats.export_took(self.sink, started.elapsed());
             let failure = match outcome {
                 Outcome::Accepted { rejected, message } => {
+                    self.spool.iter().for_each(|spool| spool.set_away(false));
                     self.accepted(request.items, rejected, &message);
                     return Sent::Taken;
                 }
@@ -541,13 +700,16 @@ impl Delivery {
                     return Sent::RefusedHoweverSmall(failure.kind);
                 }
                 Retry::Never | Retry::Smaller => None,
-                Retry::BackOff | Retry::After(_) if !failure.unreachable && attempt >= REFUSED_ATTEMPTS => {
-                    None
+                Retry::BackOff | Retry::After(_) if patience == Patience::Once => {
+                    self.spool.iter().for_each(|spool| spool.set_away(true));
+                    return Sent::Later;
                 }
+                Retry::BackOff | Retry::After(_) if !failure.unreachable && attempt >= most_attempts => None,
                 Retry::BackOff => Some(back_off / 2 + random_part_of(back_off / 2)),
                 Retry::After(asked) => Some(asked + random_part_of(asked / 10)),
             };
             let Some(wait) = wait else { return Sent::Refused(failure.kind) };
+            self.spool.iter().for_each(|spool| spool.set_away(true));
             attempt = attempt.saturating_add(1);
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
@@ -638,8 +800,9 @@ impl Health {
 
     fn failed(&self, delivery: &Delivery, failure: &Failure) {
         let complaint = if failure.unreachable { Complaint::Unreachable } else { Complaint::Refused };
-        let Delivery { signal, endpoint, .. } = delivery;
+        let Delivery { signal, endpoint, spool, .. } = delivery;
         let Failure { kind, message, .. } = failure;
+        let kept = if spool.is_some() { "events on disk (--spool)" } else { "of events the newest" };
         if !self.is_new(signal, complaint) {
             tracing::debug!(endpoint, "error.type" = kind, message, "export of {signal} failed");
             return;
@@ -648,7 +811,7 @@ impl Health {
             Complaint::Unreachable => tracing::warn!(
                 endpoint,
                 "error.type" = kind,
-                "cannot export {signal}: {message}; totals are kept, of events the newest, and sent when the \
+                "cannot export {signal}: {message}; totals are kept, {kept}, and sent when the \
                  endpoint answers; check that it listens there"
             ),
             Complaint::Refused | Complaint::Rejected => tracing::warn!(

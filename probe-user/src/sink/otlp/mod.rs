@@ -5,7 +5,8 @@
 //! through the SDK: see [`crate::telemetry`].
 //!
 //! Metrics are cumulative, so the newest snapshot replaces any that still waits and no total is lost while
-//! the collector is away. For collectors that want deltas, what was not delivered becomes part of the next one. Events wait in a bounded queue; the oldest are dropped first, and counted.
+//! the collector is away. For collectors that want deltas, what was not delivered becomes part of the next one. Events wait in a bounded queue; the oldest are dropped
+//! first, and counted. With a [`spool`] they go to disk instead.
 
 mod client;
 mod config;
@@ -15,6 +16,7 @@ mod export;
 mod logs;
 mod parts;
 mod resource;
+pub mod spool;
 
 pub use self::client::ClientError;
 pub(crate) use self::client::{Connection, endpoint};
@@ -25,3 +27,4 @@ pub use self::config::{
 pub use self::encode::{EncodedRequest, RequestLimits, encode_metrics};
 pub use self::export::{Exporter, Flushed, Options, SharedDeltas, phase};
 pub use self::resource::{Resources, SCHEMA_URL, new_instance_id};
+pub use self::spool::Spool;
