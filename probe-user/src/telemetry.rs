@@ -307,8 +307,10 @@ fn over_grpc(target: &Target, temporality: Temporality) -> Result<MetricExporter
             }
             Ok(request)
         });
-    if target.compression == Compression::Gzip {
-        builder = builder.with_compression(SdkCompression::Gzip);
+    match target.compression {
+        Compression::None => {}
+        Compression::Gzip => builder = builder.with_compression(SdkCompression::Gzip),
+        Compression::Zstd => builder = builder.with_compression(SdkCompression::Zstd),
     }
     Ok(builder.build()?)
 }

@@ -313,9 +313,12 @@ impl Receiver {
         };
         let address = incoming.local_addr()?;
         let service = Service(shared.clone());
-        let mut metrics =
-            MetricsServiceServer::new(service.clone()).accept_compressed(CompressionEncoding::Gzip);
-        let mut logs = LogsServiceServer::new(service).accept_compressed(CompressionEncoding::Gzip);
+        let mut metrics = MetricsServiceServer::new(service.clone())
+            .accept_compressed(CompressionEncoding::Gzip)
+            .accept_compressed(CompressionEncoding::Zstd);
+        let mut logs = LogsServiceServer::new(service)
+            .accept_compressed(CompressionEncoding::Gzip)
+            .accept_compressed(CompressionEncoding::Zstd);
         if let Some(largest) = largest {
             metrics = metrics.max_decoding_message_size(largest);
             logs = logs.max_decoding_message_size(largest);

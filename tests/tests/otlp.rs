@@ -442,7 +442,7 @@ async fn arrives_in_parts(receiver: &Receiver, largest: usize, env: &[(&str, &st
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_too_large_arrives_in_parts() -> Result<()> {
     let largest = 48 << 10;
-    for compression in ["none", "gzip"] {
+    for compression in ["none", "gzip", "zstd"] {
         let receiver = Receiver::grpc(Settings { largest: Some(largest), ..Settings::default() })?;
         arrives_in_parts(&receiver, largest, &[("OTEL_EXPORTER_OTLP_COMPRESSION", compression)]).await?;
     }

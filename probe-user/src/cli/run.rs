@@ -136,7 +136,7 @@ struct OtlpArgs {
     /// How long one request may take
     #[arg(long, value_name = "TIME", value_parser = positive)]
     otlp_timeout: Option<Duration>,
-    /// Compression of what is sent: none (unless told otherwise), or gzip
+    /// Compression of what is sent: none (unless told otherwise), gzip or zstd
     #[arg(long, value_name = "NAME")]
     otlp_compression: Option<String>,
     /// PEM file of the authorities that may have signed the collector's certificate, in place of the system's

@@ -104,7 +104,8 @@ async fn answer(shared: &Shared, request: Request<Incoming>, largest: usize) -> 
             let mut unpacked = Vec::new();
             GzDecoder::new(&body[..]).read_to_end(&mut unpacked).map(|_len| unpacked)
         }
-        Some(_) => return plain(StatusCode::UNSUPPORTED_MEDIA_TYPE, "gzip or nothing"),
+        Some("zstd") => zstd::decode_all(&body[..]),
+        Some(_) => return plain(StatusCode::UNSUPPORTED_MEDIA_TYPE, "gzip, zstd or nothing"),
     };
     let Ok(unpacked) = unpacked else { return plain(StatusCode::BAD_REQUEST, "it does not unpack") };
     if unpacked.len() > largest {

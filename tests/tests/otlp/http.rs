@@ -9,7 +9,7 @@ const HTTP: (&str, &str) = ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf");
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn metrics_and_events_arrive_with_headers_and_compressed() -> Result<()> {
     let receiver = Receiver::start_http()?;
-    for compression in ["none", "gzip"] {
+    for compression in ["none", "gzip", "zstd"] {
         let env = [
             HTTP,
             ("OTEL_EXPORTER_OTLP_HEADERS", "Authorization=Bearer%20t0ken,x-tenant=a"),
@@ -27,7 +27,7 @@ async fn metrics_and_events_arrive_with_headers_and_compressed() -> Result<()> {
             assert_eq!(of("authorization"), Some("Bearer t0ken"));
             assert_eq!(of("x-tenant"), Some("a"));
             assert_eq!(of("content-type"), Some("application/x-protobuf"));
-            assert_eq!(of("content-encoding"), (compression == "gzip").then_some("gzip"));
+            assert_eq!(of("content-encoding"), (compression != "none").then_some(compression));
             assert!(of("user-agent").is_some_and(|agent| agent.starts_with("probe/")));
         }
         let points = receiver.points();
@@ -58,6 +58,25 @@ async fn what_is_refused_for_good_is_counted_and_not_tried_again() -> Result<()>
     ] {
         let fault = answer(status, &[("location", "http://127.0.0.1:1/")], "not like this");
         is_counted_and_not_tried_again(&Receiver::start_http()?, fault, &[HTTP], kind).await?;
+    }
+    Ok(())
+}
+
+/// Who does not unpack what it is sent is told with what it may unpack.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_compression_that_is_not_known_is_told_with_the_way_out() -> Result<()> {
+    let zstd = ("OTEL_EXPORTER_OTLP_COMPRESSION", "zstd");
+    let of_grpc = Status::unimplemented("Content is encoded with `zstd` which isn't supported");
+    for (receiver, fault, env) in [
+        (Receiver::start_http()?, answer(415, &[], ""), vec![HTTP, zstd]),
+        (Receiver::start()?, Fault::Refuse(of_grpc), vec![zstd]),
+    ] {
+        receiver.set_fault(fault);
+        let mut agent = Agent::start(&receiver.endpoint(), &env)?;
+        agent.tick();
+        assert_eq!(agent.exporter.flush(DEADLINE).await, Flushed::Done);
+        let said = said(&receiver.endpoint());
+        assert!(said.iter().any(|line| line.contains("--otlp-compression gzip, or none")), "{said:?}");
     }
     Ok(())
 }

@@ -112,8 +112,22 @@ pub enum Protocol {
 pub enum Compression {
     /// Not at all.
     None,
-    /// gzip.
+    /// gzip, the specification's.
     Gzip,
+    /// zstd, which the OpenTelemetry Collector takes too.
+    Zstd,
+}
+
+impl Compression {
+    /// As `Content-Encoding` and `grpc-encoding` have it; `None`: there is none.
+    #[must_use]
+    pub const fn coding(self) -> Option<&'static str> {
+        match self {
+            Self::None => None,
+            Self::Gzip => Some("gzip"),
+            Self::Zstd => Some("zstd"),
+        }
+    }
 }
 
 /// A request header.
@@ -452,8 +466,9 @@ fn protocol(setting: &Setting) -> Result<Protocol, ConfigError> {
 fn compression(setting: &Setting) -> Result<Compression, ConfigError> {
     match setting.value.trim() {
         "gzip" => Ok(Compression::Gzip),
+        "zstd" => Ok(Compression::Zstd),
         "none" => Ok(Compression::None),
-        _ => Err(setting.refuse("gzip, none")),
+        _ => Err(setting.refuse("gzip, zstd, none")),
     }
 }
 
@@ -729,7 +744,7 @@ mod tests {
             ("OTEL_EXPORTER_OTLP_LOGS_PROTOCOL", "http/json", "grpc"),
             ("OTEL_EXPORTER_OTLP_TIMEOUT", "10s", "milliseconds"),
             ("OTEL_EXPORTER_OTLP_TIMEOUT", "0", "milliseconds"),
-            ("OTEL_EXPORTER_OTLP_COMPRESSION", "zstd", "gzip, none"),
+            ("OTEL_EXPORTER_OTLP_COMPRESSION", "lz4", "gzip, zstd, none"),
             ("OTEL_EXPORTER_OTLP_INSECURE", "yes", "true, false"),
             ("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "deltas", "cumulative, delta, lowmemory"),
             (

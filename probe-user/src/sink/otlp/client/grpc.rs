@@ -75,6 +75,7 @@ impl<R: Response> Grpc<R> {
         match self.target.compression {
             Compression::None => {}
             Compression::Gzip => grpc = grpc.send_compressed(CompressionEncoding::Gzip),
+            Compression::Zstd => grpc = grpc.send_compressed(CompressionEncoding::Zstd),
         }
         grpc.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
         let mut request = Request::new(body);

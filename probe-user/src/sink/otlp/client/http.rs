@@ -52,14 +52,15 @@ impl Connection {
         let mut request = Request::new(Full::new(match self.target.compression {
             Compression::None => body,
             Compression::Gzip => gzip(&body),
+            Compression::Zstd => zstd(&body),
         }));
         *request.method_mut() = hyper::Method::POST;
         *request.uri_mut() = self.target.endpoint.clone();
         let headers = request.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(PROTOBUF));
         headers.insert(hyper::header::USER_AGENT, HeaderValue::from_static(USER_AGENT));
-        if self.target.compression == Compression::Gzip {
-            headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+        if let Some(coding) = self.target.compression.coding() {
+            headers.insert(CONTENT_ENCODING, HeaderValue::from_static(coding));
         }
         for header in &self.target.headers {
             // Both were checked when they were read: names and values of gRPC are narrower than those of HTTP.
@@ -104,6 +105,11 @@ fn gzip(body: &[u8]) -> Bytes {
     // Cannot fail: a Vec grows.
     let written = encoder.write_all(body).and_then(|()| encoder.finish());
     written.map(Bytes::from).unwrap_or_default()
+}
+
+fn zstd(body: &[u8]) -> Bytes {
+    // Cannot fail: a Vec grows.
+    zstd::encode_all(body, zstd::DEFAULT_COMPRESSION_LEVEL).map(Bytes::from).unwrap_or_default()
 }
 
 /// To one endpoint, for one kind of answer.

@@ -60,6 +60,7 @@ impl ClientError {
     }
 }
 
+const UNPACK: &str = "it may not unpack what it is sent: --otlp-compression gzip, or none";
 const AUTHORITY: &str = "name the authority that signed the collector's certificate by --otlp-certificate or OTEL_EXPORTER_OTLP_CERTIFICATE";
 
 /// What is most often wrong where the transports say this: a port of the other protocol, TLS with one that has none. Their errors
@@ -70,6 +71,10 @@ fn way_out(message: &str) -> Option<&'static str> {
         ("invalid HTTP version", "is it a port for gRPC (4317)? then --otlp-protocol grpc"),
         ("unexpected message from connection", "is it a port for gRPC (4317)? then --otlp-protocol grpc"),
         ("grpc-status header missing", "is it a port for HTTP (4318)? then --otlp-protocol http/protobuf"),
+        // tonic, grpc-go; then HTTP.
+        ("which isn't supported", UNPACK),
+        ("Decompressor is not installed", UNPACK),
+        ("415 Unsupported Media Type", UNPACK),
         ("InvalidContentType", "does it speak TLS? if not, http:// and not https://"),
         ("UnknownIssuer", AUTHORITY),
         // Another authority of the same name: the one before, perhaps.
