@@ -98,7 +98,8 @@ fn runs_are_those_that_the_kernel_counts() -> Result<()> {
 fn without_the_flag_nothing_is_told() -> Result<()> {
     let receiver = Receiver::start()?;
     let probe = Probe::start(&["run", "--interval", "300ms", "--otlp-endpoint", &receiver.endpoint()])?;
-    let has_own = |receiver: &Receiver| receiver.points().iter().any(|point| point.name == "process.memory.usage");
+    let has_own =
+        |receiver: &Receiver| receiver.points().iter().any(|point| point.name == "process.memory.usage");
     receiver
         .wait_for("the agent's own metrics", patient(LONG), |receiver| has_own(receiver).then_some(()))?;
     probe.stop()?.require_complete()?;
