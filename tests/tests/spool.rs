@@ -227,6 +227,11 @@ fn a_directory_that_is_of_no_use_is_refused_before_anything_is_attached() -> Res
     let (code, stderr) = start(&spool)?;
     ensure!(code == Some(2) && stderr.contains("another probe uses it"), "{code:?}: {stderr}");
     first.stop()?;
+    let (code, stderr) = start(&format!("{spool}/above/it"))?;
+    ensure!(code == Some(2) && stderr.contains("make the directory above it"), "{code:?}: {stderr}");
+    let output = run(["run", "--duration", "1s", "--spool", &spool])?;
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success() && stderr.contains("--spool has nothing to keep"), "{stderr}");
     let (code, stderr) = start("/proc/spool")?;
     ensure!(code == Some(2) && stderr.contains("cannot be used"), "{code:?}: {stderr}");
     Ok(())

@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::Failure;
+use super::logging::stderr_line;
 use crate::config::OtlpEvents;
 use crate::entity::Entity;
 use crate::pipeline::{Flow, Sink};
@@ -145,7 +146,7 @@ impl OtlpSink {
 
     /// Sends what is left.
     pub(super) async fn shutdown(self) {
-        let Self { exporter, telemetry, mut leaving, .. } = self;
+        let Self { exporter, telemetry, mut leaving, spool, .. } = self;
         // Side by side: collectors that hang hold up the end once, not twice.
         leaving.spawn(async move {
             if let Some(exporter) = exporter {
@@ -156,6 +157,13 @@ impl OtlpSink {
             leaving.spawn(end_telemetry(telemetry));
         }
         while leaving.join_next().await.is_some() {}
+        let waiting = spool.map_or(0, |spool| spool.waiting());
+        if waiting > 0 {
+            stderr_line(
+                tracing::Level::INFO,
+                format_args!("{waiting} events wait on disk for the next start (--spool)"),
+            );
+        }
     }
 }
 

@@ -377,6 +377,9 @@ fn run(wanted: Wanted, arguments: Vec<OsString>, instance: String) -> Result<Exi
     let listener = address.map(listen).transpose()?;
     let stats = Arc::new(SelfStats::new());
     let spool = spool.open(&stats)?;
+    if spool.is_some() && config.otlp.as_ref().is_none_or(|otlp| otlp.logs.is_none()) {
+        tracing::warn!("--spool has nothing to keep: no collector gets events (--otlp-endpoint)");
+    }
     let mut pipeline = Pipeline::start(&config, signals::ALL, true, Arc::clone(&stats))?;
     tracing::info!(signals = ?pipeline.signals(), "running");
     block_on(async {

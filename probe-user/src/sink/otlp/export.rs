@@ -171,6 +171,7 @@ impl Exporter {
             (Some(metrics), Some(logs)) if metrics.is_beside(logs) => health_of_metrics.clone(),
             _ => Arc::new(Health::default()),
         };
+        let spools_events = spool.is_some();
         let delivery = |sink, signal, endpoint: String, health| Delivery {
             sink,
             signal,
@@ -181,6 +182,7 @@ impl Exporter {
             flushes: flushes.subscribe(),
             too_large: usize::MAX,
             spool: None,
+            spools_events,
         };
         let metrics = match &config.metrics {
             None => None,
@@ -615,6 +617,8 @@ struct Delivery {
     too_large: usize,
     /// Of events, where there is one.
     spool: Option<Arc<Spool>>,
+    /// Whether there is one: the signal that fails first speaks for both.
+    spools_events: bool,
 }
 
 impl Delivery {
@@ -800,9 +804,9 @@ impl Health {
 
     fn failed(&self, delivery: &Delivery, failure: &Failure) {
         let complaint = if failure.unreachable { Complaint::Unreachable } else { Complaint::Refused };
-        let Delivery { signal, endpoint, spool, .. } = delivery;
+        let Delivery { signal, endpoint, spools_events, .. } = delivery;
         let Failure { kind, message, .. } = failure;
-        let kept = if spool.is_some() { "events on disk (--spool)" } else { "of events the newest" };
+        let kept = if *spools_events { "events on disk (--spool)" } else { "of events the newest" };
         if !self.is_new(signal, complaint) {
             tracing::debug!(endpoint, "error.type" = kind, message, "export of {signal} failed");
             return;

@@ -85,9 +85,15 @@ impl Spool {
         Ok(spool)
     }
 
+    /// Events that wait, as of the last call.
+    #[must_use]
+    pub fn waiting(&self) -> u64 {
+        self.waiting.load(Ordering::Acquire)
+    }
+
     /// Whether nothing waits.
     pub(super) fn is_empty(&self) -> bool {
-        self.waiting.load(Ordering::Acquire) == 0
+        self.waiting() == 0
     }
 
     /// Whether events go to disk as they come, because nobody takes them.

@@ -113,6 +113,9 @@ impl Store {
         let opened = least::without_capabilities(|| Self::open_plainly(dir, most_octets));
         let opened = opened.map_err(|error| refuse(error.to_string(), WRITABLE))?;
         opened.map_err(|refusal| match refusal {
+            Refusal::Io(error) if error.kind() == io::ErrorKind::NotFound => {
+                refuse(error.to_string(), "make the directory above it; probe makes the last one only")
+            }
             Refusal::Io(error) => refuse(error.to_string(), WRITABLE),
             Refusal::InUse => refuse("another probe uses it".to_owned(), "give each a directory of its own"),
             Refusal::Open => refuse(
