@@ -96,6 +96,7 @@ impl From<StartError> for Failure {
             }
             StartError::Btf(_) | StartError::Cgroup(_) | StartError::Signal { .. } => Self::kernel(error),
             StartError::Filter(message) => Self::usage(message),
+            StartError::Pin(pin) => Self::usage(pin.to_string()),
         }
     }
 }
@@ -162,5 +163,6 @@ fn defaults(interval: std::time::Duration) -> Result<Config, Failure> {
         program_stats: false,
         kubelet: None,
         otlp: None,
+        pin: None,
     })
 }
