@@ -123,6 +123,7 @@ fn everything_works_here_and_nothing_stays() -> Result<()> {
         "kernel stacks",
         "bpf statistics",
         "private cgroup mount",
+        "pinned programs",
     ] {
         ensure!(status(&checks, name) != "absent", "no check {name}");
         ensure!(status(&checks, name) != "unavailable", "{name}: {:?}", checks.get(name));

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::io;
 use std::mem::swap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +20,7 @@ use super::output::{StdoutSink, Style, Tee, closing_lines, ended, on_terminal};
 use super::reload::{EarlyHangups, Reload};
 use super::{Failure, block_on, effective};
 use crate::config::{Config, DnsOptions, OtlpEvents, Output, PinConfig, QuestionNames};
-use crate::load::PIN_DIRECTORY;
+use crate::load::{PIN_DIRECTORY, Pinned};
 use crate::pipeline::{Pipeline, Sink};
 use crate::signals;
 use crate::sink::otlp::{OtlpConfig, OtlpFlags, Resources, Spool, new_instance_id, phase};
@@ -386,6 +386,12 @@ fn run(wanted: Wanted, arguments: Vec<OsString>, instance: String) -> Result<Exi
     let spool = spool.open(&stats)?;
     if spool.is_some() && config.otlp.as_ref().is_none_or(|otlp| otlp.logs.is_none()) {
         tracing::warn!("--spool has nothing to keep: no collector gets events (--otlp-endpoint)");
+    }
+    if let (None, Pinned::Waiting(links)) = (&config.pin, Pinned::at(Path::new(PIN_DIRECTORY))) {
+        tracing::warn!(
+            "{links} programs that an agent with --pin has left run beside this one's: end them (rm -r {PIN_DIRECTORY}), or go on \
+             with them (--pin)"
+        );
     }
     if let Some(pin) = &mut config.pin {
         pin.instance.clone_from(&instance);

@@ -1,10 +1,13 @@
 //! What goes beyond the signals' needs: what each takes, and what is lost without.
 
+use std::path::Path;
+
 use caps::Capability;
 
 use super::signals::Tried;
 use super::{Check, Diagnosis, Host};
 use crate::kernel::cgroup::{CgroupError, CgroupRoot};
+use crate::load::{PIN_DIRECTORY, Pinned};
 
 pub(super) fn checks(host: &Host, cgroup: &Result<CgroupRoot, CgroupError>, tried: &Tried) -> Vec<Check> {
     let held = |capability| match &host.privileges {
@@ -20,7 +23,23 @@ pub(super) fn checks(host: &Host, cgroup: &Result<CgroupRoot, CgroupError>, trie
         stacks(held(Capability::CAP_PERFMON), held(Capability::CAP_SYSLOG)),
         statistics(host.features.bpf_stats, held(Capability::CAP_SYS_ADMIN)),
         private_cgroup(cgroup),
+        pinned(Pinned::at(Path::new(PIN_DIRECTORY))),
     ]
+}
+
+fn pinned(found: Pinned) -> Check {
+    const NAME: &str = "pinned programs";
+    match found {
+        Pinned::Nothing => Check::ok(NAME, format!("none; `probe run --pin` leaves some in {PIN_DIRECTORY}")),
+        Pinned::Running => Check::ok(NAME, format!("{PIN_DIRECTORY} is in use by an agent that runs")),
+        Pinned::Waiting(links) => Check::degraded(
+            NAME,
+            format!(
+                "{links} in {PIN_DIRECTORY} run, and no agent reads what they find; they cost what they cost"
+            ),
+        )
+        .fix(format!("go on with them: `probe run --pin`; or end them: rm -r {PIN_DIRECTORY}")),
+    }
 }
 
 const fn word(held: bool) -> &'static str {

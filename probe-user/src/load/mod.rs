@@ -30,7 +30,7 @@ pub use self::batch::{count_entries, lookup_batch, lookup_batch_per_cpu};
 pub use self::blocks::Blocks;
 pub use self::error::LoadError;
 pub use self::knock::bpf_answers;
-pub use self::pins::{Left, PIN_DIRECTORY, PinError, Pins};
+pub use self::pins::{Left, PIN_DIRECTORY, PinError, Pinned, Pins};
 pub use self::plain::Plain;
 pub use self::stats::{RunStats, RunStatsError};
 pub use self::walk::Walk;
@@ -343,14 +343,17 @@ impl Loaded {
             return Ok(false);
         }
         for spec in &self.programs {
+            let mut links: Vec<Link> = Vec::new();
             for name in spec.names(self.preempts_programs).filter(|name| link(name).exists()) {
                 let refused = |source| LoadError::Pin { signal, what: format!("program {name}"), source };
                 let program = pins::get_pinned(&directory.join(format!("prog_{name}"))).map_err(refused)?;
                 self.adopted.push((name, program));
+                // Held as well: who removes the directory under a running agent ends nothing.
+                links.push(Box::new(pins::get_pinned(&link(name)).map_err(refused)?));
             }
             let perf = spec.perf.filter(|(name, _)| link(name).exists());
             let hook = perf.map_or(spec.hook, |(_, hook)| hook);
-            self.attached.push(Attached { spec, hook, fallback: None, _links: Vec::new() });
+            self.attached.push(Attached { spec, hook, fallback: None, _links: links });
         }
         Ok(true)
     }

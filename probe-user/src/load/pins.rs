@@ -104,6 +104,37 @@ pub enum Left {
     },
 }
 
+/// What is pinned in a directory, as anybody sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pinned {
+    /// Nothing.
+    Nothing,
+    /// An agent that runs has it.
+    Running,
+    /// So many programs run, and nobody reads what they find.
+    Waiting(usize),
+}
+
+impl Pinned {
+    /// Looks. What may not be looked at is taken for nothing.
+    #[must_use]
+    pub fn at(directory: &Path) -> Self {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let Ok(lock) = rustix::fs::open(directory, flags, Mode::empty()) else { return Self::Nothing };
+        if rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)
+            == Err(rustix::io::Errno::WOULDBLOCK)
+        {
+            return Self::Running;
+        }
+        let entries = |path: &Path| std::fs::read_dir(path).into_iter().flatten().flatten();
+        let links = entries(directory)
+            .flat_map(|object| entries(&object.path()))
+            .filter(|entry| entry.file_name().as_bytes().starts_with(b"link_"))
+            .count();
+        if links == 0 { Self::Nothing } else { Self::Waiting(links) }
+    }
+}
+
 type State = HashMap<MapData, u32, Plain<Piece>>;
 
 /// The directory, locked.

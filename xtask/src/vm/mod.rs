@@ -23,15 +23,17 @@ use self::{
     table::Table,
 };
 use crate::{
-    live::{self, Live, Results},
+    live::{self, Ended, Live, Results},
     process::{is_root, repo_root, say},
-    protocol::{IN_GUEST, Plan},
+    protocol::{IN_GUEST, Outcome, Plan, Suite},
 };
 
 /// A test that takes longer in an emulated machine hangs.
 const TIMEOUT: Duration = Duration::from_secs(300);
 /// Where one machine differs: more possible CPUs than are online, as on hosts that can take more.
 const MANY_CPUS: (&str, u32) = ("6.1", 16);
+/// Suites whose subject is user space, whatever the kernel: of the guests, the oldest alone runs them.
+const OF_USER_SPACE: [&str; 6] = ["config", "kubelet", "logs", "notify", "otlp", "spool"];
 /// Tells the tests how many CPUs are possible.
 const POSSIBLE_CPUS: &str = "PROBE_TEST_POSSIBLE_CPUS";
 /// The running kernel's column.
@@ -94,7 +96,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     plan.env.extend([(IN_GUEST.into(), "1".into()), ("PATH".into(), "/bin".into())]);
     say(format_args!("==== {} tests on each of {} kernels; {}", tests.len(), kernels.len(), qemu.version()?));
     let start = Instant::now();
-    let columns = boot_all(&directory, &kernels, &qemu, &live, &plan, args.jobs.max(1))?;
+    let columns = boot_all(&directory, &kernels, &qemu, &live, &plan, args.jobs.max(1), args.test.is_none())?;
     say(format_args!("---- {:.1} s", start.elapsed().as_secs_f64()));
     if args.exec.is_some() {
         return Ok(ExitCode::SUCCESS);
@@ -148,6 +150,7 @@ fn boot_all(
     live: &Live,
     plan: &Plan,
     jobs: usize,
+    every: bool,
 ) -> Result<Vec<(String, Results)>> {
     let base = initramfs::base(live, &directory.join("stripped"))?;
     // The newest first: it takes longest.
@@ -160,7 +163,7 @@ fn boot_all(
                     loop {
                         let next = waiting.lock().unwrap_or_else(PoisonError::into_inner).next();
                         let Some(kernel) = next else { return Ok(()) };
-                        let results = boot(directory, kernel, qemu, &base, plan)?;
+                        let results = boot(directory, kernel, qemu, &base, plan, every)?;
                         let column = (kernel.series.clone(), results);
                         columns.lock().unwrap_or_else(PoisonError::into_inner).push(column);
                     }
@@ -176,21 +179,45 @@ fn boot_all(
     Ok(columns)
 }
 
-fn boot(directory: &Path, kernel: &Kernel, qemu: &Qemu, base: &[u8], plan: &Plan) -> Result<Results> {
+/// Takes the suites of user space out of a plan. Returns their tests as skipped.
+fn leave_out(plan: &mut Plan) -> Results {
+    let is_of_user_space = |suite: &Suite| OF_USER_SPACE.contains(&suite.name.as_str());
+    let (left_out, kept) = std::mem::take(&mut plan.suites).into_iter().partition(is_of_user_space);
+    plan.suites = kept;
+    let left_out = Plan { suites: left_out, ..Plan::default() };
+    let reason = format!("user space is its subject: it runs on {} and on hosts", SERIES[0]);
+    let skipped =
+        || Ended { outcome: Outcome::Skipped { reason: reason.clone() }, seconds: 0.0, retried: false };
+    let tests = live::names(&left_out).map(|name| (name, skipped())).collect();
+    Results { kernel: String::new(), tests }
+}
+
+fn boot(
+    directory: &Path,
+    kernel: &Kernel,
+    qemu: &Qemu,
+    base: &[u8],
+    plan: &Plan,
+    every: bool,
+) -> Result<Results> {
     let Kernel { series, vmlinuz, modules } = kernel;
     let possible_cpus = if series == MANY_CPUS.0 { MANY_CPUS.1 } else { 2 };
     let mut plan = plan.clone();
     plan.env.insert(POSSIBLE_CPUS.into(), possible_cpus.to_string());
+    // Asked for by name, or alone, they run anywhere.
+    let left_out = if every && series != SERIES[0] { leave_out(&mut plan) } else { Results::default() };
     let initrd = directory.join(format!("{series}.cpio"));
     initramfs::write(&initrd, base, &plan, modules)?;
-    qemu.run(&Machine {
+    let mut results = qemu.run(&Machine {
         vmlinuz,
         initrd: &initrd,
         possible_cpus,
         timeout: TIMEOUT,
         console: &directory.join(format!("{series}.console")),
         prefix: &format!("[{series}] "),
-    })
+    })?;
+    results.tests.extend(left_out.tests);
+    Ok(results)
 }
 
 fn directory(root: &Path) -> PathBuf {
