@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use probe_tests::bpf::Objects;
+use probe_tests::counters::Counters;
+use probe_tests::netns::Netns;
 use probe_tests::otlp_receiver::{Point, PointValue, Receiver};
 use probe_tests::probe::{Finished, Probe, in_guest, poll, require_root, run};
 use probe_tests::require::own_host;
@@ -43,8 +45,9 @@ impl Drop for BpfFs {
     }
 }
 
-/// Somebody who calls, asks, connects and loses packets, in a cgroup of its own.
+/// Somebody who calls, asks, connects and loses packets, in a cgroup and a network namespace of its own.
 struct Load {
+    netns: Netns,
     workload: Workload,
     cgroup: String,
 }
@@ -60,14 +63,15 @@ struct Counts {
 
 impl Load {
     fn start() -> Result<Self> {
-        let workload = Workload::start(STEADY)?;
+        let netns = Netns::new()?;
+        let workload = netns.run(|| Workload::start(STEADY))??;
         let pid = workload.pid();
         let cgroup = poll("the load is in its cgroup", LONG, || {
             let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
             let path = text.lines().find_map(|line| line.strip_prefix("0::"));
             Ok(path.filter(|path| path.contains(&format!("probe-test-{pid}"))).map(str::to_owned))
         })?;
-        Ok(Self { workload, cgroup })
+        Ok(Self { netns, workload, cgroup })
     }
 
     fn begin(&mut self, milliseconds: u32) -> Result<()> {
@@ -79,20 +83,17 @@ impl Load {
     fn made(&mut self) -> Result<Counts> {
         let answer = self.workload.hear()?;
         let numbers: Vec<u64> = answer.split(' ').map(str::parse).collect::<Result<_, _>>()?;
-        let [calls, lookups, connections, retransmits] = *numbers.as_slice() else {
+        let [calls, lookups, connections, _] = *numbers.as_slice() else {
             anyhow::bail!("{answer}");
         };
         // Every fourth of its calls is getppid.
-        Ok(Counts { calls: calls / 4, lookups, connections, retransmits })
+        Ok(Counts { calls: calls / 4, lookups, connections, retransmits: self.retransmits()? })
     }
 
-    /// What the kernel has counted of segments sent again, in the load's network namespace.
+    /// What the kernel has counted of segments sent again, in the load's network namespace: without those that did not leave.
     fn retransmits(&self) -> Result<u64> {
-        let snmp = std::fs::read_to_string(format!("/proc/{}/net/snmp", self.workload.pid()))?;
-        let mut tcp = snmp.lines().filter_map(|line| line.strip_prefix("Tcp: "));
-        let (names, values) = (tcp.next().context("names")?, tcp.next().context("values")?);
-        let at = names.split(' ').position(|name| name == "RetransSegs").context("RetransSegs")?;
-        Ok(values.split(' ').nth(at).context("its value")?.parse()?)
+        let counters = Counters::read(&self.netns)?;
+        Ok(u64::try_from(counters.get("TcpRetransSegs")? - counters.get("TcpExtTCPRetransFail")?)?)
     }
 
     fn agent(&self, receiver: &Receiver, pin: Option<&Path>, more: &[&str]) -> Result<Probe> {
@@ -105,6 +106,14 @@ impl Load {
         args.extend(more);
         Probe::start(&args)
     }
+}
+
+/// Whether all was told that was made. Of segments sent again a few are missing at times, whether agents change or not: the kernel counts them,
+/// and its tracepoint does not come by.
+fn is_whole(made: Counts, told: Counts) -> bool {
+    let retransmits = made.retransmits - made.retransmits / 25..=made.retransmits;
+    Counts { retransmits: 0, ..told } == Counts { retransmits: 0, ..made }
+        && retransmits.contains(&told.retransmits)
 }
 
 /// What a point stands for, if it is one of the load's.
@@ -193,7 +202,7 @@ fn a_successor_misses_nothing() -> Result<()> {
     let Restart { made, points, between } = restart(Some(&files.pins()), &[])?;
     println!("with --pin: made {made:?}, told {:?}; {between} segments sent again in between", told(&points));
     never_falls(&points)?;
-    ensure!(told(&points) == made, "made {made:?}, told {:?}", told(&points));
+    ensure!(is_whole(made, told(&points)), "made {made:?}, told {:?}", told(&points));
     Ok(())
 }
 
@@ -216,7 +225,10 @@ fn without_pins_what_happened_in_between_is_missing_and_no_more() -> Result<()> 
     ] {
         ensure!(told < made, "{what}: {told} told of {made}: nothing happened in between");
     }
-    ensure!(made.retransmits - told.retransmits <= between, "{between} in between: {made:?}, {told:?}");
+    ensure!(
+        made.retransmits - told.retransmits <= between + made.retransmits / 25,
+        "{between} in between: {made:?}, {told:?}"
+    );
     Ok(())
 }
 
@@ -234,7 +246,7 @@ fn deltas_go_on_too() -> Result<()> {
             *place(&mut told) += value;
         }
     }
-    ensure!(told == made, "made {made:?}, told {told:?}");
+    ensure!(is_whole(made, told), "made {made:?}, told {told:?}");
     Ok(())
 }
 
