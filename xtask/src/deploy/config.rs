@@ -161,7 +161,7 @@ fn files<'a>(etc: &Path, mounts: impl Iterator<Item = &'a str>, config: &str) ->
 }
 
 /// The one that was named, else the one built last.
-fn probe(deploy: &Deploy) -> Result<Option<PathBuf>> {
+pub(super) fn probe(deploy: &Deploy) -> Result<Option<PathBuf>> {
     if let Some(named) = &deploy.probe {
         return Ok(Some(
             fs::canonicalize(named).with_context(|| format!("cannot find {}", named.display()))?,

@@ -56,6 +56,7 @@ pub(super) fn check(deploy: &Deploy) -> Result<Outcome> {
         }
         faults.extend(kustomized(deploy, folder, &rendered)?);
     }
+    faults.extend(documented(deploy)?);
     all_of(faults)?;
     Ok(Outcome::Passed)
 }
@@ -158,4 +159,26 @@ fn kustomized(deploy: &Deploy, folder: &str, rendered: &BTreeMap<String, String>
         missing(&format!("{} differs from what the chart renders", name_of(&document)), *there == document);
     }
     Ok(faults)
+}
+
+/// The overlay in the README is one that works.
+fn documented(deploy: &Deploy) -> Result<Vec<String>> {
+    let page = fs::read_to_string(deploy.root.join("deploy/kubernetes/README.md"))?;
+    let block = page.split_once("```yaml\n").and_then(|(_, rest)| rest.split_once("```"));
+    let (block, _) = block.context("deploy/kubernetes/README.md has no YAML")?;
+    let overlay = deploy.scratch.join("documented");
+    fs::create_dir_all(&overlay)?;
+    let block =
+        block.replace("path/to/", "../../../").replace("sha256:…", &format!("sha256:{}", "a".repeat(64)));
+    fs::write(overlay.join("kustomization.yaml"), block)?;
+    fs::write(overlay.join("probe.yaml"), "interval: 30s\n")?;
+    let built = tools::printed(deploy.tools.kubectl().arg("kustomize").arg(&overlay))?;
+    // The ConfigMap, and the volume that follows its name; the image; the variable.
+    let wanted = [("name: probe-config-", 2), ("probe@sha256:aaaa", 1), ("value: http://$(NODE_IP):4317", 1)];
+    let wrong = wanted.iter().filter(|(text, times)| built.matches(text).count() != *times);
+    Ok(wrong
+        .map(|(text, times)| {
+            format!("the overlay of deploy/kubernetes/README.md has not {times} times `{text}`")
+        })
+        .collect())
 }

@@ -3,11 +3,13 @@
 
 mod chart;
 mod config;
+mod expected;
 mod manifests;
 mod notes;
 mod policy;
 mod readme;
 mod refused;
+mod rights;
 mod schemas;
 mod security;
 mod tools;
@@ -17,7 +19,7 @@ use std::{
     time::Instant,
 };
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 
 use self::tools::Tools;
 use crate::{
@@ -33,6 +35,9 @@ pub(crate) struct Args {
     /// Write what is made from the chart (deploy/kubernetes, the table of values in its README) instead of comparing it
     #[arg(long)]
     write: bool,
+    /// Only steps whose name contains this
+    #[arg(long, value_name = "WORDS")]
+    only: Option<String>,
     /// The probe that is asked whether it takes the configurations that the chart makes [default: the newest below target/]
     #[arg(long, value_name = "FILE")]
     probe: Option<PathBuf>,
@@ -50,7 +55,7 @@ struct Deploy {
 
 type Step = (&'static str, fn(&Deploy) -> Result<Outcome>);
 
-const STEPS: [Step; 9] = [
+const STEPS: [Step; 10] = [
     ("chart: lint", chart::lint),
     ("chart: what Kubernetes' schemas say", schemas::check),
     ("chart: policy", policy::check),
@@ -58,12 +63,13 @@ const STEPS: [Step; 9] = [
     ("chart: notes", notes::check),
     ("chart: keys of probe.yaml", config::keys),
     ("chart: configurations, as probe reads them", config::check),
+    ("chart: capabilities, as doctor lists them", rights::check),
     ("chart: table of values", readme::check),
     ("plain manifests", manifests::check),
 ];
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    match steps(&repo_root()?, args.write, args.probe.clone())? {
+    match steps(&repo_root()?, args)? {
         Outcome::Passed | Outcome::NotChecked => Ok(()),
     }
 }
@@ -71,19 +77,21 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 /// For CI: installs what it needs, checks everything, writes nothing.
 #[expect(dead_code, reason = "a row of check::STEPS to be")]
 pub(crate) fn check(root: &Path) -> Result<Outcome> {
-    steps(root, false, None)
+    steps(root, &Args { write: false, only: None, probe: None })
 }
 
-fn steps(root: &Path, write: bool, probe: Option<PathBuf>) -> Result<Outcome> {
+fn steps(root: &Path, args: &Args) -> Result<Outcome> {
     let deploy = Deploy {
         root: root.to_owned(),
         scratch: tools::scratch(root)?,
         tools: tools::ensure(root)?,
-        write,
-        probe,
+        write: args.write,
+        probe: args.probe.clone(),
     };
+    let only = args.only.as_deref().unwrap_or_default();
+    ensure!(STEPS.iter().any(|(name, _)| name.contains(only)), "no step is named `{only}`");
     let (mut failed, mut not_checked) = (Vec::new(), Vec::new());
-    for (name, step) in STEPS {
+    for (name, step) in STEPS.into_iter().filter(|(name, _)| name.contains(only)) {
         say(format_args!("==== {name}"));
         let start = Instant::now();
         let outcome = match step(&deploy) {
