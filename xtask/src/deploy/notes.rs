@@ -14,7 +14,7 @@ const ALWAYS: [&str; 4] = [
     "kubectl label namespace observability pod-security.kubernetes.io/enforce=privileged",
     "rollout status daemonset/",
     "helm test probe -n observability --logs",
-    "-- probe doctor",
+    "-- /probe doctor",
 ];
 
 /// Case, what it says, and what it does not.

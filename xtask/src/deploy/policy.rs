@@ -37,9 +37,23 @@ pub(super) fn check(deploy: &Deploy) -> Result<Outcome> {
         found.restarts(deploy, case, &documents)?;
         faults.extend(found.faults.into_iter().map(|fault| format!("{}: {fault}", case.name)));
     }
+    faults.extend(rights_by_version(deploy, &cases)?);
     all_of(faults)?;
     say(format_args!("{} cases; requests of memory are {floor} MiB at least (docs/memory.md)", cases.len()));
     Ok(Outcome::Passed)
+}
+
+/// Kubelets before 1.33 do not know the smaller right.
+fn rights_by_version(deploy: &Deploy, cases: &[Case]) -> Result<Option<String>> {
+    let case = cases.iter().find(|case| case.name == "minimal").context("no case `minimal`")?;
+    let of = |version: &str| -> Result<Value> {
+        let documents = deploy.documents(case, &["--kube-version", version])?;
+        let role = documents.iter().find(|document| text(document, "/kind") == "ClusterRole");
+        Ok(role.and_then(|role| role.pointer("/rules/0/resources")).cloned().unwrap_or_default())
+    };
+    let found = [of("1.32.9")?, of("1.33.0")?, of("v1.34.1-eks-1")?];
+    let wanted = [json!(["nodes/proxy"]), json!(["nodes/pods"]), json!(["nodes/pods"])];
+    Ok((found != wanted).then(|| format!("kubelet.permission auto is {found:?} on 1.32, 1.33 and 1.34")))
 }
 
 /// MiB of the maps at 64 CPUs and of the agent after an hour, as docs/memory.md has them, rounded up.
