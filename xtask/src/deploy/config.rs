@@ -5,7 +5,6 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
-    time::SystemTime,
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -17,7 +16,10 @@ use super::{
     chart::{cases, list, text},
     tools,
 };
-use crate::{check::Outcome, process::say};
+use crate::{
+    check::Outcome,
+    process::{self, say},
+};
 
 /// Keys of probe.yaml that `config` does not take, and why.
 const NOT_IN_CONFIG: [(&str, &str); 17] = [
@@ -84,10 +86,7 @@ const PLACES: [(&str, &str, &str); 2] =
 
 /// `probe run --check-config` of what each case renders to: arguments, environment and file.
 pub(super) fn check(deploy: &Deploy) -> Result<Outcome> {
-    let Some(probe) = probe(deploy)? else {
-        say("no probe to ask: cargo build -p probe-user, or --probe FILE");
-        return Ok(Outcome::NotChecked);
-    };
+    let probe = probe(deploy)?;
     say(format_args!("asking {}", probe.display()));
     let pins = tools::printed(Command::new(&probe).args(["run", "--help"]))?.contains("--pin");
     let etc = deploy.scratch.join("etc");
@@ -160,15 +159,22 @@ fn files<'a>(etc: &Path, mounts: impl Iterator<Item = &'a str>, config: &str) ->
     fs::write(etc.join("config/probe.yaml"), config).context("the ConfigMap is mounted nowhere")
 }
 
-/// The one that was named, else the one built last.
-pub(super) fn probe(deploy: &Deploy) -> Result<Option<PathBuf>> {
+/// The one that was named, else that of these sources.
+pub(super) fn probe(deploy: &Deploy) -> Result<PathBuf> {
     if let Some(named) = &deploy.probe {
-        return Ok(Some(
-            fs::canonicalize(named).with_context(|| format!("cannot find {}", named.display()))?,
-        ));
+        return fs::canonicalize(named).with_context(|| format!("cannot find {}", named.display()));
     }
-    let built =
-        ["debug", "live", "release"].map(|profile| deploy.root.join("target").join(profile).join("probe"));
-    let built = built.into_iter().filter_map(|path| Some((fs::metadata(&path).ok()?.modified().ok()?, path)));
-    Ok(built.max_by_key(|(modified, _): &(SystemTime, PathBuf)| *modified).map(|(_, path)| path))
+    let target = deploy.root.join("target");
+    let mut build = process::cargo();
+    build.current_dir(&deploy.root).args([
+        "build",
+        "--quiet",
+        "--locked",
+        "-p",
+        "probe-user",
+        "--bin",
+        "probe",
+    ]);
+    process::run(build.arg("--target-dir").arg(&target))?;
+    Ok(target.join("debug/probe"))
 }

