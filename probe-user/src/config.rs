@@ -46,6 +46,17 @@ pub struct Config {
     pub kubelet: Option<KubeletConfig>,
     /// Where metrics and events go; `None`: nowhere.
     pub otlp: Option<OtlpConfig>,
+    /// Where links, programs and maps are left for the next agent; `None`: nowhere, they end with this one.
+    pub pin: Option<PinConfig>,
+}
+
+/// What outlives the agent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PinConfig {
+    /// Directory on a BPF file system.
+    pub directory: PathBuf,
+    /// `service.instance.id` of this agent, unless it goes on as another.
+    pub instance: String,
 }
 
 /// Form of the output on stdout.

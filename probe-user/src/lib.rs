@@ -9,6 +9,7 @@ pub mod config;
 pub mod doctor;
 pub mod entity;
 pub mod event;
+pub mod handover;
 pub mod kernel;
 pub mod load;
 pub mod pipeline;

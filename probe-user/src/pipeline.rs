@@ -15,13 +15,14 @@ mod start;
 pub use self::start::{StartError, resolve_fields};
 use crate::collect::{self, Ring, woken};
 use crate::config::Config;
-use crate::entity::Directory;
 use crate::entity::kube::{Asking, KubeletConfig};
+use crate::entity::{Directory, Entity};
 use crate::event::key;
+use crate::handover::{Handover, SignalState};
 use crate::kernel::cgroup::CgroupRoot;
 use crate::kernel::clock::{self, Clock};
 use crate::kernel::runs::Runs;
-use crate::load::{self, Counters, Loaded, RunStats, SettingsMap};
+use crate::load::{self, Counters, Loaded, Pins, RunStats, SettingsMap};
 use crate::series::{Snapshot, Store, attr, metrics};
 use crate::signals::tcp::Tcp;
 use crate::signals::{
@@ -111,6 +112,12 @@ pub struct Pipeline {
     /// The kernel takes the time of programs for as long as this is there.
     run_stats: Option<RunStats>,
     changes: Option<mpsc::Receiver<Box<Config>>>,
+    /// Where everything is left for the next agent.
+    pins: Option<Pins>,
+    /// `service.instance.id`.
+    instance: String,
+    /// Whether it goes on where an earlier agent has left.
+    is_successor: bool,
     _cgroup: Option<CgroupRoot>,
 }
 
@@ -224,6 +231,18 @@ impl Pipeline {
         self.signals.iter().map(|running| running.name).collect()
     }
 
+    /// Whether it goes on with the programs and totals of an earlier agent; then as which instance.
+    #[must_use]
+    pub fn successor_of(&self) -> Option<&str> {
+        self.is_successor.then_some(self.instance.as_str())
+    }
+
+    /// What has been counted so far: by an earlier agent.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot<'_> {
+        self.store.peek()
+    }
+
     /// Makes the first interval shorter, so that many agents started together do not all export together.
     pub fn begin_with(&mut self, first: Duration) {
         self.first = first.min(self.interval);
@@ -323,7 +342,36 @@ impl Pipeline {
         }
         sink.flush()?;
         self.count_losses(None);
+        self.leave();
         Ok(self.report.clone())
+    }
+
+    /// Leaves everything to the next agent, if there may be one.
+    fn leave(&mut self) {
+        let Self { signals, owners, store, pins: Some(pins), instance, .. } = self else { return };
+        let signal = |running: &Running| SignalState {
+            name: running.name.to_owned(),
+            counters: running.counters.last().to_vec(),
+            skipped: running.skipped,
+            made_up: running.made_up,
+            interval: running.settings.interval,
+            entries: running.signal.leave(),
+        };
+        let left = Handover {
+            instance: instance.clone(),
+            signals: signals.iter().map(signal).collect(),
+            owners: store.leave(Entity::leave),
+            cgroups: owners.entities().leave_cgroups(),
+            collected_unix_ns: store.collected_unix_ns(),
+        };
+        let written = left.pack().map_err(|error| error.to_string());
+        match written.and_then(|octets| pins.leave(&octets).map_err(|error| error.to_string())) {
+            Ok(()) => tracing::info!(
+                "programs go on under {}, and wait for the next agent (rm -r ends them)",
+                pins.directory().display()
+            ),
+            Err(error) => tracing::warn!("{error}; the next agent begins anew"),
+        }
     }
 
     /// Takes over what can change while everything runs.
@@ -337,8 +385,13 @@ impl Pipeline {
         Ok(())
     }
 
-    /// Ends the programs, then empties the rings: what they have produced is either delivered or counted as lost.
+    /// Ends the programs, then empties the rings: what they have produced is either delivered or counted as lost. Programs that the
+    /// next agent takes over are left alone, and what comes from now on is that one's.
     fn drain_to_the_end(&mut self, sink: &mut dyn Sink) -> io::Result<Flow> {
+        if self.pins.is_some() {
+            self.signals.iter_mut().for_each(|running| running.signal.leaving());
+            return Ok(self.drain(sink)?.0);
+        }
         for running in &mut self.signals {
             let mut context = Context {
                 clock: &self.clock,

@@ -79,6 +79,13 @@ impl OtlpSink {
         Ok(sink)
     }
 
+    /// An earlier agent has told what is in the snapshot.
+    pub(super) fn go_on(&self, snapshot: &Snapshot<'_>) {
+        if let Some(exporter) = &self.exporter {
+            exporter.go_on(snapshot);
+        }
+    }
+
     /// Sends elsewhere, or otherwise, from now on. Totals are cumulative, so the next snapshot has all of them; events that wait go
     /// the new way, those under way have [`SHUTDOWN`] to arrive. On an error everything is as it was.
     fn change(&mut self, route: Route) -> Result<(), Failure> {

@@ -97,6 +97,7 @@ impl From<StartError> for Failure {
             }
             StartError::Btf(_) | StartError::Cgroup(_) | StartError::Signal { .. } => Self::kernel(error),
             StartError::Filter(message) => Self::usage(message),
+            StartError::Pin(pin) => Self::usage(pin.to_string()),
         }
     }
 }
@@ -163,5 +164,6 @@ fn defaults(interval: std::time::Duration) -> Result<Config, Failure> {
         program_stats: false,
         kubelet: None,
         otlp: None,
+        pin: None,
     })
 }

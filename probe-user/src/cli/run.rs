@@ -20,7 +20,8 @@ use super::logging::{self, LogFormat, stderr_line};
 use super::output::{StdoutSink, Style, Tee, closing_lines, ended, on_terminal};
 use super::reload::{EarlyHangups, Reload};
 use super::{Failure, block_on, effective};
-use crate::config::{Config, DnsOptions, OtlpEvents, Output, QuestionNames};
+use crate::config::{Config, DnsOptions, OtlpEvents, Output, PinConfig, QuestionNames};
+use crate::load::PIN_DIRECTORY;
 use crate::pipeline::{Pipeline, Sink};
 use crate::signals;
 use crate::sink::otlp::{OtlpConfig, OtlpFlags, Resources, Spool, new_instance_id, phase};
@@ -43,6 +44,11 @@ pub(super) struct Args {
     /// the host, for as long as probe runs. Takes CAP_SYS_ADMIN at the start (or kernel.bpf_stats_enabled=1)
     #[arg(long)]
     program_stats: bool,
+    /// Leave programs and maps in the kernel when probe ends, for the next start with the same flag, which goes on with every total and
+    /// misses nothing of what happened in between: pinned in a directory of a BPF file system (made if only it itself is missing; /sys/fs/bpf/probe
+    /// where none is named). `rm -r` of it ends the programs
+    #[arg(long, value_name = "DIR", num_args = 0..=1, default_missing_value = PIN_DIRECTORY)]
+    pin: Option<PathBuf>,
     #[command(flatten)]
     shared: Shared,
     #[command(flatten)]
@@ -181,6 +187,7 @@ impl Args {
     fn config(self, interval: Duration) -> Result<Config, Failure> {
         let mut config = self.shared.config(interval)?;
         config.program_stats = self.program_stats;
+        config.pin = self.pin.map(|directory| PinConfig { directory, instance: String::new() });
         self.peers.apply(&mut config.tcp);
         self.dns.apply(&mut config.dns)?;
         self.calls.apply(&mut config.syscalls)?;
@@ -356,7 +363,7 @@ fn run(wanted: Wanted, arguments: Vec<OsString>, instance: String) -> Result<Exi
         layers,
         mut config,
         events,
-        resources,
+        mut resources,
         listen: address,
         spool,
         log_format,
@@ -375,7 +382,21 @@ fn run(wanted: Wanted, arguments: Vec<OsString>, instance: String) -> Result<Exi
     if spool.is_some() && config.otlp.as_ref().is_none_or(|otlp| otlp.logs.is_none()) {
         tracing::warn!("--spool has nothing to keep: no collector gets events (--otlp-endpoint)");
     }
+    if let Some(pin) = &mut config.pin {
+        pin.instance.clone_from(&instance);
+        // What they log is decided as they are loaded, and the next agent may want it otherwise.
+        config.program_log_level = 0;
+    }
     let mut pipeline = Pipeline::start(&config, signals::ALL, true, Arc::clone(&stats))?;
+    // Series go on, so it is the same instance that tells them.
+    let is_successor = pipeline.successor_of().is_some();
+    let instance = match pipeline.successor_of() {
+        Some(before) => {
+            resources.go_on_as(&instance, before);
+            before.to_owned()
+        }
+        None => instance,
+    };
     tracing::info!(signals = ?pipeline.signals(), "running");
     block_on(async {
         let server = match listener {
@@ -394,6 +415,10 @@ fn run(wanted: Wanted, arguments: Vec<OsString>, instance: String) -> Result<Exi
         let (collector, changes) = mpsc::channel(1);
         let route = Route { config: config.otlp.clone(), events, interval: config.interval };
         let mut otlp = OtlpSink::start(route, resources, &stats, spool, changes)?;
+        if is_successor {
+            // What is told already is no delta.
+            otlp.go_on(&pipeline.snapshot());
+        }
         if config.otlp.is_some() {
             pipeline.begin_with(phase);
         }

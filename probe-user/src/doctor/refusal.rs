@@ -73,6 +73,7 @@ pub fn diagnose(error: &LoadError, host: &Host, cgroup: Option<&CgroupError>) ->
         LoadError::Walk { program, .. } => {
             (format!("{program} did not come to the end of its walk: {cause}"), Some(Hook::OpenFiles))
         }
+        LoadError::Pin { .. } => return Diagnosis::of_error(Verdict::Kernel, error),
         LoadError::Map { map, .. } => (format!("map {map}: {cause}"), None),
         LoadError::Mapping { map, .. } => (format!("cannot map {map} into memory: {cause}"), None),
         LoadError::Broken { .. } => return Diagnosis::of_error(Verdict::Kernel, error),

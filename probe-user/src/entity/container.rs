@@ -30,6 +30,9 @@ pub enum Runtime {
 }
 
 impl Runtime {
+    /// Each of them.
+    pub(super) const ALL: [Self; 4] = [Self::Containerd, Self::CriO, Self::Docker, Self::Podman];
+
     /// Value of `container.runtime.name`.
     pub fn name(self) -> &'static str {
         match self {

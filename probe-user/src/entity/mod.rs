@@ -1,5 +1,6 @@
 //! Whose it is: cgroup id → container, systemd unit or host, process → names. Caches are bounded; what is unknown is absent.
 
+mod carry;
 pub mod container;
 pub mod kube;
 pub mod names;

@@ -109,6 +109,18 @@ pub enum LoadError {
         /// Cause.
         source: Box<MapError>,
     },
+    /// Something is not pinned, or what is pinned is not to be had.
+    #[error(
+        "{signal}: {what}: cannot be pinned, or found where it was: {source} (remove the directory of --pin, and start again)"
+    )]
+    Pin {
+        /// Signal.
+        signal: &'static str,
+        /// What.
+        what: String,
+        /// Cause.
+        source: io::Error,
+    },
     /// A map does not map into memory.
     #[error("{signal}: cannot map {map} into memory: {source}; is RLIMIT_AS or the memory cgroup too small?")]
     Mapping {
@@ -137,6 +149,7 @@ impl LoadError {
     pub const fn signal(&self) -> &'static str {
         match self {
             Self::MissingFields { signal, .. }
+            | Self::Pin { signal, .. }
             | Self::Unknown { signal, .. }
             | Self::Object { signal, .. }
             | Self::Program { signal, .. }
@@ -182,6 +195,7 @@ impl LoadError {
             | Self::Attach { .. }
             | Self::Link { .. }
             | Self::NoCgroup { .. }
+            | Self::Pin { .. }
             | Self::Walk { .. }
             | Self::Map { .. }
             | Self::Mapping { .. }
@@ -219,9 +233,10 @@ impl LoadError {
             Self::Object { source, .. } => Some(source.as_ref()),
             Self::Program { source, .. } | Self::Attach { source, .. } => Some(source.as_ref()),
             Self::Map { source, .. } => Some(source.as_ref()),
-            Self::Link { source, .. } | Self::Mapping { source, .. } | Self::Walk { source, .. } => {
-                Some(source)
-            }
+            Self::Link { source, .. }
+            | Self::Mapping { source, .. }
+            | Self::Pin { source, .. }
+            | Self::Walk { source, .. } => Some(source),
             Self::Unknown { source, .. } => source.inner(),
             Self::MissingFields { .. } | Self::NoCgroup { .. } | Self::Broken { .. } => None,
         }

@@ -1,21 +1,24 @@
 //! From a BPF object to attached programs: the one place that calls bpf(2) to load, attach and read maps.
 //!
-//! Nothing is pinned: programs, maps and links live as long as this process's descriptors, so however it dies, the
-//! kernel takes them back.
+//! Unless it is asked for ([`Pins`]) nothing is pinned: programs, maps and links live as long as this process's descriptors, so
+//! however it dies, the kernel takes them back.
 
 mod batch;
 mod blocks;
 mod error;
 mod knock;
+mod pins;
 mod plain;
 mod stats;
 mod walk;
 
 use std::any::Any;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd as _};
+use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, Queue, RingBuf};
+use aya::programs::links::FdLink;
 use aya::programs::{CgroupAttachMode, CgroupSkbAttachType, Program};
 use aya::{Ebpf, EbpfLoader};
 use bytemuck::Pod;
@@ -27,6 +30,7 @@ pub use self::batch::{count_entries, lookup_batch, lookup_batch_per_cpu};
 pub use self::blocks::Blocks;
 pub use self::error::LoadError;
 pub use self::knock::bpf_answers;
+pub use self::pins::{Left, PIN_DIRECTORY, PinError, Pins};
 pub use self::plain::Plain;
 pub use self::stats::{RunStats, RunStatsError};
 pub use self::walk::Walk;
@@ -207,6 +211,10 @@ pub struct Loaded {
     programs: Vec<&'static ProgramSpec>,
     /// In the order of [`ObjectSpec::programs`].
     attached: Vec<Attached>,
+    /// Where it is pinned, if it is.
+    pinned: Option<PathBuf>,
+    /// Programs that an earlier agent has loaded and attached.
+    adopted: Vec<(&'static str, OwnedFd)>,
 }
 
 /// Names of maps and the number of entries (for a ring: bytes) that they are to have.
@@ -217,6 +225,9 @@ pub type MapSizes<'a> = &'a [(&'static str, u32)];
 pub struct Loader<'a> {
     aya: EbpfLoader<'a>,
     fields: &'a Resolved,
+    pins: Option<&'a Pins>,
+    /// Whether what is pinned already is taken over.
+    adopts: bool,
 }
 
 impl<'a> Loader<'a> {
@@ -236,7 +247,13 @@ impl<'a> Loader<'a> {
             // Used by backups alone.
             aya.map_max_entries("HANDLED", 1);
         }
-        Self { aya, fields }
+        Self { aya, fields, pins: None, adopts: false }
+    }
+
+    /// Pins what is loaded and attached; or, if it `adopts`, takes over what an earlier agent has pinned, and pins the rest.
+    #[must_use]
+    pub fn with_pins(self, pins: Option<&'a Pins>, adopts: bool) -> Self {
+        Self { pins, adopts, ..self }
     }
 
     /// Where the programs find what they read.
@@ -259,6 +276,7 @@ impl<'a> Loader<'a> {
         for (map, entries) in sizes {
             self.aya.map_max_entries(map, *entries);
         }
+        let pinned = self.pin_maps(spec)?;
         let ebpf = self.aya.load(spec.elf).map_err(|source| {
             LoadError::Object { signal: spec.name, source: Box::new(source) }.or_unknown(
                 spec.name,
@@ -268,12 +286,40 @@ impl<'a> Loader<'a> {
         })?;
         let preempts_programs = fields.bpf.preempts_programs;
         let programs: Vec<_> = spec.programs.iter().filter(|program| program.has_work(fields)).collect();
-        let mut loaded =
-            Loaded { spec, ebpf, preempts_programs, programs: programs.clone(), attached: Vec::new() };
+        let mut loaded = Loaded {
+            spec,
+            ebpf,
+            preempts_programs,
+            programs: programs.clone(),
+            attached: Vec::new(),
+            pinned,
+            adopted: Vec::new(),
+        };
+        if self.adopts && loaded.adopt()? {
+            return Ok(loaded);
+        }
         for program in programs {
             program.names(preempts_programs).try_for_each(|name| loaded.load_program(name, &fields.bpf))?;
         }
         Ok(loaded)
+    }
+
+    /// Removes what is pinned of an object that does not run.
+    pub fn forget(&self, spec: &ObjectSpec) {
+        if let Some(pins) = self.pins {
+            pins.forget(spec.name);
+        }
+    }
+
+    /// Has the maps of an object pinned as they are made, and those used that are pinned already.
+    fn pin_maps(&mut self, spec: &ObjectSpec) -> Result<Option<PathBuf>, LoadError> {
+        let Some(pins) = self.pins else { return Ok(None) };
+        let refused = |source| LoadError::Pin { signal: spec.name, what: "its directory".to_owned(), source };
+        let directory = pins.make(spec.name).map_err(refused)?;
+        for map in pins.maps_of(spec.name) {
+            self.aya.map_pin_path(map, directory.join(format!("map_{map}")));
+        }
+        Ok(Some(directory))
     }
 }
 
@@ -284,6 +330,37 @@ impl ObjectSpec {
 }
 
 impl Loaded {
+    /// Takes over the programs that are pinned, which are attached. False: there are none.
+    fn adopt(&mut self) -> Result<bool, LoadError> {
+        let Some(directory) = &self.pinned else { return Ok(false) };
+        let signal = self.spec.name;
+        let link = |name: &str| directory.join(format!("link_{name}"));
+        if !self
+            .programs
+            .iter()
+            .any(|spec| spec.names(self.preempts_programs).any(|name| link(name).exists()))
+        {
+            return Ok(false);
+        }
+        for spec in &self.programs {
+            for name in spec.names(self.preempts_programs).filter(|name| link(name).exists()) {
+                let refused = |source| LoadError::Pin { signal, what: format!("program {name}"), source };
+                let program = pins::get_pinned(&directory.join(format!("prog_{name}"))).map_err(refused)?;
+                self.adopted.push((name, program));
+            }
+            let perf = spec.perf.filter(|(name, _)| link(name).exists());
+            let hook = perf.map_or(spec.hook, |(_, hook)| hook);
+            self.attached.push(Attached { spec, hook, fallback: None, _links: Vec::new() });
+        }
+        Ok(true)
+    }
+
+    /// Whether its programs are those of an earlier agent, which run all the time; its maps are then as that one left them.
+    #[must_use]
+    pub fn is_adopted(&self) -> bool {
+        !self.adopted.is_empty()
+    }
+
     fn load_program(&mut self, name: &'static str, kernel: &Bpf) -> Result<(), LoadError> {
         let spec = self.spec;
         let error = |source| {
@@ -308,6 +385,9 @@ impl Loaded {
     ///
     /// When the kernel refuses one, or one needs a cgroup and there is no `cgroup`.
     pub fn attach(&mut self, cgroup: Option<&CgroupRoot>) -> Result<(), LoadError> {
+        if self.is_adopted() {
+            return Ok(());
+        }
         for spec in self.programs.clone() {
             let mut hook = spec.hook;
             let mut fallback = None;
@@ -345,32 +425,34 @@ impl Loaded {
         let program = self.ebpf.program_mut(name).ok_or(LoadError::Broken { signal, part: name })?;
         // Links stack by themselves; BPF_LINK_CREATE takes no flags on a cgroup, hence `Single`.
         const MODE: CgroupAttachMode = CgroupAttachMode::Single;
-        Ok(match (program, hook) {
+        let pin = Pin { signal, program: name, directory: self.pinned.as_deref() };
+        pin.program(program)?;
+        match (program, hook) {
             (Program::RawTracePoint(raw), Hook::RawTracepoint(name)) => {
                 let id = raw.attach(name).map_err(error)?;
-                Box::new(raw.take_link(id).map_err(error)?)
+                pin.link(raw.take_link(id).map_err(error)?)
             }
             (Program::TracePoint(perf), Hook::PerfTracepoint(category, name)) => {
                 let id = perf.attach(category, name).map_err(error)?;
-                Box::new(perf.take_link(id).map_err(error)?)
+                pin.link(perf.take_link(id).map_err(error)?)
             }
             (Program::CgroupSkb(skb), Hook::CgroupEgress) => {
                 let cgroup = cgroup.ok_or_else(no_cgroup)?;
                 let id = skb.attach(cgroup.fd.as_fd(), CgroupSkbAttachType::Egress, MODE).map_err(error)?;
-                Box::new(skb.take_link(id).map_err(error)?)
+                pin.link(skb.take_link(id).map_err(error)?)
             }
             (Program::CgroupSkb(skb), Hook::CgroupIngress) => {
                 let cgroup = cgroup.ok_or_else(no_cgroup)?;
                 let id = skb.attach(cgroup.fd.as_fd(), CgroupSkbAttachType::Ingress, MODE).map_err(error)?;
-                Box::new(skb.take_link(id).map_err(error)?)
+                pin.link(skb.take_link(id).map_err(error)?)
             }
             (Program::CgroupSockAddr(addr), Hook::CgroupSockAddr) => {
                 let cgroup = cgroup.ok_or_else(no_cgroup)?;
                 let id = addr.attach(cgroup.fd.as_fd(), MODE).map_err(error)?;
-                Box::new(addr.take_link(id).map_err(error)?)
+                pin.link(addr.take_link(id).map_err(error)?)
             }
-            _ => return Err(LoadError::Broken { signal, part: name }),
-        })
+            _ => Err(LoadError::Broken { signal, part: name }),
+        }
     }
 
     /// What is attached, in the order of [`ObjectSpec::programs`].
@@ -386,13 +468,20 @@ impl Loaded {
     pub fn skipped_runs(&self) -> u64 {
         let specs = self.programs.iter();
         let names = specs.flat_map(|spec| [Some(spec.name), spec.perf.map(|(name, _)| name)]);
-        let runs = names.flatten().filter_map(|name| runs_of(self.ebpf.program(name)?));
+        let runs = names.flatten().filter_map(|name| self.runs_of(name));
         runs.filter_map(|runs| runs.skipped).sum()
+    }
+
+    fn runs_of(&self, name: &str) -> Option<Runs> {
+        match self.adopted.iter().find(|(adopted, _)| *adopted == name) {
+            Some((_, program)) => runs::of(program.as_raw_fd()),
+            None => runs_of(self.ebpf.program(name)?),
+        }
     }
 
     /// What came of each of its programs that is in the kernel, by name.
     pub fn runs(&self) -> impl Iterator<Item = (&str, Runs)> {
-        self.ebpf.programs().filter_map(|(name, program)| Some((name, runs_of(program)?)))
+        self.ebpf.programs().filter_map(|(name, _)| Some((name, self.runs_of(name)?)))
     }
 
     /// Detaches every program, in the reverse order. Maps and rings stay, to be read to their end; when
@@ -499,6 +588,37 @@ impl Loaded {
     }
 }
 
+/// Where what is attached is pinned, if it is.
+struct Pin<'a> {
+    signal: &'static str,
+    program: &'static str,
+    directory: Option<&'a Path>,
+}
+
+impl Pin<'_> {
+    fn program(&self, program: &mut Program) -> Result<(), LoadError> {
+        let Some(directory) = self.directory else { return Ok(()) };
+        program.pin(directory.join(format!("prog_{}", self.program))).map_err(|error| self.refused(error))
+    }
+
+    /// What keeps a program attached: a pinned link does so without anybody.
+    fn link<L: aya::programs::Link + Send + 'static>(&self, link: L) -> Result<Link, LoadError>
+    where
+        FdLink: TryFrom<L>,
+    {
+        let Some(directory) = self.directory else { return Ok(Box::new(link)) };
+        // Before 5.15 perf's tracepoints have none; nothing is attached to them there.
+        let link = FdLink::try_from(link).map_err(|_no_link| self.refused("the kernel made no link"))?;
+        let path = directory.join(format!("link_{}", self.program));
+        Ok(Box::new(link.pin(path).map_err(|error| self.refused(error))?))
+    }
+
+    fn refused(&self, error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> LoadError {
+        let Self { signal, program, .. } = *self;
+        LoadError::Pin { signal, what: format!("program {program}"), source: io::Error::other(error) }
+    }
+}
+
 /// `None`: it is not loaded.
 fn runs_of(program: &Program) -> Option<Runs> {
     runs::of(program.fd().ok()?.as_fd().as_raw_fd())
@@ -571,6 +691,19 @@ impl std::fmt::Debug for Counters {
 }
 
 impl Counters {
+    /// What was read last, in the order of [`Counter::ALL`].
+    #[must_use]
+    pub fn last(&self) -> &[u64] {
+        &self.last
+    }
+
+    /// Goes on where an earlier agent ended, of the same map.
+    pub fn go_on(&mut self, last: &[u64]) {
+        for (own, last) in self.last.iter_mut().zip(last) {
+            *own = *last;
+        }
+    }
+
     /// Reads one: whether maps read at all.
     ///
     /// # Errors

@@ -10,10 +10,11 @@ use probe_common::settings::{FILTER_CGROUP, FILTER_COMM, FILTER_TGID, Settings};
 
 use super::{Pipeline, Report, Running, SKIPPED};
 use crate::collect::Ring;
-use crate::config::{CgroupFilter, Config};
+use crate::config::{CgroupFilter, Config, PinConfig};
 use crate::doctor::{Diagnosis, Host, diagnose};
 use crate::entity::kube::{KubeletConfig, Pod, pods_now};
 use crate::entity::{Directory, Entities, ProcessLimits, Processes, sees_host_pids};
+use crate::handover::{Handover, Identity};
 use crate::kernel::btf::{BtfError, KernelBtf};
 use crate::kernel::cgroup::{Cgroup, CgroupError, CgroupRoot, TreeLimits};
 use crate::kernel::clock::{self, Clock};
@@ -22,7 +23,7 @@ use crate::kernel::features::Features;
 use crate::kernel::fields::{Resolved, resolve};
 use crate::kernel::least::{self, Plan, Uses};
 use crate::kernel::privileges::{self, PrivilegeError};
-use crate::load::{self, LoadError, Loader, RunStats, RunStatsError};
+use crate::load::{self, Left, LoadError, Loader, PinError, Pins, RunStats, RunStatsError};
 use crate::series::{Limits, Store};
 use crate::signals::cgroups::Cgroups;
 use crate::signals::names::Names;
@@ -62,6 +63,9 @@ pub enum StartError {
     /// The filter names nothing.
     #[error("{0}")]
     Filter(String),
+    /// Nothing can be pinned, or taken over.
+    #[error(transparent)]
+    Pin(#[from] PinError),
 }
 
 impl Pipeline {
@@ -93,12 +97,20 @@ impl Pipeline {
             found => found.inspect_err(|error| tracing::warn!("{error}")),
         };
         let filter = filter_settings(config, cgroup.as_ref().ok())?;
+        let (pins, left) = match &config.pin {
+            Some(pin) => Some(predecessor(pin, config, kinds, &fields)?).unzip(),
+            None => (None, None),
+        };
+        let left = left.flatten();
 
         let mut signals = Vec::new();
         let mut refused = None;
-        let mut loader = Loader::new(&fields, &config.program_log_level);
+        let mut loader =
+            Loader::new(&fields, &config.program_log_level).with_pins(pins.as_ref(), left.is_some());
+        let mut start =
+            Start { config, loader: &mut loader, cgroup: cgroup.as_ref().ok(), filter, left: left.as_ref() };
         for kind in kinds {
-            match start_signal(*kind, config, &mut loader, cgroup.as_ref().ok(), filter) {
+            match start.signal(*kind) {
                 Ok(running) => signals.push(running),
                 Err(error) => {
                     let signal = kind.object().name;
@@ -115,27 +127,39 @@ impl Pipeline {
             return Err(error);
         }
         if config.tcp.names && signals.iter().any(|running| running.name == Tcp.object().name) {
-            signals.extend(start_names(config, &mut loader, cgroup.as_ref().ok(), filter));
+            signals.extend(start.names());
         }
-        signals.extend(start_cgroups(config, &mut loader, cgroup.as_ref().ok(), filter));
+        signals.extend(start.cgroups());
+        drop(loader);
         let cgroup = cgroup.ok();
         let root = cgroup.as_ref().map(|root| root.path.as_path());
         let mut entities = Entities::new(root, TreeLimits::default());
+        if let Some(left) = &left {
+            entities.go_on_cgroups(&left.cgroups);
+        }
         // From here on programs tell what is new. While directories still open that only their owners may enter.
         entities.note_cgroups(Instant::now());
         give_back_privileges(&signals, conntrack.is_some());
         let clock = Clock::new();
         let now = clock.wall(clock::monotonic_ns());
         let kubelet = config.kubelet.clone().map(|kubelet| (kubelet, Arc::new(Directory::default())));
+        let entities = entities.with_kube(kubelet.as_ref().map(|(_, directory)| Arc::clone(directory)));
+        let mut store = Store::new(Limits::with_interval(config.interval), now);
+        if let Some(left) = &left {
+            for (entity, owner) in entities.go_on(&left.owners) {
+                store.go_on(&entity, &owner.series, left.collected_unix_ns);
+            }
+        }
+        let pins = pins.map(|mut pins| {
+            pins.commit();
+            pins
+        });
+        let own_instance = config.pin.as_ref().map(|pin| pin.instance.clone()).unwrap_or_default();
         Ok(Self {
             signals,
-            owners: Owners::new(
-                entities.with_kube(kubelet.as_ref().map(|(_, directory)| Arc::clone(directory))),
-                Processes::new(ProcessLimits::default()),
-            )
-            .with_conntrack(conntrack),
+            owners: Owners::new(entities, Processes::new(ProcessLimits::default())).with_conntrack(conntrack),
             clock,
-            store: Store::new(Limits::with_interval(config.interval), now),
+            store,
             stats,
             report: Report::default(),
             interval: config.interval,
@@ -145,6 +169,9 @@ impl Pipeline {
             kubelet,
             run_stats,
             changes: None,
+            pins,
+            is_successor: left.is_some(),
+            instance: left.map_or(own_instance, |left| left.instance),
             _cgroup: cgroup,
         })
     }
@@ -163,90 +190,155 @@ pub fn resolve_fields(config: &Config) -> Result<Resolved, BtfError> {
     Ok(resolve(&btf, FIELDS))
 }
 
-fn start_signal(
-    kind: &'static dyn SignalKind,
+/// Locks the directory of pins, and says what an earlier agent has left there that can be taken over. Where that cannot be, everything
+/// there is removed.
+fn predecessor(
+    pin: &PinConfig,
     config: &Config,
-    loader: &mut Loader<'_>,
-    cgroup: Option<&CgroupRoot>,
-    filter: Settings,
-) -> Result<Running, LoadError> {
-    let object = kind.object();
-    let sizes = kind.sizes(config);
-    let mut loaded = loader.load(object, &sizes)?;
-    let mut settings = filter;
-    let ring_bytes = sizes.iter().find(|(map, _)| *map == "RING").map_or(0, |(_, bytes)| *bytes);
-    settings.wake_bytes = ring_bytes / WAKE_SHARE;
-    kind.settings(config, &mut settings);
-    let mut settings_map = loaded.take_settings()?;
-    settings_map.set(&settings)?;
-    let signal = kind.start(config, loader.fields(), &mut loaded)?;
-    let ring = Ring::new(loaded.take_ring()?);
-    let counters = loaded.take_counters()?;
-    let logger = if config.program_log_level == 0 { None } else { loaded.logger() };
-    // Last: from here on the programs run.
-    loaded.attach(cgroup)?;
-    if let (Err(error), Some(older)) = (loaded.look_for_older(loader.fields()), object.older) {
-        tracing::warn!("{error}; {}", older.without);
-    }
-    if let Some(error) = loaded.attached().iter().find_map(|attached| attached.fallback.as_ref()) {
-        tracing::warn!(
-            "{error}; so the kernel may skip programs, and what it skips is counted as lost at {SKIPPED}"
-        );
-    }
-    Ok(Running {
-        name: object.name,
-        signal,
-        ring,
-        counters,
-        settings,
-        settings_map,
-        logger,
-        skipped: 0,
-        made_up: 0,
-        loaded,
-    })
-}
-
-/// Names of peers, where this process may attach to cgroups and has one to attach to; nothing else depends on them.
-fn start_names(
-    config: &Config,
-    loader: &mut Loader<'_>,
-    cgroup: Option<&CgroupRoot>,
-    filter: Settings,
-) -> Option<Running> {
-    // Nobody asked for them: what this host or process does without on purpose is no warning.
-    let Some(cgroup) = cgroup else {
-        tracing::info!("peers have no names: there is no cgroup v2");
-        return None;
-    };
-    if let Err(error) = privileges::check(Names.object().bit) {
-        tracing::info!("peers have no names: {error}");
-        return None;
-    }
-    match start_signal(&Names, config, loader, Some(cgroup), filter) {
-        Ok(running) => Some(running),
-        Err(error) => {
-            tracing::warn!("peers have no names: {}", diagnose(&error, &Host::look(), None));
+    kinds: &[&'static dyn SignalKind],
+    fields: &Resolved,
+) -> Result<(Pins, Option<Handover>), PinError> {
+    let auxiliary: [&'static dyn SignalKind; 2] = [&Names, &Cgroups];
+    let wanted = |kind: &&dyn SignalKind| config.tcp.names || kind.object().name != Names.object().name;
+    let kinds: Vec<_> = kinds.iter().copied().chain(auxiliary.into_iter().filter(wanted)).collect();
+    let sizes: Vec<_> = kinds.iter().map(|kind| kind.sizes(config)).collect();
+    let objects = kinds.iter().map(|kind| kind.object()).zip(sizes.iter().map(Vec::as_slice));
+    let identity = Identity::new(objects, bytemuck::cast_slice(&fields.slots), &[config.program_log_level]);
+    let mut pins = Pins::open(&pin.directory, kinds.iter().map(|kind| kind.object()))?;
+    let at = pins.directory().display().to_string();
+    let left = match pins.look()? {
+        Left::Nothing => None,
+        Left::Orphans => {
+            tracing::warn!(
+                "{at}: the agent that pinned this left no totals (it was killed, or is of another version): beginning anew"
+            );
             None
         }
+        Left::All { identity: other, state } => match (identity.differs(&other), Handover::unpack(&state)) {
+            (None, Some(left)) => {
+                tracing::info!("{at}: going on where the agent before has left");
+                Some(left)
+            }
+            (differs, _) => {
+                let why = differs.unwrap_or("what it has left cannot be read");
+                tracing::warn!(
+                    "{at}: what the agent before has left cannot be taken over: {why}. Beginning anew: totals begin at zero, and \
+                     what happened since that one ended is not counted"
+                );
+                None
+            }
+        },
+    };
+    if left.is_none() {
+        pins.begin(identity.as_str())?;
     }
+    Ok((pins, left))
 }
 
-/// Names of cgroups as they are made, where there is a hierarchy to have them; nothing else depends on them.
-fn start_cgroups(
-    config: &Config,
-    loader: &mut Loader<'_>,
-    cgroup: Option<&CgroupRoot>,
+/// What starting a signal takes.
+struct Start<'a, 'b> {
+    config: &'a Config,
+    loader: &'a mut Loader<'b>,
+    cgroup: Option<&'a CgroupRoot>,
     filter: Settings,
-) -> Option<Running> {
-    // Without v2 its ids mean nothing here.
-    let cgroup = cgroup?;
-    match start_signal(&Cgroups, config, loader, Some(cgroup), filter) {
-        Ok(running) => Some(running),
-        Err(error) => {
-            let diagnosis = diagnose(&error, &Host::look(), None);
-            tracing::warn!("containers that live for less than a second may have no name: {diagnosis}");
-            None
+    /// What an earlier agent has left.
+    left: Option<&'a Handover>,
+}
+
+impl Start<'_, '_> {
+    /// One that does not start leaves nothing pinned.
+    fn signal(&mut self, kind: &'static dyn SignalKind) -> Result<Running, LoadError> {
+        let started = self.try_signal(kind);
+        if started.is_err() {
+            self.loader.forget(kind.object());
+        }
+        started
+    }
+
+    fn try_signal(&mut self, kind: &'static dyn SignalKind) -> Result<Running, LoadError> {
+        let Self { config, loader, cgroup, filter, left } = self;
+        let object = kind.object();
+        let sizes = kind.sizes(config);
+        let mut loaded = loader.load(object, &sizes)?;
+        let broken = LoadError::Broken { signal: object.name, part: "state left for it" };
+        let left = match loaded.is_adopted() {
+            true => Some(left.and_then(|left| left.signal(object.name)).ok_or(broken)?),
+            false => None,
+        };
+        let mut settings = *filter;
+        let ring_bytes = sizes.iter().find(|(map, _)| *map == "RING").map_or(0, |(_, bytes)| *bytes);
+        settings.wake_bytes = ring_bytes / WAKE_SHARE;
+        kind.settings(config, &mut settings);
+        settings.interval = left.map_or(settings.interval, |left| left.interval);
+        let mut settings_map = loaded.take_settings()?;
+        settings_map.set(&settings)?;
+        let mut signal = kind.start(config, loader.fields(), &mut loaded)?;
+        let ring = Ring::new(loaded.take_ring()?);
+        let mut counters = loaded.take_counters()?;
+        if let Some(left) = left {
+            counters.go_on(&left.counters);
+            signal
+                .go_on(left.interval, &left.entries)
+                .map_err(|_wrong| LoadError::Broken { signal: object.name, part: "state left for it" })?;
+        }
+        let logger = if config.program_log_level == 0 { None } else { loaded.logger() };
+        if left.is_none() {
+            // Last: from here on the programs run.
+            loaded.attach(*cgroup)?;
+            if let (Err(error), Some(older)) = (loaded.look_for_older(loader.fields()), object.older) {
+                tracing::warn!("{error}; {}", older.without);
+            }
+        }
+        if let Some(error) = loaded.attached().iter().find_map(|attached| attached.fallback.as_ref()) {
+            tracing::warn!(
+                "{error}; so the kernel may skip programs, and what it skips is counted as lost at {SKIPPED}"
+            );
+        }
+        Ok(Running {
+            name: object.name,
+            signal,
+            ring,
+            counters,
+            settings,
+            settings_map,
+            logger,
+            skipped: left.map_or(0, |left| left.skipped),
+            made_up: left.map_or(0, |left| left.made_up),
+            loaded,
+        })
+    }
+
+    /// Names of peers, where this process may attach to cgroups and has one to attach to; nothing else depends on them.
+    fn names(&mut self) -> Option<Running> {
+        // Nobody asked for them: what this host or process does without on purpose is no warning.
+        if self.cgroup.is_none() {
+            tracing::info!("peers have no names: there is no cgroup v2");
+            return None;
+        }
+        if let Err(error) = privileges::check(Names.object().bit) {
+            tracing::info!("peers have no names: {error}");
+            return None;
+        }
+        match self.signal(&Names) {
+            Ok(running) => Some(running),
+            Err(error) => {
+                tracing::warn!("peers have no names: {}", diagnose(&error, &Host::look(), None));
+                None
+            }
+        }
+    }
+
+    /// Names of cgroups as they are made, where there is a hierarchy to have them; nothing else depends on them.
+    fn cgroups(&mut self) -> Option<Running> {
+        // Without v2 its ids mean nothing here.
+        self.cgroup?;
+        match self.signal(&Cgroups) {
+            Ok(running) => Some(running),
+            Err(error) => {
+                let diagnosis = diagnose(&error, &Host::look(), None);
+                tracing::warn!("containers that live for less than a second may have no name: {diagnosis}");
+                None
+            }
         }
     }
 }

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use probe_common::hist::{self, BUCKETS};
 
+use crate::handover::HistogramState;
+
 /// Exponents of the bounds of [`Histogram::by_octave`]: from 2^-20 s, about a microsecond, to 2^3 s. The last octave that is counted has
 /// no upper bound, and begins above that.
 const OCTAVES: std::ops::RangeInclusive<i32> = -20..=3;
@@ -163,6 +165,32 @@ impl Histogram {
         let middle = middle_seconds(self.first + offset);
         let value = Duration::from_secs_f64(middle);
         Some(self.max().map_or(value, |max| value.min(max)))
+    }
+
+    /// As it is left for the next agent.
+    pub(super) fn leave(&self) -> HistogramState {
+        let Self { first, counts, count: _, sum_ns, max_ns } = self;
+        HistogramState {
+            first: u32::try_from(*first).unwrap_or(u32::MAX),
+            counts: counts.clone(),
+            sum_low: *sum_ns as u64,
+            sum_high: (*sum_ns >> u64::BITS) as u64,
+            max_ns: *max_ns,
+        }
+    }
+
+    /// As it was left; `None`: it has buckets that there are not.
+    pub(super) fn go_on(state: &HistogramState) -> Option<Self> {
+        let HistogramState { first, counts, sum_low, sum_high, max_ns } = state;
+        let first = usize::try_from(*first).ok()?;
+        let is_within = first.checked_add(counts.len()).is_some_and(|end| end <= BUCKETS);
+        is_within.then(|| Self {
+            first,
+            counts: counts.clone(),
+            count: counts.iter().fold(0, |sum: u64, count| sum.saturating_add(*count)),
+            sum_ns: u128::from(*sum_high) << u64::BITS | u128::from(*sum_low),
+            max_ns: *max_ns,
+        })
     }
 
     fn bump(&mut self, bucket: usize, by: u64) {

@@ -11,6 +11,7 @@
 //! counter that rises once a day would begin again each time.
 
 mod attr;
+mod carry;
 mod histogram;
 pub mod metrics;
 

@@ -17,6 +17,7 @@ pub use self::who::{Owners, Who};
 use crate::collect::DecodeError;
 use crate::config::Config;
 use crate::event::{AttrValue, Attributes, key, name};
+use crate::handover::EntryState;
 use crate::kernel::clock::Clock;
 use crate::kernel::fields::Resolved;
 use crate::load::{LoadError, Loaded, ObjectSpec};
@@ -114,6 +115,24 @@ pub trait Signal: Send {
     /// When a map does not read.
     fn interval(&mut self, _next: u32, _context: &mut Context<'_>) -> io::Result<Option<Summary>> {
         Ok(None)
+    }
+
+    /// Another agent is about to go on with its programs and maps, which stay as they are: comes before the last
+    /// [`Self::interval`], for what cannot be left to that one.
+    fn leaving(&mut self) {}
+
+    /// After the last [`Self::interval`]: what its maps said when they were read last.
+    fn leave(&self) -> Vec<EntryState> {
+        Vec::new()
+    }
+
+    /// Goes on where an earlier agent has left ([`Self::leave`]), with its maps. Comes before anything else.
+    ///
+    /// # Errors
+    ///
+    /// When that is nothing that this signal has left.
+    fn go_on(&mut self, _interval: u32, _entries: &[EntryState]) -> Result<(), DecodeError> {
+        Ok(())
     }
 
     /// Fill of its maps: name, entries, limit.

@@ -94,6 +94,11 @@ impl Owners {
         &mut self.peers
     }
 
+    /// What it knows of cgroups.
+    pub(crate) fn entities(&self) -> &Entities {
+        &self.entities
+    }
+
     /// Container or host of a cgroup; `tgid` helps where cgroup v2 does not tell containers apart.
     pub fn entity(&mut self, cgroup_id: u64, tgid: Option<u32>) -> Entity {
         self.entities.entity_of(cgroup_id, tgid)

@@ -159,6 +159,11 @@ impl CgroupTree {
         }
     }
 
+    /// Ids and paths of those that have names.
+    pub fn paths(&self) -> impl Iterator<Item = (u64, &str)> {
+        self.known.iter().map(|(id, known)| (*id, &*known.cgroup.path))
+    }
+
     /// What it holds and has done.
     pub fn stats(&self) -> TreeStats {
         TreeStats { entries: self.known.len(), ..self.stats }

@@ -104,6 +104,7 @@ impl SignalKind for Dns {
             late: 0,
             unsolicited: 0,
             waiting: 0,
+            left_behind: 0,
             limit: config.sizes.dns_pending,
         }))
     }
@@ -123,6 +124,8 @@ struct Running {
     unsolicited: u64,
     /// Questions that waited at the last tick.
     waiting: u64,
+    /// Questions over TCP that the next agent cannot take over.
+    left_behind: u64,
     limit: u32,
 }
 
@@ -176,7 +179,12 @@ impl Signal for Running {
     }
 
     fn lost(&mut self) -> Vec<(Counter, u64)> {
-        vec![(Counter::DnsStreams, self.lookups.take_lost_streams())]
+        vec![(Counter::DnsStreams, self.lookups.take_lost_streams() + std::mem::take(&mut self.left_behind))]
+    }
+
+    /// Questions over UDP wait in a map. What was read of streams is known here alone, so their answers will be nobody's.
+    fn leaving(&mut self) {
+        self.left_behind = self.lookups.still_waiting(0);
     }
 
     fn interval(&mut self, _next: u32, context: &mut Context<'_>) -> io::Result<Option<super::Summary>> {

@@ -19,6 +19,7 @@ use super::in_flight::Unreturned;
 use super::{Row, names, rules};
 use crate::entity::{living, sees_host_pids};
 use crate::event::key;
+use crate::handover::EntryState;
 use crate::kernel::clock;
 use crate::load::{Blocks, Plain, lookup_batch};
 use crate::series::{Histogram, attr, metrics};
@@ -28,6 +29,9 @@ use crate::signals::{Context, Who, errno_name, next_interval};
 const MOURNING_NS: u64 = 50_000_000;
 /// Errors beyond those that a block tells apart; the semantic conventions' word.
 const OTHER: &str = "_OTHER";
+
+/// Number of the map of blocks in what is left for the next agent: the only one.
+const LEFT_BLOCKS: u32 = 0;
 
 /// How much of the calls' latency is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -273,6 +277,26 @@ impl Harvest {
                 tally.into_row(time_unix_ns, who.clone(), CallOf { id, waits })
             })
             .collect())
+    }
+
+    /// What every block said last, for the next agent.
+    pub(super) fn leave(&self) -> Vec<EntryState> {
+        let seen = (0u32..).zip(&self.last).filter_map(|(at, last)| Some((at, last.as_deref()?)));
+        seen.map(|(at, Seen { block, named, other })| EntryState {
+            further: vec![*named, *other],
+            ..EntryState::new(LEFT_BLOCKS, &at, block)
+        })
+        .collect()
+    }
+
+    /// What an earlier agent has read of the blocks. `None`: that is nothing that could be.
+    pub(super) fn go_on(&mut self, entries: &[EntryState]) -> Option<()> {
+        for entry in entries {
+            let (at, block): (u32, Block) = entry.read()?;
+            let [named, other] = *entry.further.as_slice() else { return None };
+            *self.last.get_mut(at as usize)? = Some(Box::new(Seen { block, named, other }));
+        }
+        Some(())
     }
 
     /// Blocks in use (those of calls without their process left out), and processes known.

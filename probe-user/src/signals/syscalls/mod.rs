@@ -30,6 +30,7 @@ use self::stacks::Stacks;
 use super::{Context, Event, Signal, SignalKind, errno_name};
 use crate::collect::{self, DecodeError};
 use crate::config::{Config, Sizes, SyscallOptions, Thresholds};
+use crate::handover::EntryState;
 use crate::kernel::clock;
 use crate::kernel::fields::Resolved;
 use crate::load::{Hook, LoadError, Loaded, ObjectSpec, Older, Plain, ProgramSpec};
@@ -132,12 +133,14 @@ impl SignalKind for Syscalls {
         let mut rules = loaded.take_array("RULES")?;
         set_rules(&mut rules, &options.slower_than).map_err(|source| error("RULES", source))?;
         let mut free = loaded.take_queue("FREE")?;
-        for index in 0..config.sizes.syscall_blocks {
-            free.push(index, 0).map_err(|source| error("FREE", source))?;
-        }
         let mut folded = loaded.take_queue("FREE_FOLDED")?;
-        for index in config.sizes.syscall_blocks..config.sizes.syscall_blocks + FOLDED_BLOCKS {
-            folded.push(index, 0).map_err(|source| error("FREE_FOLDED", source))?;
+        if !loaded.is_adopted() {
+            for index in 0..config.sizes.syscall_blocks {
+                free.push(index, 0).map_err(|source| error("FREE", source))?;
+            }
+            for index in config.sizes.syscall_blocks..config.sizes.syscall_blocks + FOLDED_BLOCKS {
+                folded.push(index, 0).map_err(|source| error("FREE_FOLDED", source))?;
+            }
         }
         let walk = loaded.walk_tasks(kernel);
         if let Err(error) = &walk {
@@ -318,6 +321,15 @@ impl Signal for Running {
             latency_every: self.options.latency_every,
             sampled,
         })))
+    }
+
+    fn leave(&self) -> Vec<EntryState> {
+        self.harvest.leave()
+    }
+
+    fn go_on(&mut self, interval: u32, entries: &[EntryState]) -> Result<(), DecodeError> {
+        self.interval = interval;
+        self.harvest.go_on(entries).ok_or(DecodeError::Value("entry left for this agent"))
     }
 
     fn fill(&mut self) -> io::Result<Vec<(&'static str, u64, u64)>> {

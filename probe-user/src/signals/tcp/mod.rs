@@ -30,6 +30,7 @@ use super::{Context, Event, Owners, Signal, SignalKind, errno_name};
 use crate::collect::{self, DecodeError};
 use crate::config::{Config, Output, Sizes, TcpKind};
 use crate::event::key;
+use crate::handover::EntryState;
 use crate::kernel::fields::Resolved;
 use crate::load::{
     Hook, LoadError, Loaded, ObjectSpec, Older, Plain, ProgramSpec, count_entries, lookup_batch_per_cpu,
@@ -39,6 +40,11 @@ use crate::series::{Histogram, attr, metrics};
 /// How long an entry of a removed cgroup must not have changed before it is given back. Sockets that outlive their cgroup
 /// may still send; what they add in the microseconds between the last look and the removal would be missed.
 const IDLE: Duration = Duration::from_secs(10);
+/// Numbers of maps in what is left for the next agent.
+const LEFT_TOTALS: u32 = 0;
+const LEFT_HANDSHAKES: u32 = 1;
+const LEFT_SEGMENTS: u32 = 2;
+const LEFT_WRONG: DecodeError = DecodeError::Value("entry left for this agent");
 /// How often such entries are looked for.
 const RECLAIM_PERIOD: Duration = Duration::from_secs(5);
 
@@ -257,6 +263,14 @@ struct Sums {
 }
 
 impl Sums {
+    fn of(Durations { sum_ns, buckets }: Durations) -> Self {
+        Self { sum_ns, buckets }
+    }
+
+    fn left(&self) -> Durations {
+        Durations { sum_ns: self.sum_ns, buckets: self.buckets }
+    }
+
     const ZERO: Self = Self { sum_ns: 0, buckets: [0; BUCKETS] };
 }
 
@@ -282,6 +296,36 @@ impl Signal for Running {
         self.read_handshakes(context, &mut summary)?;
         self.reclaim(context.owners);
         Ok(Some(super::Summary::Tcp(summary)))
+    }
+
+    fn leave(&self) -> Vec<EntryState> {
+        let totals =
+            self.last_totals.iter().map(|(key, last)| EntryState::new(LEFT_TOTALS, key, &last.value));
+        let handshakes = self.last_handshakes.iter();
+        let handshakes =
+            handshakes.map(|(key, last)| EntryState::new(LEFT_HANDSHAKES, key, &last.value.left()));
+        totals.chain(handshakes).chain(self.segments.leave()).collect()
+    }
+
+    fn go_on(&mut self, _interval: u32, entries: &[EntryState]) -> Result<(), DecodeError> {
+        for entry in entries {
+            match entry.map {
+                LEFT_TOTALS => {
+                    let (key, value) = entry.read().ok_or(LEFT_WRONG)?;
+                    self.last_totals.insert(key, Last::new(value));
+                }
+                LEFT_HANDSHAKES => {
+                    let (key, value): (u64, Durations) = entry.read().ok_or(LEFT_WRONG)?;
+                    self.last_handshakes.insert(key, Last::new(Box::new(Sums::of(value))));
+                }
+                LEFT_SEGMENTS => {
+                    let (key, value) = entry.read().ok_or(LEFT_WRONG)?;
+                    self.segments.go_on(key, value);
+                }
+                _ => return Err(LEFT_WRONG),
+            }
+        }
+        Ok(())
     }
 
     fn fill(&mut self) -> io::Result<Vec<(&'static str, u64, u64)>> {

@@ -11,8 +11,9 @@ use probe_common::tcp::{Home, OpenConnection, Segments as Counts};
 
 use super::super::Context;
 use super::events::network_type;
-use super::{IDLE, Last, Summary};
+use super::{IDLE, LEFT_SEGMENTS, Last, Summary};
 use crate::event::key;
+use crate::handover::EntryState;
 use crate::load::{Plain, Walk, lookup_batch_per_cpu};
 use crate::series::{attr, metrics};
 
@@ -180,6 +181,16 @@ impl Segments {
             let absent = matches!(ended.get(&Plain(*home), 0), Err(MapError::KeyNotFound));
             !(absent || ended.remove(&Plain(*home)).is_ok())
         });
+    }
+
+    /// What has been told, for the next agent.
+    pub(super) fn leave(&self) -> impl Iterator<Item = EntryState> {
+        self.told.iter().map(|(home, told)| EntryState::new(LEFT_SEGMENTS, home, &told.last.value))
+    }
+
+    /// So much of this cgroup has an earlier agent told.
+    pub(super) fn go_on(&mut self, home: Home, counts: Counts) {
+        self.told.insert(home, Told { last: Last::new(counts), open: Instant::now() });
     }
 
     /// Entries of its map.

@@ -93,6 +93,12 @@ impl Deltas {
         self.seen_unix_ns = snapshot.time_unix_ns();
     }
 
+    /// Takes what is in a snapshot for told.
+    pub(super) fn go_on(&mut self, snapshot: &Snapshot<'_>) {
+        self.count(snapshot);
+        drop(self.take());
+    }
+
     /// Hands out what has come since the last time.
     pub(super) fn take(&mut self) -> Taken {
         let store = std::mem::replace(&mut self.waiting, empty(self.limits));

@@ -249,6 +249,13 @@ impl Exporter {
         self.logs.is_some()
     }
 
+    /// What is in the snapshot has been told by an earlier agent: it is nothing new where deltas are told.
+    pub fn go_on(&self, snapshot: &Snapshot<'_>) {
+        if let Some(deltas) = self.metrics.as_ref().and_then(|lane| lane.deltas.as_ref()) {
+            lock(deltas).go_on(snapshot);
+        }
+    }
+
     /// Encodes the snapshot and leaves it to be sent. One that still waits is replaced; of deltas it is added to what waits. Never
     /// waits for the network.
     pub fn submit(&self, snapshot: &Snapshot<'_>) {

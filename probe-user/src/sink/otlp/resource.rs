@@ -73,6 +73,13 @@ impl Resources {
         Ok(Self { common })
     }
 
+    /// Goes on as another instance, unless the environment has named this one.
+    pub fn go_on_as(&mut self, own: &str, before: &str) {
+        if let Some(id) = self.common.get_mut(SERVICE_INSTANCE_ID).filter(|id| *id == own) {
+            before.clone_into(id);
+        }
+    }
+
     /// The name of the node, else of the host: what export phases are spread by.
     #[must_use]
     pub fn node(&self) -> &str {
