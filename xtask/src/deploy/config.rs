@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// Keys of probe.yaml that `config` does not take, and why.
-const NOT_IN_CONFIG: [(&str, &str); 17] = [
+const NOT_IN_CONFIG: [(&str, &str); 19] = [
     ("duration", "an agent that ends is started again"),
     ("count", "an agent that ends is started again"),
     ("pid", "of one node"),
@@ -40,9 +40,9 @@ const NOT_IN_CONFIG: [(&str, &str); 17] = [
     ("kubelet-token-file", "the service account's"),
     ("kubelet-ca", "kubelet.caConfigMap"),
     ("kubelet-insecure-tls", "kubelet.insecureTLS"),
+    ("kube-labels", "kubelet.labels"),
+    ("pin", "pin.enabled"),
 ];
-/// Further ones, under other names or of a probe to come.
-const NOT_IN_CONFIG_EITHER: [(&str, &str); 2] = [("kube-labels", "kubelet.labels"), ("pin", "pin.enabled")];
 
 /// A key that probe learns is one that the chart says something of.
 pub(super) fn keys(deploy: &Deploy) -> Result<Outcome> {
@@ -61,8 +61,7 @@ pub(super) fn keys(deploy: &Deploy) -> Result<Outcome> {
     let schema: Value = serde_json::from_str(&schema).context("values.schema.json is no JSON")?;
     let taken = schema.pointer("/properties/config/properties").and_then(Value::as_object);
     let taken: BTreeSet<&str> = taken.context("no schema of config")?.keys().map(String::as_str).collect();
-    let left_out: BTreeSet<&str> =
-        NOT_IN_CONFIG.iter().chain(&NOT_IN_CONFIG_EITHER).map(|(key, _)| *key).collect();
+    let left_out: BTreeSet<&str> = NOT_IN_CONFIG.iter().map(|(key, _)| *key).collect();
     let mut faults = Vec::new();
     for key in known.difference(&taken).filter(|key| !left_out.contains(*key)) {
         faults.push(format!("{key} is a key of probe.yaml: config in values.schema.json should have it, or NOT_IN_CONFIG a reason"));
@@ -88,9 +87,8 @@ const PLACES: [(&str, &str, &str); 2] =
 pub(super) fn check(deploy: &Deploy) -> Result<Outcome> {
     let probe = probe(deploy)?;
     say(format_args!("asking {}", probe.display()));
-    let pins = tools::printed(Command::new(&probe).args(["run", "--help"]))?.contains("--pin");
     let etc = deploy.scratch.join("etc");
-    let (mut faults, mut not_checked) = (Vec::new(), Vec::new());
+    let mut faults = Vec::new();
     for case in cases(deploy)? {
         let documents = deploy.documents(&case, &[])?;
         let of_kind = |kind: &str| documents.iter().find(|document| text(document, "/kind") == kind);
@@ -99,10 +97,6 @@ pub(super) fn check(deploy: &Deploy) -> Result<Outcome> {
         };
         let container = set.pointer("/spec/template/spec/containers/0").context("no container")?;
         let args: Vec<&str> = list(container, "/args").iter().filter_map(Value::as_str).collect();
-        if !pins && args.iter().any(|arg| arg.starts_with("--pin")) {
-            not_checked.push(case.name);
-            continue;
-        }
         // What a cluster would mount, it finds below another directory.
         let moved = |text: &str| text.replace("/etc/probe/", &format!("{}/", etc.display()));
         let mounts = list(container, "/volumeMounts").iter().map(|mount| text(mount, "/mountPath"));
@@ -137,11 +131,7 @@ pub(super) fn check(deploy: &Deploy) -> Result<Outcome> {
         }
     }
     all_of(faults)?;
-    if not_checked.is_empty() {
-        return Ok(Outcome::Passed);
-    }
-    say(format_args!("this probe has no --pin yet, so it could not be asked of {}", not_checked.join(", ")));
-    Ok(Outcome::NotChecked)
+    Ok(Outcome::Passed)
 }
 
 /// The configuration, and a certificate with its key wherever one could be looked for.

@@ -126,6 +126,20 @@ impl Found<'_> {
                     self.equal(&name, &document.get("rules"), &Some(&wanted));
                 }
                 "NetworkPolicy" => self.network(&name, document),
+                "PodMonitor" => {
+                    let node = json!(["__meta_kubernetes_pod_node_name"]);
+                    let wanted = [
+                        json!({"sourceLabels": node, "targetLabel": "node"}),
+                        json!({"sourceLabels": node, "targetLabel": "instance"}),
+                        json!({"action": "labeldrop", "regex": "pod"}),
+                    ];
+                    let found = list(document, "/spec/podMetricsEndpoints/0/relabelings");
+                    self.equal(
+                        format_args!("{name}: labels of a node, not of a pod"),
+                        &found.starts_with(&wanted),
+                        &true,
+                    );
+                }
                 "ServiceAccount" => {
                     self.equal(&name, &document.get("automountServiceAccountToken"), &Some(&json!(false)));
                 }
