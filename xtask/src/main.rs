@@ -7,6 +7,7 @@ mod btf;
 mod check;
 mod ci;
 mod deny;
+mod deploy;
 mod docs;
 mod ebpf;
 mod fuzz;
@@ -52,6 +53,8 @@ enum Task {
     Btf(btf::Args),
     /// Everything CI asks before the tests: format, clippy, licences, BPF objects
     Check,
+    /// What is under deploy/: chart and manifests, against schemas, a policy, and probe itself
+    DeployCheck(deploy::Args),
     /// Write the pages under docs/ that are made from the code
     Docs,
     /// What CI runs, from the first step to the last
@@ -82,6 +85,7 @@ fn dispatch(task: Task) -> Result<ExitCode> {
         Task::Bench(args) => bench::run(&args)?,
         Task::Btf(args) => btf::run(&args)?,
         Task::Check => check::run()?,
+        Task::DeployCheck(args) => deploy::run(&args)?,
         Task::Docs => docs::run()?,
         Task::Ci => ci::run()?,
     }

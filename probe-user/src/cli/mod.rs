@@ -6,6 +6,7 @@ mod dns;
 mod doctor;
 mod effective;
 mod layers;
+mod listen;
 mod live;
 mod logging;
 mod output;

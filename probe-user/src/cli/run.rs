@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 use super::args::{PeerArgs, RunCallArgs, RunLookupArgs, Shared, positive};
 use super::collector::{OtlpSink, Route};
 use super::layers::{self, Layers, Origin};
+use super::listen::listen_address;
 use super::logging::{self, LogFormat, stderr_line};
 use super::output::{StdoutSink, Style, Tee, closing_lines, ended, on_terminal};
 use super::reload::{EarlyHangups, Reload};
@@ -84,6 +85,7 @@ struct FileArgs {
 #[command(next_help_heading = "Prometheus")]
 struct PrometheusArgs {
     /// Answer HTTP there: /metrics for Prometheus, /healthz and /readyz; 127.0.0.1:9464, or [::]:9464 for every address of the host
+    /// (of an IPv6 address without brackets the last colon begins the port, as $(POD_IP):9464 comes to in a pod)
     #[arg(long, value_name = "ADDRESS:PORT", value_parser = listen_address)]
     prometheus_listen: Option<SocketAddr>,
 }
@@ -92,13 +94,6 @@ struct PrometheusArgs {
 fn listen(address: SocketAddr) -> Result<Listener, Failure> {
     Listener::bind(address).map_err(|error| {
         Failure::running(format_args!("cannot listen on {address} (--prometheus-listen): {error}"))
-    })
-}
-
-fn listen_address(text: &str) -> Result<SocketAddr, String> {
-    text.parse().map_err(|_unclear| {
-        "an IP address and a port are allowed: 127.0.0.1:9464, [::1]:9464, or [::]:9464 for every address"
-            .to_owned()
     })
 }
 

@@ -1,0 +1,127 @@
+//! `cargo xtask deploy-check`: what is under deploy/ is right, as far as that can be told without a cluster. All steps run; the failures
+//! are named at the end.
+
+mod chart;
+mod config;
+mod expected;
+mod manifests;
+mod notes;
+mod policy;
+mod readme;
+mod refused;
+mod rights;
+mod schemas;
+mod security;
+mod tools;
+
+use std::{
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use anyhow::{Result, bail, ensure};
+
+use self::tools::Tools;
+use crate::{
+    check::Outcome,
+    process::{repo_root, say},
+};
+
+/// The chart, below the repository's root.
+const CHART: &str = "deploy/helm/probe";
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Write what is made from the chart (deploy/kubernetes, the table of values in its README) instead of comparing it
+    #[arg(long)]
+    write: bool,
+    /// Only steps whose name contains this
+    #[arg(long, value_name = "WORDS")]
+    only: Option<String>,
+    /// The probe that is asked whether it takes the configurations that the chart makes [default: built of these sources]
+    #[arg(long, value_name = "FILE")]
+    probe: Option<PathBuf>,
+}
+
+/// What every step gets.
+struct Deploy {
+    root: PathBuf,
+    /// Where steps put what they look at; made anew by each run.
+    scratch: PathBuf,
+    tools: Tools,
+    write: bool,
+    probe: Option<PathBuf>,
+}
+
+type Step = (&'static str, fn(&Deploy) -> Result<Outcome>);
+
+const STEPS: [Step; 10] = [
+    ("chart: lint", chart::lint),
+    ("chart: what Kubernetes' schemas say", schemas::check),
+    ("chart: policy", policy::check),
+    ("chart: values that are refused", refused::check),
+    ("chart: notes", notes::check),
+    ("chart: keys of probe.yaml", config::keys),
+    ("chart: configurations, as probe reads them", config::check),
+    ("chart: capabilities, as doctor lists them", rights::check),
+    ("chart: table of values", readme::check),
+    ("plain manifests", manifests::check),
+];
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    match steps(&repo_root()?, args)? {
+        Outcome::Passed | Outcome::NotChecked => Ok(()),
+    }
+}
+
+/// For CI: installs what it needs, checks everything, writes nothing.
+#[expect(dead_code, reason = "a row of check::STEPS to be")]
+pub(crate) fn check(root: &Path) -> Result<Outcome> {
+    steps(root, &Args { write: false, only: None, probe: None })
+}
+
+fn steps(root: &Path, args: &Args) -> Result<Outcome> {
+    let deploy = Deploy {
+        root: root.to_owned(),
+        scratch: tools::scratch(root)?,
+        tools: tools::ensure(root)?,
+        write: args.write,
+        probe: args.probe.clone(),
+    };
+    let only = args.only.as_deref().unwrap_or_default();
+    ensure!(STEPS.iter().any(|(name, _)| name.contains(only)), "no step is named `{only}`");
+    let (mut failed, mut not_checked) = (Vec::new(), Vec::new());
+    for (name, step) in STEPS.into_iter().filter(|(name, _)| name.contains(only)) {
+        say(format_args!("==== {name}"));
+        let start = Instant::now();
+        let outcome = match step(&deploy) {
+            Ok(Outcome::Passed) => "ok",
+            Ok(Outcome::NotChecked) => {
+                not_checked.push(name);
+                "NOT CHECKED"
+            }
+            Err(error) => {
+                say(format_args!("error: {error:#}"));
+                failed.push(name);
+                "FAILED"
+            }
+        };
+        say(format_args!("---- {name}: {outcome}, {:.1} s", start.elapsed().as_secs_f64()));
+    }
+    if !failed.is_empty() {
+        bail!("failed: {}", failed.join("; "));
+    }
+    if not_checked.is_empty() {
+        return Ok(Outcome::Passed);
+    }
+    say(format_args!("WARNING: not checked: {}", not_checked.join("; ")));
+    Ok(Outcome::NotChecked)
+}
+
+/// One error of all that is wrong, if anything is.
+fn all_of(faults: Vec<String>) -> Result<()> {
+    if faults.is_empty() {
+        return Ok(());
+    }
+    bail!("{} found:\n  {}", faults.len(), faults.join("\n  "));
+}
