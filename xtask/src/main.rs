@@ -11,6 +11,7 @@ mod docs;
 mod ebpf;
 mod fuzz;
 mod live;
+mod observe;
 mod process;
 #[expect(unreachable_pub, reason = "the tests' library exports it")]
 #[path = "../../tests/src/protocol.rs"]
@@ -54,6 +55,8 @@ enum Task {
     Check,
     /// Write the pages under docs/ that are made from the code
     Docs,
+    /// Rules, dashboards and configurations of collectors under deploy/: check them, or write those that are made
+    Observe(observe::Args),
     /// What CI runs, from the first step to the last
     Ci,
 }
@@ -83,6 +86,7 @@ fn dispatch(task: Task) -> Result<ExitCode> {
         Task::Btf(args) => btf::run(&args)?,
         Task::Check => check::run()?,
         Task::Docs => docs::run()?,
+        Task::Observe(args) => observe::run(&args)?,
         Task::Ci => ci::run()?,
     }
     Ok(ExitCode::SUCCESS)
