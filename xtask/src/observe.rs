@@ -1,9 +1,11 @@
 //! `cargo xtask observe`: rules, dashboards and configurations of collectors under deploy/, made and checked.
 
 mod contract;
+mod dashboards;
 mod promql;
 mod query;
 mod rules;
+mod screens;
 
 use std::{
     fs,
@@ -25,6 +27,10 @@ pub(crate) struct Args {
     /// Write what is made, in place of comparing it
     #[arg(long)]
     write: bool,
+
+    /// Run every query of the dashboards against this Prometheus, and draw them into deploy/grafana/screens
+    #[arg(long, value_name = "URL", conflicts_with = "write")]
+    screens: Option<String>,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -34,6 +40,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             fs::write(root.join(path), text).with_context(|| format!("cannot write {path}"))?;
         }
     }
+    if let Some(url) = &args.screens {
+        return screens::run(&root, url);
+    }
     match check(&root)? {
         Outcome::Passed => Ok(()),
         Outcome::NotChecked => bail!("not all could be checked here"),
@@ -42,7 +51,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
 /// All that is made from the code, by path.
 fn files() -> Result<Vec<(&'static str, String)>> {
-    rules::files()
+    Ok([rules::files()?, dashboards::files()?].concat())
 }
 
 pub(crate) fn check(root: &Path) -> Result<Outcome> {
@@ -51,6 +60,9 @@ pub(crate) fn check(root: &Path) -> Result<Outcome> {
         ensure!(there == text, "{path} is stale: cargo xtask observe --write");
     }
     let mut contract = Contract::read(root)?;
+    // Before the rules: dashboards have to do without what those record.
+    let queries = dashboards::queries(&contract)?;
+    say(format_args!("dashboards: {queries} queries name what there is"));
     let queries = rules::queries(&mut contract)?;
     say(format_args!("rules: {queries} queries name what there is"));
     promtool(root)
