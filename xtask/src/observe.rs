@@ -1,5 +1,6 @@
 //! `cargo xtask observe`: rules, dashboards and configurations of collectors under deploy/, made and checked.
 
+mod collector;
 mod contract;
 mod dashboards;
 mod promql;
@@ -65,6 +66,7 @@ pub(crate) fn check(root: &Path) -> Result<Outcome> {
     say(format_args!("dashboards: {queries} queries name what there is"));
     let queries = rules::queries(&mut contract)?;
     say(format_args!("rules: {queries} queries name what there is"));
+    say(format_args!("collector: {} configurations hold together", collector::check(root)?));
     promtool(root)
 }
 
