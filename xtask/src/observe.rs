@@ -64,6 +64,7 @@ pub(crate) fn check(root: &Path) -> Result<Outcome> {
     // Before the rules: dashboards have to do without what those record.
     let queries = dashboards::queries(&contract)?;
     say(format_args!("dashboards: {queries} queries name what there is"));
+    dashboards::round_trip(root)?;
     let queries = rules::queries(&mut contract)?;
     say(format_args!("rules: {queries} queries name what there is"));
     say(format_args!("collector: {} configurations hold together", collector::check(root)?));
