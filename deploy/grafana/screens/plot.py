@@ -262,6 +262,8 @@ def draw(dashboard, answers, out):
     # The first screen and the first row of "How?": what fits a page.
     end = min(max(panel["gridPos"]["y"] + panel["gridPos"]["h"] for panel in panels), 32)
     shown = [panel for panel in dashboard["panels"] if panel["gridPos"]["y"] + panel["gridPos"]["h"] <= end]
+    while shown[-1]["type"] == "row":
+        shown.pop()
     rows = max(panel["gridPos"]["y"] + panel["gridPos"]["h"] for panel in shown)
     height = (rows + 1) * CELL_H
     figure = plt.figure(figsize=(24 * CELL_W, height), facecolor=BACK)
