@@ -12,6 +12,7 @@ mod docs;
 mod ebpf;
 mod fuzz;
 mod live;
+mod observe;
 mod process;
 #[expect(unreachable_pub, reason = "the tests' library exports it")]
 #[path = "../../tests/src/protocol.rs"]
@@ -57,6 +58,8 @@ enum Task {
     DeployCheck(deploy::Args),
     /// Write the pages under docs/ that are made from the code
     Docs,
+    /// Rules, dashboards and configurations of collectors under deploy/: check them, or write those that are made
+    Observe(observe::Args),
     /// What CI runs, from the first step to the last
     Ci,
 }
@@ -87,6 +90,7 @@ fn dispatch(task: Task) -> Result<ExitCode> {
         Task::Check => check::run()?,
         Task::DeployCheck(args) => deploy::run(&args)?,
         Task::Docs => docs::run()?,
+        Task::Observe(args) => observe::run(&args)?,
         Task::Ci => ci::run()?,
     }
     Ok(ExitCode::SUCCESS)

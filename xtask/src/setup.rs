@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path, process::Command};
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 
 use crate::{
     process::{self, is_root, repo_root, say, show},
@@ -92,6 +92,21 @@ fn missing_packages(packages: &[&str]) -> Vec<Command> {
     install.env("DEBIAN_FRONTEND", "noninteractive");
     install.args(["install", "-y", "--no-install-recommends"]).args(packages);
     vec![update, install]
+}
+
+/// Installs Debian's Prometheus, which has promtool. Where systemd runs, its package starts a server as it is installed, which nobody
+/// asked for: there, whoever wants the check installs it themselves.
+pub(crate) fn ensure_prometheus() -> Result<()> {
+    let commands = missing_packages(&["prometheus"]);
+    ensure!(
+        commands.is_empty() || is_root() && !Path::new("/run/systemd/system").exists(),
+        "promtool is missing: apt-get install prometheus, then `systemctl disable --now prometheus prometheus-node-exporter`"
+    );
+    for mut command in commands {
+        say(format_args!("+ {}", show_with_env(&command)));
+        process::run(&mut command)?;
+    }
+    Ok(())
 }
 
 /// Installs what live tests call, as root; where that does not work, they say what they miss.

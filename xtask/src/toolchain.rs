@@ -45,6 +45,11 @@ pub(crate) const CARGO_DENY: &str = "0.20.2";
 /// What reads OTLP in a live test, from PyPI.
 pub(crate) const OTLP_DECODER: [&str; 2] = ["grpcio==1.85.1", "opentelemetry-proto==1.45.2"];
 
+/// What Grafana itself takes for a dashboard, from PyPI.
+pub(crate) const GRAFANA_SCHEMA: [&str; 1] = ["grafana-foundation-sdk==1769699998!10.1.0"];
+/// What draws the dashboards' panels, from PyPI.
+pub(crate) const PLOTTER: [&str; 2] = ["matplotlib==3.11.2", "numpy==2.4.6"];
+
 /// How every program is compiled. These decide bytes, so the manifest repeats them. Expanded in order, each memset would be a call
 /// of a loop over octets, and each copy octets one by one.
 pub(crate) const RUSTFLAGS: [&str; 3] =
