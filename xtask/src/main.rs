@@ -11,6 +11,7 @@ mod docs;
 mod ebpf;
 mod fuzz;
 mod live;
+mod package;
 mod process;
 #[expect(unreachable_pub, reason = "the tests' library exports it")]
 #[path = "../../tests/src/protocol.rs"]
@@ -52,6 +53,8 @@ enum Task {
     Btf(btf::Args),
     /// Everything CI asks before the tests: format, clippy, licences, BPF objects
     Check,
+    /// Build the Debian package, and put it through its life in a clean Debian: as root
+    Package(package::Args),
     /// Write the pages under docs/ that are made from the code
     Docs,
     /// What CI runs, from the first step to the last
@@ -82,6 +85,7 @@ fn dispatch(task: Task) -> Result<ExitCode> {
         Task::Bench(args) => bench::run(&args)?,
         Task::Btf(args) => btf::run(&args)?,
         Task::Check => check::run()?,
+        Task::Package(args) => package::run(&args)?,
         Task::Docs => docs::run()?,
         Task::Ci => ci::run()?,
     }

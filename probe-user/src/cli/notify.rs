@@ -163,9 +163,7 @@ mod tests {
         let by_path = UnixDatagram::bind(&path).unwrap();
         let by_name = SocketAddr::from_abstract_name(own_name.as_bytes()).unwrap();
         let by_name = UnixDatagram::bind_addr(&by_name).unwrap();
-        for (name, socket) in
-            [(path.display().to_string(), &by_path), (format!("@{own_name}"), &by_name)]
-        {
+        for (name, socket) in [(path.display().to_string(), &by_path), (format!("@{own_name}"), &by_name)] {
             manager(&[("NOTIFY_SOCKET", &name)]).stopping();
             let mut bytes = [0; 100];
             let length = socket.recv(&mut bytes).unwrap();
