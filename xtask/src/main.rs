@@ -10,6 +10,7 @@ mod deny;
 mod docs;
 mod ebpf;
 mod fuzz;
+mod image;
 mod live;
 mod package;
 mod process;
@@ -53,6 +54,8 @@ enum Task {
     Btf(btf::Args),
     /// Everything CI asks before the tests: format, clippy, licences, BPF objects
     Check,
+    /// Build the container image, and have it trace this host: as root
+    Image(image::Args),
     /// Build the Debian package, and put it through its life in a clean Debian: as root
     Package(package::Args),
     /// Write the pages under docs/ that are made from the code
@@ -85,6 +88,7 @@ fn dispatch(task: Task) -> Result<ExitCode> {
         Task::Bench(args) => bench::run(&args)?,
         Task::Btf(args) => btf::run(&args)?,
         Task::Check => check::run()?,
+        Task::Image(args) => image::run(&args)?,
         Task::Package(args) => package::run(&args)?,
         Task::Docs => docs::run()?,
         Task::Ci => ci::run()?,

@@ -142,24 +142,28 @@ impl Materials {
     /// CycloneDX 1.5; `further` are components that are no crates.
     pub(crate) fn bill(&self, version: &str, further: Vec<Value>) -> Value {
         let component = |package: &Package| {
-            let mut component = json!({
-                "type": "library",
-                "bom-ref": purl(package),
-                "name": package.name,
-                "version": package.version,
-                "purl": purl(package),
-            });
-            if let Some(license) = &package.license {
-                component["licenses"] = json!([{ "expression": expression(license) }]);
-            }
             let of = (package.name.clone(), package.version.clone());
-            if let Some(checksum) = self.checksums.get(&of) {
-                component["hashes"] = json!([{ "alg": "SHA-256", "content": checksum }]);
-            }
-            if let Some(repository) = &package.repository {
-                component["externalReferences"] = json!([{ "type": "vcs", "url": repository }]);
-            }
-            component
+            let optional = [
+                (
+                    "licenses",
+                    package.license.as_ref().map(|license| json!([{ "expression": expression(license) }])),
+                ),
+                ("hashes", self.checksums.get(&of).map(|sum| json!([{ "alg": "SHA-256", "content": sum }]))),
+                (
+                    "externalReferences",
+                    package.repository.as_ref().map(|url| json!([{ "type": "vcs", "url": url }])),
+                ),
+            ];
+            let always = [
+                ("type", json!("library")),
+                ("bom-ref", json!(purl(package))),
+                ("name", json!(package.name)),
+                ("version", json!(package.version)),
+                ("purl", json!(purl(package))),
+            ];
+            let optional = optional.into_iter().filter_map(|(key, value)| Some((key, value?)));
+            let fields = always.into_iter().chain(optional);
+            fields.map(|(key, value)| (key.to_owned(), value)).collect::<Value>()
         };
         let others = self.crates.values().filter(|(package, _)| package.id != self.own.id);
         let mut components: Vec<Value> = others.map(|(package, _)| component(package)).collect();
