@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 use anyhow::{Result, bail, ensure};
 
-use super::{chroot::Chroot, debian, dist};
+use super::{boot, chroot::Chroot, debian, dist};
 use crate::process::say;
 
 /// What has to be there and be gone.
@@ -49,7 +49,9 @@ pub(crate) fn live(root: &Path, package: &Path) -> Result<()> {
     ensure!(gone.is_empty(), "the purge took {gone:?} with it");
     chroot.refuses("getent passwd probe")?;
     say("nothing is left of the package");
-    Ok(())
+
+    install(&chroot, package)?;
+    boot::serve(&chroot)
 }
 
 fn install(chroot: &Chroot, package: &Path) -> Result<()> {

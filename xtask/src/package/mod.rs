@@ -1,5 +1,6 @@
 //! `cargo xtask package`: the Debian package, and its life from installation to purge in a clean Debian.
 
+mod boot;
 mod chroot;
 mod debian;
 pub(crate) mod dist;
