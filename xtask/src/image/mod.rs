@@ -77,7 +77,7 @@ fn build_and_run(root: &Path, full: bool) -> Result<Outcome> {
     let size = docker.size(IMAGE)?;
     say(format_args!("image: {size} bytes, {:.1} MiB", size as f64 / f64::from(1 << 20)));
     ensure!(size < LIMIT, "the image is larger than {LIMIT} bytes");
-    run::traces_the_host(&docker, IMAGE)?;
+    run::traces_the_host(&docker, IMAGE, &tree)?;
     Ok(Outcome::Passed)
 }
 

@@ -5,6 +5,7 @@ use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
     time::Duration,
@@ -12,7 +13,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use rustix::thread::UnshareFlags;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::docker::{Docker, poll};
 use crate::process::{self, say, show};
@@ -34,21 +35,138 @@ const LEAST: &[&str] = &[
     "--security-opt=no-new-privileges",
 ];
 
+/// For Docker 20.10, as Debian 12 has it, which knows neither BPF nor PERFMON: what the kernel takes for both.
+const OLDER: [(&str, &str); 1] = [("--cap-add=BPF", "--cap-add=SYS_ADMIN")];
+const UNKNOWN_TO_OLDER: &str = "--cap-add=PERFMON";
+/// In place of `--privileged` where the machine itself lacks a capability, as some virtual ones do: runc cannot give what it has not.
+const NEARLY_ALL: &[&str] =
+    &["--cap-add=ALL", "--cap-drop=SYS_RESOURCE", "--security-opt=seccomp=unconfined"];
+
 /// Once with every privilege, and once with those that it needs.
-pub(super) fn traces_the_host(docker: &Docker, image: &str) -> Result<()> {
-    for (how, flags) in [("privileged", &["--privileged"][..]), ("least privilege", LEAST)] {
-        traces(docker, image, flags).with_context(|| format!("the image, {how}"))?;
+pub(super) fn traces_the_host(docker: &Docker, image: &str, tree: &Path) -> Result<()> {
+    let is_taken = |flags: &[&str]| -> Result<Result<(), String>> {
+        let mut command = docker.command(["run", "--rm", "--network=none"]);
+        let said = command.args(flags).args([image, "--version"]).stdin(Stdio::null()).output()?;
+        let refusal = String::from_utf8_lossy(&said.stderr).lines().next().unwrap_or_default().to_owned();
+        Ok(if said.status.success() { Ok(()) } else { Err(refusal) })
+    };
+    let docker_with = |flags: &[&str]| {
+        let mut command = docker.command(["run", "--name", NAME]);
+        command.args(ALWAYS).args(flags).arg(image);
+        let (stop, remove) = (docker.command(["stop", NAME]), docker.command(["rm", "--force", NAME]));
+        Container { command, stop, remove }
+    };
+    let privileged = match is_taken(&["--privileged"])? {
+        Ok(()) => &["--privileged"][..],
+        Err(refusal) => {
+            say(format_args!("WARNING: --privileged IS NOT TO BE HAD HERE: {refusal}"));
+            NEARLY_ALL
+        }
+    };
+    traces(docker_with(privileged), Arguments::ToGive).context("the image with every privilege")?;
+    match is_taken(LEAST)? {
+        Ok(()) => traces(docker_with(LEAST), Arguments::ToGive).context("the image with least privilege"),
+        Err(refusal) if refusal.contains("unknown capability") => {
+            say(format_args!("WARNING: {refusal}"));
+            let known = LEAST.iter().filter(|flag| **flag != UNKNOWN_TO_OLDER);
+            let in_place = |flag: &&str| OLDER.iter().find(|(new, _)| new == flag).map(|(_, old)| *old);
+            let older: Vec<&str> = known.map(|flag| in_place(flag).unwrap_or(flag)).collect();
+            traces(docker_with(&older), Arguments::ToGive)
+                .context("the image with SYS_ADMIN in place of BPF and PERFMON")?;
+            say("in a container of runc's own, with the capabilities as documented:");
+            let bundle = Bundle::make(tree)?;
+            traces(bundle.container(), bundle.arguments()).context("the image's tree with least privilege")
+        }
+        Err(refusal) => bail!("{refusal}"),
     }
-    Ok(())
 }
 
-fn traces(docker: &Docker, image: &str, flags: &[&str]) -> Result<()> {
-    let page = free_address()?;
-    let mut command = docker.command(["run", "--name", NAME]);
-    command.args(ALWAYS).args(flags).arg(image);
-    command.args(["run", "-o", "json", "--prometheus-listen", &page.to_string()]);
+/// How a container is started, ended, and got rid of.
+struct Container {
+    command: Command,
+    stop: Command,
+    remove: Command,
+}
+
+/// What runc takes: a tree, and how to run it.
+struct Bundle {
+    directory: PathBuf,
+    page: SocketAddr,
+}
+
+impl Bundle {
+    /// Capabilities and the rest as [`LEAST`] says it to Docker; but for seccomp, of which runc has no profile of its own.
+    fn make(tree: &Path) -> Result<Self> {
+        let directory = tree.with_file_name("bundle");
+        if directory.exists() {
+            fs::remove_dir_all(&directory)?;
+        }
+        fs::create_dir(&directory)?;
+        process::run(Command::new("runc").arg("spec").current_dir(&directory))?;
+        let (path, page) = (directory.join("config.json"), free_address()?);
+        let mut config: Value = serde_json::from_slice(&fs::read(&path)?)?;
+        let capabilities: Vec<String> = LEAST
+            .iter()
+            .filter_map(|flag| flag.strip_prefix("--cap-add="))
+            .map(|name| format!("CAP_{name}"))
+            .collect();
+        let mut set = |pointer: &str, value: Value| -> Result<()> {
+            *config
+                .pointer_mut(pointer)
+                .with_context(|| format!("runc's specification has no {pointer}"))? = value;
+            Ok(())
+        };
+        set("/root/path", json!(tree.canonicalize()?))?;
+        set("/root/readonly", json!(true))?;
+        set("/process/terminal", json!(false))?;
+        set("/process/noNewPrivileges", json!(true))?;
+        set(
+            "/process/capabilities",
+            json!({ "bounding": capabilities, "effective": capabilities, "permitted": capabilities }),
+        )?;
+        let address = page.to_string();
+        set("/process/args", json!(["/probe", "run", "-o", "json", "--prometheus-listen", address]))?;
+        // Without one of its own it has the host's.
+        set("/linux/namespaces", json!([{ "type": "mount" }, { "type": "ipc" }, { "type": "uts" }]))?;
+        fs::write(path, serde_json::to_vec(&config)?)?;
+        Ok(Self { directory, page })
+    }
+
+    fn container(&self) -> Container {
+        let runc = |args: &[&str]| {
+            let mut command = Command::new("runc");
+            command.arg("--root").arg(self.directory.join("state")).args(args);
+            command
+        };
+        let mut command = runc(&["run", "--bundle"]);
+        command.arg(&self.directory).arg(NAME);
+        Container { command, stop: runc(&["kill", NAME, "TERM"]), remove: runc(&["delete", "--force", NAME]) }
+    }
+
+    /// They are in the bundle.
+    fn arguments(&self) -> Arguments {
+        Arguments::Given(self.page)
+    }
+}
+
+/// Of the agent.
+enum Arguments {
+    ToGive,
+    Given(SocketAddr),
+}
+
+fn traces(container: Container, arguments: Arguments) -> Result<()> {
+    let Container { mut command, mut stop, remove } = container;
+    let page = match arguments {
+        Arguments::ToGive => {
+            let page = free_address()?;
+            command.args(["run", "-o", "json", "--prometheus-listen", &page.to_string()]);
+            page
+        }
+        Arguments::Given(page) => page,
+    };
     say(format_args!("+ {}", show(&command)));
-    let mut agent = Agent::start(docker, command)?;
+    let mut agent = Agent::start(command, remove)?;
     let ready = poll("the agent is ready", PATIENCE, || {
         if let Some(status) = agent.child.try_wait()? {
             bail!("it ended, {status}");
@@ -65,7 +183,7 @@ fn traces(docker: &Docker, image: &str, flags: &[&str]) -> Result<()> {
         Ok((now >= traffic.failed).then_some(now))
     })?;
 
-    process::output(&mut docker.command(["stop", NAME]))?;
+    process::output(&mut stop)?;
     let lines = agent.end()?;
     let of_ours = |line: &&Value| {
         line.get("event").and_then(Value::as_str) == Some("tcp.connect")
@@ -84,7 +202,7 @@ fn traces(docker: &Docker, image: &str, flags: &[&str]) -> Result<()> {
     let named = ours.iter().filter(is_named).count();
     ensure!(named == ours.len(), "{named} of {seen} are known to be of process {own}");
     say(format_args!(
-        "{signals}: {seen} refused connections seen, all of process {own}; the kernel counts {} (AttemptFails), the page {counted}",
+        "{signals}: {seen} refused connections seen, all of process {own}; the kernel counts {} (AttemptFails), the page {counted} with everybody's",
         traffic.failed
     ));
     Ok(())
@@ -133,22 +251,23 @@ fn refused_on(page: &str) -> u64 {
 }
 
 /// The container, in the foreground.
-struct Agent<'a> {
-    docker: &'a Docker,
+struct Agent {
     child: Child,
+    remove: Command,
     lines: Option<thread::JoinHandle<Vec<Value>>>,
 }
 
-impl<'a> Agent<'a> {
-    fn start(docker: &'a Docker, mut command: Command) -> Result<Self> {
-        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("docker run")?;
+impl Agent {
+    fn start(mut command: Command, remove: Command) -> Result<Self> {
+        let mut child =
+            command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("cannot start it")?;
         let stdout = child.stdout.take().context("stdout is piped")?;
         let lines = thread::spawn(move || {
             let lines = BufReader::new(stdout).lines().map_while(Result::ok);
             let kept = lines.filter(|line| line.contains("tcp.connect"));
             kept.filter_map(|line| serde_json::from_str(&line).ok()).collect()
         });
-        Ok(Self { docker, child, lines: Some(lines) })
+        Ok(Self { child, remove, lines: Some(lines) })
     }
 
     fn end(&mut self) -> Result<Vec<Value>> {
@@ -159,11 +278,10 @@ impl<'a> Agent<'a> {
     }
 }
 
-impl Drop for Agent<'_> {
+impl Drop for Agent {
     fn drop(&mut self) {
         if self.lines.is_some() {
-            let mut remove = self.docker.command(["rm", "--force", NAME]);
-            let _gone = remove.stdout(Stdio::null()).stderr(Stdio::null()).status();
+            let _gone = self.remove.stdout(Stdio::null()).stderr(Stdio::null()).status();
             let _reaped = self.child.wait();
         }
     }

@@ -184,7 +184,9 @@ pub(crate) fn look_at(root: &Path, package: &Path) -> Result<()> {
     }
     let commands = output(Command::new(tree.join("usr/bin/probe")).arg("--help"))?;
     let commands = commands.lines().skip_while(|line| *line != "Commands:").skip(1);
-    let commands = commands.map_while(|line| line.strip_prefix("  ")?.split_whitespace().next());
+    // What goes on in the next line is indented further.
+    let commands = commands.map_while(|line| line.strip_prefix("  ")).filter(|line| !line.starts_with(' '));
+    let commands = commands.filter_map(|line| line.split_whitespace().next());
     let commands: Vec<&str> = commands.filter(|name| *name != "help").collect();
     ensure!(commands.len() > 4, "--help names {commands:?}");
     for command in commands {

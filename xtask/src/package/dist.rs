@@ -35,8 +35,7 @@ pub(crate) fn build(root: &Path) -> Result<Dist> {
         .current_dir(root)
         .args(["build", "--locked", "--profile", "dist", "--package", "probe-user", "--bin", "probe"])
         .env("CARGO_ENCODED_RUSTFLAGS", rustflags(root))
-        .env("CFLAGS", format!("-ffile-prefix-map={}=/cargo", cargo_home()?.display()))
-        .env("SOURCE_DATE_EPOCH", epoch.to_string());
+        .env("CFLAGS", format!("-ffile-prefix-map={}=/cargo", cargo_home()?.display()));
     process::run(&mut command)?;
     let binary = target_dir(root).join("dist/probe");
     let said = output(Command::new(&binary).arg("--version"))?;

@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 use anyhow::{Result, bail, ensure};
 
-use super::{boot, chroot::Chroot, debian, dist};
+use super::{boot, chroot::Chroot, debian, dist::Dist};
 use crate::process::say;
 
 /// What has to be there and be gone.
@@ -20,7 +20,7 @@ const FILES: [&str; 8] = [
 ];
 const CONFIG: &str = "/etc/probe/probe.yaml";
 
-pub(crate) fn live(root: &Path, package: &Path) -> Result<()> {
+pub(crate) fn live(root: &Path, dist: &Dist, package: &Path) -> Result<()> {
     let chroot = Chroot::unpack(root)?;
     let before = chroot.files()?;
     install(&chroot, package)?;
@@ -34,7 +34,7 @@ pub(crate) fn live(root: &Path, package: &Path) -> Result<()> {
     ensure!(owner == "root:probe 640", "{CONFIG}: {owner}");
     chroot.refuses("test -e /etc/systemd/system/multi-user.target.wants/probe.service")?;
     work(&chroot)?;
-    upgrade(root, &chroot)?;
+    upgrade(root, dist, &chroot)?;
 
     chroot.run("apt-get remove -qy probe")?;
     for file in FILES {
@@ -77,9 +77,9 @@ fn work(chroot: &Chroot) -> Result<()> {
 }
 
 /// What the administrator wrote stays.
-fn upgrade(root: &Path, chroot: &Chroot) -> Result<()> {
+fn upgrade(root: &Path, dist: &Dist, chroot: &Chroot) -> Result<()> {
     chroot.run(&format!("echo 'interval: 30s' >> {CONFIG} && chmod 0600 {CONFIG}"))?;
-    let newer = debian::build(root, &dist::build(root)?, debian::REVISION + 1)?;
+    let newer = debian::build(root, dist, debian::REVISION + 1)?;
     let installed = install(chroot, &newer);
     fs::remove_file(&newer)?;
     installed?;

@@ -17,6 +17,9 @@ use crate::process::{self, output};
 
 /// Licences that ask whoever passes a binary on to say where the source of that part is.
 const SOURCE_DUE: [&str; 2] = ["MPL-2.0", "CDDL-1.0"];
+/// Data that a crate brings, under another licence than its code.
+const DATA: [(&str, &str); 1] =
+    [("psl", "the public suffix list in it: MPL-2.0 (https://mozilla.org/MPL/2.0/)")];
 /// How files with such texts begin.
 const TEXTS: [&str; 5] = ["LICENSE", "LICENCE", "COPYING", "NOTICE", "COPYRIGHT"];
 
@@ -203,7 +206,11 @@ impl Materials {
         );
         let mut texts: BTreeMap<String, (String, BTreeSet<String>)> = BTreeMap::new();
         let due = |package: &Package| {
-            package.license.as_ref().is_some_and(|license| SOURCE_DUE.iter().any(|due| license.contains(due)))
+            DATA.iter().any(|(name, _)| *name == package.name)
+                || package
+                    .license
+                    .as_ref()
+                    .is_some_and(|license| SOURCE_DUE.iter().any(|due| license.contains(due)))
         };
         let (first, rest): (Vec<&Package>, Vec<&Package>) = self.foreign().partition(|package| due(package));
         ensure!(
@@ -214,7 +221,8 @@ impl Materials {
             let Package { name, version, license, repository, manifest_path, .. } = package;
             let license = license.as_deref().unwrap_or("see its text below");
             let repository = repository.as_deref().unwrap_or("crates.io alone");
-            writeln!(notices, "{name} {version}: {license}; {repository}")?;
+            let data = DATA.iter().find(|(of, _)| of == name).map(|(_, data)| format!("; {data}"));
+            writeln!(notices, "{name} {version}: {license}{}; {repository}", data.unwrap_or_default())?;
             let directory = manifest_path.parent().context("a manifest lies somewhere")?;
             for text in license_texts(directory)? {
                 let hash: String =

@@ -7,7 +7,7 @@ pub(crate) mod dist;
 mod life;
 pub(crate) mod materials;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::Result;
 
@@ -26,8 +26,8 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<()> {
     let root = repo_root()?;
     if args.build_only {
-        let package = build(&root)?;
-        say(package.display());
+        let dist = dist::build(&root)?;
+        say(debian::build(&root, &dist, debian::REVISION)?.display());
         return Ok(());
     }
     if let Outcome::NotChecked = check(&root)? {
@@ -38,17 +38,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
 /// Builds the package, looks at it, and puts it through its life.
 pub(crate) fn check(root: &Path) -> Result<Outcome> {
-    let package = build(root)?;
+    let dist = dist::build(root)?;
+    let package = debian::build(root, &dist, debian::REVISION)?;
     debian::look_at(root, &package)?;
     if !is_root() {
         say("THE PACKAGE WAS NOT INSTALLED ANYWHERE: a clean Debian in a chroot takes root.");
         return Ok(Outcome::NotChecked);
     }
-    life::live(root, &package)?;
+    life::live(root, &dist, &package)?;
     Ok(Outcome::Passed)
-}
-
-fn build(root: &Path) -> Result<PathBuf> {
-    let dist = dist::build(root)?;
-    debian::build(root, &dist, debian::REVISION)
 }
