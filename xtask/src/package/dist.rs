@@ -31,6 +31,14 @@ pub(crate) struct Dist {
 pub(crate) fn build(root: &Path) -> Result<Dist> {
     let epoch = epoch(root)?;
     let mut command = process::cargo();
+    // What the cargo that runs this task tells of xtask: scripts of dependencies would take it for a change, and build all anew.
+    for (name, _) in env::vars_os() {
+        let is_xtasks =
+            ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|of| name.to_string_lossy().starts_with(of));
+        if is_xtasks {
+            command.env_remove(name);
+        }
+    }
     command
         .current_dir(root)
         .args(["build", "--locked", "--profile", "dist", "--package", "probe-user", "--bin", "probe"])
