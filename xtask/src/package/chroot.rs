@@ -78,8 +78,15 @@ impl Chroot {
 
     /// Everything in it, but for what dpkg, apt and the logs write about themselves.
     pub(crate) fn files(&self) -> Result<BTreeSet<String>> {
-        const THEIRS: [&str; 6] =
-            ["/var/lib/dpkg/", "/var/lib/apt/", "/var/log/", "/var/cache/", "/tmp/", "/etc/.pwd.lock"];
+        const THEIRS: [&str; 7] = [
+            "/var/lib/dpkg/",
+            "/var/lib/apt/",
+            "/var/log/",
+            "/var/cache/",
+            "/tmp/",
+            "/run/",
+            "/etc/.pwd.lock",
+        ];
         // Copies of before the last change, that adduser leaves.
         const COPIES: [&str; 4] = ["/etc/passwd-", "/etc/group-", "/etc/shadow-", "/etc/gshadow-"];
         let all = process::output(Command::new("find").current_dir(&self.0).args([".", "-printf", "/%P\n"]))?;
