@@ -20,9 +20,11 @@ use crate::process::{self, say, show};
 
 const NAME: &str = "probe-check";
 const PATIENCE: Duration = Duration::from_secs(60);
+const CGROUPS: &str = "/sys/fs/cgroup";
 /// How many connections are refused.
 const REFUSED: u64 = 200;
-const ALWAYS: &[&str] = &["--rm", "--pid=host", "--network=host"];
+const ALWAYS: &[&str] =
+    &["--rm", "--pid=host", "--network=host", "--volume=/sys/fs/cgroup:/sys/fs/cgroup:ro"];
 /// As deploy/container/README.md has them; a test compares.
 const LEAST: &[&str] = &[
     "--cap-drop=ALL",
@@ -128,6 +130,12 @@ impl Bundle {
         set("/process/args", json!(["/probe", "run", "-o", "json", "--prometheus-listen", address]))?;
         // Without one of its own it has the host's.
         set("/linux/namespaces", json!([{ "type": "mount" }, { "type": "ipc" }, { "type": "uts" }]))?;
+        let mounts = config.pointer_mut("/mounts").and_then(Value::as_array_mut).context("no mounts")?;
+        let cgroups = |mount: &Value| mount.get("destination").and_then(Value::as_str) == Some(CGROUPS);
+        mounts.retain(|mount| !cgroups(mount));
+        mounts.push(
+            json!({ "destination": CGROUPS, "type": "bind", "source": CGROUPS, "options": ["rbind", "ro"] }),
+        );
         fs::write(path, serde_json::to_vec(&config)?)?;
         Ok(Self { directory, page })
     }

@@ -44,7 +44,11 @@ const BOOT: &str = r#"
         touch "$root/dev/$node"; mount --bind "/dev/$node" "$root/dev/$node"
     done
     mkdir "$root/dev/shm" "$root/dev/pts"
-    exec env -i container=probe-check PATH=/usr/sbin:/usr/bin chroot "$root" /lib/systemd/systemd --unit=check.target --log-target=null
+    # A chroot alone would not do: who makes mount namespaces, as systemd does for its services, changes roots.
+    cd "$root"
+    pivot_root . mnt
+    umount -l /mnt
+    exec env -i container=probe-check PATH=/usr/sbin:/usr/bin /lib/systemd/systemd --unit=check.target --log-target=null
 "#;
 
 pub(crate) fn serve(chroot: &Chroot) -> Result<()> {
