@@ -44,6 +44,8 @@ const BOOT: &str = r#"
         touch "$root/dev/$node"; mount --bind "/dev/$node" "$root/dev/$node"
     done
     mkdir "$root/dev/shm" "$root/dev/pts"
+    mount -t devpts -o newinstance,ptmxmode=0666 devpts "$root/dev/pts"
+    ln -s pts/ptmx "$root/dev/ptmx"
     # A chroot alone would not do: who makes mount namespaces, as systemd does for its services, changes roots.
     cd "$root"
     pivot_root . mnt
