@@ -113,6 +113,9 @@ impl Drop for Docker {
         // SIGTERM: it ends its containers and gives its mounts back.
         let _asked = kill_process(Pid::from_child(&self.daemon), Signal::TERM);
         let _ended = self.daemon.wait();
+        // The host's network namespace, which it holds on to for --network=host and leaves mounted.
+        let held = self.directory.join("exec/netns/default");
+        let _none = Command::new("umount").arg("--quiet").arg(held).status();
         let _left = fs::remove_dir_all(&self.directory);
     }
 }
