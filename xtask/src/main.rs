@@ -11,8 +11,10 @@ mod deploy;
 mod docs;
 mod ebpf;
 mod fuzz;
+mod image;
 mod live;
 mod observe;
+mod package;
 mod process;
 #[expect(unreachable_pub, reason = "the tests' library exports it")]
 #[path = "../../tests/src/protocol.rs"]
@@ -54,8 +56,13 @@ enum Task {
     Btf(btf::Args),
     /// Everything CI asks before the tests: format, clippy, licences, BPF objects
     Check,
-    /// What is under deploy/: chart and manifests, against schemas, a policy, and probe itself
+    /// Everything under deploy/: chart and manifests against schemas, a policy and probe itself; rules, dashboards, collectors; package
+    /// and image, installed and run
     DeployCheck(deploy::Args),
+    /// Build the container image, and have it trace this host: as root
+    Image(image::Args),
+    /// Build the Debian package, and put it through its life in a clean Debian: as root
+    Package(package::Args),
     /// Write the pages under docs/ that are made from the code
     Docs,
     /// Rules, dashboards and configurations of collectors under deploy/: check them, or write those that are made
@@ -89,6 +96,8 @@ fn dispatch(task: Task) -> Result<ExitCode> {
         Task::Btf(args) => btf::run(&args)?,
         Task::Check => check::run()?,
         Task::DeployCheck(args) => deploy::run(&args)?,
+        Task::Image(args) => image::run(&args)?,
+        Task::Package(args) => package::run(&args)?,
         Task::Docs => docs::run()?,
         Task::Observe(args) => observe::run(&args)?,
         Task::Ci => ci::run()?,

@@ -81,7 +81,7 @@ fn missing(root: &Path) -> Vec<Command> {
 }
 
 /// The commands that install packages that are not there.
-fn missing_packages(packages: &[&str]) -> Vec<Command> {
+pub(crate) fn missing_packages(packages: &[&str]) -> Vec<Command> {
     let packages = packages.iter().filter(|package| !is_installed(package)).collect::<Vec<_>>();
     if packages.is_empty() {
         return Vec::new();

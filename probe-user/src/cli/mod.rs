@@ -5,10 +5,12 @@ mod collector;
 mod dns;
 mod doctor;
 mod effective;
+mod generate;
 mod layers;
 mod listen;
 mod live;
 mod logging;
+mod notify;
 mod output;
 mod reload;
 mod run;
@@ -47,6 +49,11 @@ enum Command {
     Syscalls(syscalls::Args),
     /// What works on this host, what does not, why, and what would fix it
     Doctor(doctor::Args),
+    /// Print a shell's completions
+    Completions(generate::CompletionsArgs),
+    /// Write the manual pages into a directory
+    #[command(hide = true)]
+    Man(generate::ManArgs),
 }
 
 /// Why a command fails, with the exit code that says so.
@@ -120,6 +127,8 @@ pub fn main() -> ExitCode {
         Command::Dns(args) => dns::main(args),
         Command::Syscalls(args) => syscalls::main(args),
         Command::Doctor(args) => doctor::main(args),
+        Command::Completions(args) => generate::completions(&args),
+        Command::Man(args) => generate::man(&args),
     };
     logging::tell_rest();
     match result {

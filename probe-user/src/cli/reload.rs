@@ -14,6 +14,7 @@ use super::Failure;
 use super::collector::Route;
 use super::layers::Setting;
 use super::logging::{Logs, stderr_line};
+use super::notify::Manager;
 use super::run::Wanted;
 use crate::config::Config;
 
@@ -72,6 +73,7 @@ pub(super) struct Reload {
     pub(super) pipeline: mpsc::Sender<Box<Config>>,
     pub(super) collector: mpsc::Sender<Route>,
     pub(super) logs: Logs,
+    pub(super) manager: Manager,
 }
 
 impl Reload {
@@ -80,7 +82,10 @@ impl Reload {
         let mut is_due = early.load(Ordering::Acquire);
         while is_due || later.recv().await.is_some() {
             is_due = false;
-            match self.read().await {
+            self.manager.reloading();
+            let wanted = self.read().await;
+            let taken_over = wanted.is_ok();
+            match wanted {
                 Ok(wanted) => {
                     if self.take_over(wanted).await.is_none() {
                         return;
@@ -91,6 +96,7 @@ impl Reload {
                     tracing::error!("SIGHUP: nothing is taken over, what was in force stays in force");
                 }
             }
+            self.manager.reloaded(taken_over);
         }
     }
 

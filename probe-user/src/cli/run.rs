@@ -17,6 +17,7 @@ use super::collector::{OtlpSink, Route};
 use super::layers::{self, Layers, Origin};
 use super::listen::listen_address;
 use super::logging::{self, LogFormat, stderr_line};
+use super::notify::Manager;
 use super::output::{StdoutSink, Style, Tee, closing_lines, ended, on_terminal};
 use super::reload::{EarlyHangups, Reload};
 use super::{Failure, block_on, effective};
@@ -376,6 +377,7 @@ fn run(wanted: Wanted, arguments: Vec<OsString>, instance: String) -> Result<Exi
     // Without a file, it is the hang-up of a terminal; a service lives on.
     let outlives = layers.file.is_some() || !on_terminal();
     let hangups = outlives.then(EarlyHangups::note).transpose().map_err(Failure::running)?;
+    let manager = Manager::of_environment();
     let listener = address.map(listen).transpose()?;
     let stats = Arc::new(SelfStats::new());
     let spool = spool.open(&stats)?;
@@ -405,10 +407,11 @@ fn run(wanted: Wanted, arguments: Vec<OsString>, instance: String) -> Result<Exi
     };
     tracing::info!(signals = ?pipeline.signals(), "running");
     block_on(async {
+        let (visitors, signals) = (pipeline.visitors(), pipeline.signals());
+        manager.attend(visitors.clone(), &signals);
         let server = match listener {
             Some(listener) => {
                 let address = listener.address().map_err(Failure::running)?;
-                let (visitors, signals) = (pipeline.visitors(), pipeline.signals());
                 let server =
                     Server::start(listener, visitors, Arc::clone(&stats), resources.clone(), &signals)
                         .map_err(Failure::running)?;
@@ -438,6 +441,7 @@ fn run(wanted: Wanted, arguments: Vec<OsString>, instance: String) -> Result<Exi
                 pipeline: pipeline.changes(),
                 collector,
                 logs,
+                manager: manager.clone(),
             };
             tokio::spawn(reload.at_every(hangups));
         }
@@ -452,6 +456,7 @@ fn run(wanted: Wanted, arguments: Vec<OsString>, instance: String) -> Result<Exi
             sinks.push(&mut otlp);
             pipeline.run(&mut Tee(sinks)).await
         };
+        manager.stopping();
         drop(server);
         // Detached before the last export: it may take its time.
         drop(pipeline);

@@ -24,6 +24,7 @@ use anyhow::{Result, bail, ensure};
 use self::tools::Tools;
 use crate::{
     check::Outcome,
+    image, observe, package,
     process::{repo_root, say},
 };
 
@@ -55,7 +56,7 @@ struct Deploy {
 
 type Step = (&'static str, fn(&Deploy) -> Result<Outcome>);
 
-const STEPS: [Step; 10] = [
+const STEPS: [Step; 13] = [
     ("chart: lint", chart::lint),
     ("chart: what Kubernetes' schemas say", schemas::check),
     ("chart: policy", policy::check),
@@ -66,18 +67,15 @@ const STEPS: [Step; 10] = [
     ("chart: capabilities, as doctor lists them", rights::check),
     ("chart: table of values", readme::check),
     ("plain manifests", manifests::check),
+    ("rules, dashboards, collectors", |deploy| observe::check(&deploy.root)),
+    ("Debian package", |deploy| package::check(&deploy.root)),
+    ("container image", |deploy| image::check(&deploy.root)),
 ];
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     match steps(&repo_root()?, args)? {
         Outcome::Passed | Outcome::NotChecked => Ok(()),
     }
-}
-
-/// For CI: installs what it needs, checks everything, writes nothing.
-#[expect(dead_code, reason = "a row of check::STEPS to be")]
-pub(crate) fn check(root: &Path) -> Result<Outcome> {
-    steps(root, &Args { write: false, only: None, probe: None })
 }
 
 fn steps(root: &Path, args: &Args) -> Result<Outcome> {

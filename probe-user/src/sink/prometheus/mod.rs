@@ -34,7 +34,7 @@ const REQUEST: Duration = Duration::from_secs(10);
 const CONNECTION: Duration = Duration::from_secs(600);
 const LEAVE: Duration = Duration::from_secs(30);
 /// How long the pipeline may take to answer: between its turns it has a few batches of records, or an export to encode.
-const ANSWER: Duration = Duration::from_secs(5);
+pub(crate) const ANSWER: Duration = Duration::from_secs(5);
 /// Where connections cannot be accepted (no descriptors): until it is tried again.
 const RETRY: Duration = Duration::from_millis(200);
 
