@@ -253,7 +253,13 @@ impl Handover {
         let mut message = Vec::new();
         let decoder = zstd::stream::read::Decoder::new(octets).ok()?;
         decoder.take(MOST as u64).read_to_end(&mut message).ok()?;
-        Self::decode(message.as_slice()).ok()
+        Self::read(&message)
+    }
+
+    /// Out of octets that are not compressed. `None`: they are none.
+    #[must_use]
+    pub fn read(message: &[u8]) -> Option<Self> {
+        Self::decode(message).ok()
     }
 
     /// The state of a signal.

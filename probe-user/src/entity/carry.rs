@@ -13,7 +13,8 @@ const WORKLOADS: [&str; 4] =
 
 impl Entity {
     /// As it is left for the next agent, without series.
-    pub(crate) fn leave(&self) -> OwnerState {
+    #[must_use]
+    pub fn leave(&self) -> OwnerState {
         match self {
             Self::Host => OwnerState::default(),
             Self::Unit(unit) => OwnerState { unit: Some(unit.to_string()), ..OwnerState::default() },
@@ -102,10 +103,7 @@ impl Entities {
     }
 
     /// The owners that an earlier agent has left, each with its place for names; what those were is known at once.
-    pub(crate) fn go_on<'a>(
-        &self,
-        states: &'a [OwnerState],
-    ) -> impl Iterator<Item = (Entity, &'a OwnerState)> {
+    pub fn go_on<'a>(&self, states: &'a [OwnerState]) -> impl Iterator<Item = (Entity, &'a OwnerState)> {
         let now = Instant::now();
         if let Some(kube) = &self.kube {
             let named = states.iter().filter_map(|state| {

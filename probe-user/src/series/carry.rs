@@ -13,7 +13,7 @@ use crate::handover::{AttributeState, OwnerState, SeriesState};
 
 impl Store {
     /// Everything there is: each owner with its series.
-    pub(crate) fn leave(&self, mut owner: impl FnMut(&Entity) -> OwnerState) -> Vec<OwnerState> {
+    pub fn leave(&self, mut owner: impl FnMut(&Entity) -> OwnerState) -> Vec<OwnerState> {
         let owners = self.entities.iter().filter(|(_, owned)| !owned.ended);
         owners
             .map(|(entity, owned)| {
@@ -25,13 +25,14 @@ impl Store {
     }
 
     /// Nanoseconds since 1970 of the last collection.
-    pub(crate) const fn collected_unix_ns(&self) -> u64 {
+    #[must_use]
+    pub const fn collected_unix_ns(&self) -> u64 {
         self.collected_unix_ns
     }
 
     /// Goes on with series of an owner. What has no room is left out, and begins anew when it is counted again; so is a metric or
     /// an attribute that nobody knows any more.
-    pub(crate) fn go_on(&mut self, entity: &Entity, series: &[SeriesState], collected_unix_ns: u64) {
+    pub fn go_on(&mut self, entity: &Entity, series: &[SeriesState], collected_unix_ns: u64) {
         self.collected_unix_ns = self.collected_unix_ns.min(collected_unix_ns);
         if self.entities.len() >= self.limits.entities && !self.entities.contains_key(entity) {
             return;
