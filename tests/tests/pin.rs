@@ -1,6 +1,5 @@
 //! `probe run --pin`: what one agent has counted the next goes on with, and what happened in between is counted; who cannot go on says
 //! why, and begins anew.
-#![expect(clippy::print_stdout, reason = "the figures are what a reader wants to see")]
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -116,15 +115,18 @@ fn is_whole(made: Counts, told: Counts) -> bool {
         && retransmits.contains(&told.retransmits)
 }
 
+/// Which of the counts.
+type Place = fn(&mut Counts) -> &mut u64;
+
 /// What a point stands for, if it is one of the load's.
-fn counted(point: &Point) -> Option<(fn(&mut Counts) -> &mut u64, u64)> {
+fn counted(point: &Point) -> Option<(Place, u64)> {
     let value = match &point.value {
         PointValue::Sum { value, .. } => *value as u64,
         PointValue::Exponential { count, .. } | PointValue::Explicit { count, .. } => *count,
         PointValue::Gauge(_) => return None,
     };
     let is = |key: &str, value: &str| point.attributes.get(key).is_some_and(|found| found == value);
-    let place: fn(&mut Counts) -> &mut u64 = match point.name.as_str() {
+    let place: Place = match point.name.as_str() {
         "process.syscall.duration" if is("syscall.name", "getppid") => |counts| &mut counts.calls,
         "dns.lookup.duration" | "dns.lookup.unanswered" => |counts| &mut counts.lookups,
         "system.network.tcp.connections"

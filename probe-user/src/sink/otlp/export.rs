@@ -363,6 +363,15 @@ impl Exporter {
             }
         };
         count_failed(&self.stats, "otlp_logs", "shutdown", lost);
+        if lost > 0 {
+            let remedy = match &self.spool {
+                None => "--spool DIR keeps them for the next start",
+                Some(_) => "--spool-mib is too small for them, or the disk took no more",
+            };
+            tracing::warn!(
+                "{lost} events did not reach the collector before the end, and are lost: {remedy}"
+            );
+        }
         flushed
     }
 }
