@@ -311,7 +311,17 @@ fn removing_the_directory_ends_everything() -> Result<()> {
     let left = Objects::now().of_probe_since(&before, &names);
     ensure!(!left.links.is_empty() && !left.maps.is_empty(), "nothing is pinned: {left:?}");
     std::fs::remove_dir_all(files.pins())?;
-    poll("the kernel takes everything back", LONG, || {
-        Ok(Objects::now().of_probe_since(&before, &names).is_empty().then_some(()))
-    })
+    let taken_back = || {
+        poll("the kernel takes everything back", LONG, || {
+            Ok(Objects::now().of_probe_since(&before, &names).is_empty().then_some(()))
+        })
+    };
+    taken_back()?;
+    // Under an agent that runs, too: it goes on, and leaves nothing.
+    let running = agent(&files.pins(), &[])?;
+    std::fs::remove_dir_all(files.pins())?;
+    let ended = running.stop()?;
+    ended.require_complete()?;
+    says(&ended, "it was removed while probe ran")?;
+    taken_back()
 }

@@ -70,6 +70,9 @@ pub enum PinError {
         /// What the kernel said.
         source: Box<MapError>,
     },
+    /// Nothing of it is there any more.
+    #[error("--pin {}: it was removed while probe ran, so its programs end with it", .0.display())]
+    Removed(PathBuf),
     /// What is there does not go.
     #[error("--pin {}: what is there cannot be removed: {source}", .directory.display())]
     Remove {
@@ -258,6 +261,9 @@ impl Pins {
         let directory = self.directory.clone();
         if octets.len() > MOST_PIECES as usize * PIECE {
             return Err(PinError::TooMuch { directory, octets: octets.len() });
+        }
+        if !directory.join("state").exists() {
+            return Err(PinError::Removed(directory));
         }
         let error = |source| PinError::State {
             directory: directory.clone(),

@@ -14,18 +14,15 @@ mod schemas;
 mod security;
 mod tools;
 
-use std::{
-    path::{Path, PathBuf},
-    time::Instant,
-};
+use std::path::PathBuf;
 
 use anyhow::{Result, bail, ensure};
 
 use self::tools::Tools;
 use crate::{
-    check::Outcome,
+    check::{self, Outcome},
     image, observe, package,
-    process::{repo_root, say},
+    process::repo_root,
 };
 
 /// The chart, below the repository's root.
@@ -73,47 +70,17 @@ const STEPS: [Step; 13] = [
 ];
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    match steps(&repo_root()?, args)? {
-        Outcome::Passed | Outcome::NotChecked => Ok(()),
-    }
-}
-
-fn steps(root: &Path, args: &Args) -> Result<Outcome> {
+    let root = repo_root()?;
     let deploy = Deploy {
-        root: root.to_owned(),
-        scratch: tools::scratch(root)?,
-        tools: tools::ensure(root)?,
+        scratch: tools::scratch(&root)?,
+        tools: tools::ensure(&root)?,
+        root,
         write: args.write,
         probe: args.probe.clone(),
     };
     let only = args.only.as_deref().unwrap_or_default();
     ensure!(STEPS.iter().any(|(name, _)| name.contains(only)), "no step is named `{only}`");
-    let (mut failed, mut not_checked) = (Vec::new(), Vec::new());
-    for (name, step) in STEPS.into_iter().filter(|(name, _)| name.contains(only)) {
-        say(format_args!("==== {name}"));
-        let start = Instant::now();
-        let outcome = match step(&deploy) {
-            Ok(Outcome::Passed) => "ok",
-            Ok(Outcome::NotChecked) => {
-                not_checked.push(name);
-                "NOT CHECKED"
-            }
-            Err(error) => {
-                say(format_args!("error: {error:#}"));
-                failed.push(name);
-                "FAILED"
-            }
-        };
-        say(format_args!("---- {name}: {outcome}, {:.1} s", start.elapsed().as_secs_f64()));
-    }
-    if !failed.is_empty() {
-        bail!("failed: {}", failed.join("; "));
-    }
-    if not_checked.is_empty() {
-        return Ok(Outcome::Passed);
-    }
-    say(format_args!("WARNING: not checked: {}", not_checked.join("; ")));
-    Ok(Outcome::NotChecked)
+    check::all(STEPS.into_iter().filter(|(name, _)| name.contains(only)), |step| step(&deploy))
 }
 
 /// One error of all that is wrong, if anything is.
