@@ -210,9 +210,16 @@ fn a_successor_misses_nothing() -> Result<()> {
     }
     let files = BpfFs::mount("successor")?;
     let Restart { made, points, between, hidden } = restart(Some(&files.pins()), &[])?;
-    println!("with --pin: made {made:?}, told {:?}; {between} segments sent again in between, {hidden} hidden", told(&points));
+    println!(
+        "with --pin: made {made:?}, told {:?}; {between} segments sent again in between, {hidden} hidden",
+        told(&points)
+    );
     never_falls(&points)?;
-    ensure!(is_whole(made, told(&points), hidden), "made {made:?}, told {:?}, {hidden} hidden", told(&points));
+    ensure!(
+        is_whole(made, told(&points), hidden),
+        "made {made:?}, told {:?}, {hidden} hidden",
+        told(&points)
+    );
     Ok(())
 }
 
@@ -223,7 +230,9 @@ fn without_pins_what_happened_in_between_is_missing_and_no_more() -> Result<()> 
     }
     let Restart { made, points, between, hidden } = restart(None, &[])?;
     let told = told(&points);
-    println!("without --pin: made {made:?}, told {told:?}; {between} segments sent again in between, {hidden} hidden");
+    println!(
+        "without --pin: made {made:?}, told {told:?}; {between} segments sent again in between, {hidden} hidden"
+    );
     for (what, made, told) in [
         ("calls", made.calls, told.calls),
         ("lookups", made.lookups, told.lookups),
@@ -245,7 +254,8 @@ fn deltas_go_on_too() -> Result<()> {
         return own_host(SLOW);
     }
     let files = BpfFs::mount("deltas")?;
-    let Restart { made, points, hidden, .. } = restart(Some(&files.pins()), &["--otlp-temporality", "delta"])?;
+    let Restart { made, points, hidden, .. } =
+        restart(Some(&files.pins()), &["--otlp-temporality", "delta"])?;
     let mut told = Counts::default();
     for point in &points {
         if let Some((place, value)) = counted(point) {
