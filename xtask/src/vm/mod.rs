@@ -33,7 +33,8 @@ const TIMEOUT: Duration = Duration::from_secs(300);
 /// Where one machine differs: more possible CPUs than are online, as on hosts that can take more.
 const MANY_CPUS: (&str, u32) = ("6.1", 16);
 /// Suites whose subject is user space, whatever the kernel: of the guests, the oldest alone runs them.
-const OF_USER_SPACE: [&str; 7] = ["config", "kubelet", "logs", "notify", "otlp", "prometheus", "spool"];
+const OF_USER_SPACE: [&str; 8] =
+    ["commands", "config", "kubelet", "logs", "notify", "otlp", "prometheus", "spool"];
 /// Tells the tests how many CPUs are possible.
 const POSSIBLE_CPUS: &str = "PROBE_TEST_POSSIBLE_CPUS";
 /// The running kernel's column.
