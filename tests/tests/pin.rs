@@ -109,7 +109,7 @@ impl Load {
 /// Whether all was told that was made, but for segments sent again that the kernel showed to no BPF program.
 fn is_whole(made: Counts, told: Counts, hidden: u64) -> bool {
     Counts { retransmits: 0, ..told } == Counts { retransmits: 0, ..made }
-        && (made.retransmits - hidden.min(made.retransmits)..=made.retransmits).contains(&told.retransmits)
+        && (made.retransmits.saturating_sub(hidden)..=made.retransmits).contains(&told.retransmits)
 }
 
 /// Which of the counts.
